@@ -1,0 +1,53 @@
+# biobracket: `make` lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint types bench lock clean
+
+# The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
+PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),--quiet)
+ARGS ?=
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv and install everything from requirements.lock
+
+# torch goes first and with its dependencies: its CUDA build brings libraries that the CPU build has no use for.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
+	  echo "biobracket needs Python 3.11 or 3.12, but '$(PYTHON)' is not one; install it (on Debian: apt-get install" \
+	    "python3.11 python3.11-venv) or name it: make $(firstword $(MAKECMDGOALS) setup) PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "'$(PYTHON)' cannot create a virtual environment; install its venv module (on Debian: apt-get install" \
+	    "python3-venv)" >&2; exit 1; }
+	$(PIP) install -c requirements.lock "$$(grep '^torch==' requirements.lock)"
+	$(PIP) install --no-deps -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: setup  ## stream the sample notes through Kafka, show their entities read back from Redis
+	$(BIN)/biobracket demo $(ARGS)
+
+test: setup  ## every test that needs no GPU; ARGS='-k name' for some
+	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+
+lint: setup  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+bench: setup  ## segments a second of the stream and of the bare engine; ARGS='--json' and others
+	$(BIN)/python benchmarks/stream.py $(ARGS)
+
+lock: setup  ## resolve pyproject.toml anew into requirements.lock
+	$(BIN)/python .ci/lock
+
+clean:  ## remove the virtual environment, caches, build outputs and the embedded servers' data
+	rm -rf $(VENV) build dist data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

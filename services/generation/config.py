@@ -1,0 +1,41 @@
+"""Settings of generation, prefix ``BIOBRACKET_GENERATION_``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class GenerationConfig(BaseSettings):
+    """How segments are tagged, and what a replica is given."""
+
+    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_GENERATION_", extra="ignore", frozen=True)
+
+    batch_tokens: int = Field(
+        default=8192,
+        ge=256,
+        description="Tokens that one batch may cost, counting a line for every type asked; bounds memory.",
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto", description="Number format of the weights; `auto` is bfloat16 where the device multiplies it."
+    )
+    candidate_floor: float = Field(
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+        description="Probability from which a span that greedy decoding did not take is a candidate all the same.",
+    )
+    branch_pieces: int = Field(
+        default=16, ge=1, description="Length, in pieces, up to which a mention beyond the greedy ones is looked for."
+    )
+    max_queued: int = Field(default=4096, ge=1, description="Segments that may wait in a replica; more are put off.")
+
+    min_replicas: int = Field(default=1, ge=1, description="Replicas kept when idle.")
+    max_replicas: int = Field(default=1, ge=1, description="Replicas at most.")
+    target_ongoing_requests: int = Field(default=32, ge=1, description="Requests in flight a replica is sized for.")
+    max_ongoing_requests: int = Field(default=256, ge=1, description="Requests in flight a replica accepts.")
+    num_cpus: float = Field(default=1.0, ge=0.0, description="Logical CPUs of a replica, for placement.")
+    num_gpus: float = Field(default=0.0, ge=0.0, description="GPUs of a replica; a fraction shares one; 0 runs on CPU.")
+    threads: int = Field(default=0, ge=0, description="Threads for matrix products on a CPU; 0 takes every core.")

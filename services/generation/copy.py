@@ -1,0 +1,560 @@
+"""The ``copy`` engine: constrained copying in whole-line passes (design section 4).
+
+A line is drafted as the plain text. One forward pass over the draft tells, at every decision, what the model would say
+there. The draft is corrected by all of these wishes at once and checked again, until nothing changes. By induction over
+the line that fixed point is what decoding token by token, greedily and under the same constraint, gives: every
+decision was taken by the model with exactly the line before it in view. (Jacobi decoding, Santilli et al. 2023,
+arXiv 2305.10427, with the source text as the draft.) What stands before the first correction is settled: its keys and
+values are kept, and later passes start there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from services.generation.config import GenerationConfig
+from services.generation.engine import TagRequest
+from shared import entity_types
+from shared.adapters import adapter_folder
+from shared.base_model import load_base, load_tokenizer
+from shared.copying import Action, CopyTokens, State, tagged_text
+from shared.messages import Alternative, Segment, TaggedLine
+from shared.packing import Block, KeysValues, run, sliding, use_packed_attention
+from shared.pieces import Pieces, split
+from shared.settings import Settings
+
+_ROUND = 64  # streams are padded to a multiple: matrix kernels are prepared per shape
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """A segment's shared beginning: its pieces, length in tokens, and keys and values."""
+
+    segment: Segment
+    pieces: Pieces
+    ids: list[int]
+    kept: KeysValues = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Step:
+    """A settled action, with the log-probability of each admissible one at its decision (none: nothing to decide)."""
+
+    action: Action
+    logprobs: dict[Action, float] | None
+
+
+@dataclass(slots=True)
+class _Line:
+    """A line under way. ``settled`` actions will not change; ``draft`` is what is guessed to follow.
+
+    ``done`` counts the line's tokens (header included) whose keys and values are in ``kept``.
+    """
+
+    prefix: _Prefix
+    type: str
+    header: tuple[int, ...]
+    presence: float
+    forced: bool
+    settled: list[_Step]
+    draft: list[Action]
+    kept: list[KeysValues] = field(default_factory=list)
+    done: int = 0
+    # Filled for the pass under way:
+    ids: list[int] = field(default_factory=list)
+    pending: list[_Pending] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A drafted action in the pass under way: its decision, at which token of the line, and that token's id count."""
+
+    action: Action
+    before: int  # index in the line of the token before it; the action's own tokens follow
+    options: tuple[Action, ...] = ()
+    first_ids: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A mention opened where the greedy line did not, to see where it would close."""
+
+    line: _Line
+    start: int  # piece that it begins at
+    opened: float  # log-probability of opening it
+    before: int  # tokens of the line before the bracket
+    ids: list[int]
+    closes: list[tuple[int, int, tuple[Action, ...], tuple[int, ...]]]  # token index, piece end, options, first ids
+
+
+class CopyEngine:
+    """See the module. ``model`` is a ``transformers`` causal model with packed attention, ``tokens`` its CopyTokens."""
+
+    def __init__(self, model: Any, tokens: CopyTokens, config: GenerationConfig) -> None:
+        self._body = model.get_decoder()
+        self._embedding: Tensor = model.get_output_embeddings().weight
+        self._softcap = getattr(model.config, "final_logit_softcapping", None)
+        self._window = getattr(model.config, "sliding_window", None)
+        self._tokens = tokens
+        self._config = config
+        self._device = self._embedding.device
+        self.passes = 0  # forward passes and tokens so far: what benchmarks count
+        self.forwarded = 0
+
+    @classmethod
+    def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
+        """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to run."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load_base(settings, torch.float32)
+        if (folder := adapter_folder(settings)) is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        model = use_packed_attention(model).to(device=device, dtype=_dtype(config, device)).eval()
+        model.requires_grad_(False)
+        return cls(model, CopyTokens(load_tokenizer(settings)), config)
+
+    def tokens(self, request: TagRequest) -> int:
+        """Tokens of the first pass, and as many again for lines: half of the types present, two passes each."""
+        prefix = len(self._tokens.prefix(split(request.segment.text)))
+        return prefix + len(request.types) * (3 + prefix)
+
+    @torch.inference_mode()
+    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        """See :class:`services.generation.engine.Engine`."""
+        out: list[list[TaggedLine]] = []
+        for group in self._groups(requests):
+            out += self._tag(group)
+        return out
+
+    def _groups(self, requests: Sequence[TagRequest]) -> Iterator[list[TagRequest]]:
+        group: list[TagRequest] = []
+        used = 0
+        for request in requests:
+            cost = self.tokens(request)
+            if group and used + cost > self._config.batch_tokens:
+                yield group
+                group, used = [], 0
+            group.append(request)
+            used += cost
+        if group:
+            yield group
+
+    def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        prefixes = []
+        for request in requests:
+            pieces = split(request.segment.text)
+            prefixes.append(_Prefix(request.segment, pieces, self._tokens.prefix(pieces)))
+        lines = self._first_pass(requests, prefixes)
+        undecided = [line for request_lines in lines for line in request_lines if line.draft]
+        while undecided:
+            self._check(undecided)
+            undecided = [line for line in undecided if line.draft]
+        alternatives = self._beyond([line for request_lines in lines for line in request_lines])
+        return [[_tagged(line, alternatives.get(id(line), ())) for line in request_lines] for request_lines in lines]
+
+    # The first pass: prefixes, and whether each type is there at all.
+
+    def _first_pass(self, requests: Sequence[TagRequest], prefixes: Sequence[_Prefix]) -> list[list[_Line]]:
+        ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[Block] = []
+        at: list[int] = []
+        first_ids: list[tuple[int, ...]] = []
+        headers: list[list[tuple[int, ...]]] = []
+        for request, prefix in zip(requests, prefixes, strict=True):
+            start, length = len(ids), len(prefix.ids)
+            names = [entity_types.get(key).name(prefix.segment.lang) for key in request.types]
+            headers.append([self._tokens.header(name) for name in names])
+            ids += prefix.ids
+            positions += range(length)
+            for header in headers[-1]:
+                ids += header
+                positions += range(length, length + len(header))
+                at.append(len(ids) - 1)
+                options = State(len(prefix.pieces)).admissible()
+                first_ids.append(self._first_ids(prefix.pieces, 0, options, after_open=False))
+            blocks.append(self._block(start, positions[start:], length, [len(h) for h in headers[-1]]))
+        hidden = self._run(ids, positions, blocks)
+        logprobs = iter(self._logprobs(hidden, at, first_ids))
+        lines: list[list[_Line]] = []
+        for request, prefix, block, request_headers in zip(requests, prefixes, blocks, headers, strict=True):
+            length = len(prefix.ids)
+            prefix.kept = [(k[:, :length], v[:, :length]) for k, v in block.kept]
+            begin = length
+            found = []
+            for key, header in zip(request.types, request_headers, strict=True):
+                options = State(len(prefix.pieces)).admissible()
+                decided = dict(zip(options, next(logprobs), strict=True))
+                line = self._line(prefix, key, header, decided)
+                end = begin + len(header)
+                line.kept = [[(k[:, begin:end], v[:, begin:end]) for k, v in block.kept]]
+                line.done = len(header)
+                begin = end
+                found.append(line)
+            lines.append(found)
+        return lines
+
+    def _line(self, prefix: _Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> _Line:
+        """A line with its first action settled. An absent type that had a real chance is drafted all the same."""
+        presence = 1.0 - math.exp(decided[Action.ABSENT]) if Action.ABSENT in decided else 1.0
+        best = max(decided, key=decided.__getitem__)
+        forced = best is Action.ABSENT and len(decided) > 1 and presence >= self._config.candidate_floor
+        if best is Action.ABSENT and not forced:
+            return _Line(prefix, key, header, presence, False, [_Step(best, decided)], [])
+        rest: dict[Action, float] = {a: p for a, p in decided.items() if a is not Action.ABSENT}
+        norm = math.log(sum(math.exp(p) for p in rest.values()) or 1e-300)
+        rest = {a: p - norm for a, p in rest.items()}  # given that the type is there
+        first = max(rest, key=rest.__getitem__)
+        line = _Line(prefix, key, header, presence, forced, [_Step(first, rest)], [])
+        line.draft = _completed(prefix.pieces, [first], [])
+        return line
+
+    # Passes over drafts.
+
+    def _check(self, lines: Sequence[_Line]) -> None:
+        """One pass over all drafts; each is settled up to and including its first correction."""
+        ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[Block] = []
+        at: list[int] = []
+        first_ids: list[tuple[int, ...]] = []
+        starts: list[int] = []
+        for line in lines:
+            self._prepare(line)
+            start = len(ids)
+            starts.append(start)
+            ids += line.ids
+            offset = len(line.prefix.ids) + line.done
+            positions += range(offset, offset + len(line.ids))
+            at += [start + p.before - line.done for p in line.pending if p.options]
+            first_ids += [p.first_ids for p in line.pending if p.options]
+            if line.ids:
+                past = [line.prefix.kept, *line.kept]
+                blocks.append(self._block(start, positions[start:], len(line.ids), [], past, offset))
+        hidden = self._run(ids, positions, blocks)
+        logprobs = iter(self._logprobs(hidden, at, first_ids))
+        by_start = {block.start: block for block in blocks if block.keep}
+        for line, start in zip(lines, starts, strict=True):
+            decided = [dict(zip(p.options, next(logprobs), strict=True)) if p.options else None for p in line.pending]
+            self._settle(line, decided, by_start.get(start) if line.ids else None)
+
+    def _prepare(self, line: _Line) -> None:
+        """Lay out the drafted tokens from the first one without keys and values, and the decisions among them."""
+        state = State(len(line.prefix.pieces))
+        after_open = False
+        for step in line.settled:
+            state.apply(step.action)
+            after_open = step.action is Action.OPEN
+        line.ids = []
+        line.pending = []
+        # The last settled action's tokens have no keys yet: they come first.
+        last = line.settled[-1].action
+        line.ids += self._action(line.prefix.pieces, line.settled, last)
+        keep = len(line.ids)
+        for action in line.draft:
+            options = state.admissible()
+            pending = _Pending(action, line.done + len(line.ids) - 1)
+            if len(options) > 1:
+                pending.options = options
+                pending.first_ids = self._first_ids(line.prefix.pieces, state.copied, options, after_open=after_open)
+                keep = len(line.ids)
+            line.pending.append(pending)
+            line.ids += self._tokens.action(line.prefix.pieces, state.copied, action, after_open=after_open)
+            state.apply(action)
+            after_open = action is Action.OPEN
+        if not any(p.options for p in line.pending):
+            keep = 0
+        del line.ids[keep:]  # nothing depends on tokens after the last decision
+
+    def _action(self, pieces: Pieces, settled: Sequence[_Step], action: Action) -> tuple[int, ...]:
+        """Tokens of the last settled action."""
+        before = settled[:-1]
+        copied = sum(step.action is Action.COPY for step in before)
+        after_open = bool(before) and before[-1].action is Action.OPEN
+        return self._tokens.action(pieces, copied, action, after_open=after_open)
+
+    def _settle(self, line: _Line, decided: Sequence[dict[Action, float] | None], block: Block | None) -> None:
+        wishes = [
+            p.action if d is None else max(d, key=d.__getitem__) for p, d in zip(line.pending, decided, strict=True)
+        ]
+        for i, (pending, wish, logprobs) in enumerate(zip(line.pending, wishes, decided, strict=True)):
+            line.settled.append(_Step(wish, logprobs))
+            if wish is not pending.action:
+                known = pending.before + 1 - line.done  # tokens of this pass that stand before the corrected action
+                if block is not None and known > 0:
+                    line.kept.append([(k[:, :known], v[:, :known]) for k, v in block.kept])
+                    line.done += known
+                actions = [step.action for step in line.settled]
+                rest = list(zip([p.action for p in line.pending], wishes, strict=True))[i:]
+                line.draft = _completed(line.prefix.pieces, actions, _corrected(rest))
+                return
+        if block is not None and line.ids:
+            line.kept.append(block.kept)
+            line.done += len(line.ids)
+        line.draft = []
+
+    # Candidates beyond greedy.
+
+    def _beyond(self, lines: Sequence[_Line]) -> dict[int, tuple[Alternative, ...]]:
+        """For each line, by identity, the spans that it did not take but gave at least ``candidate_floor``."""
+        floor = math.log(self._config.candidate_floor)
+        found: dict[int, dict[tuple[int, int], float]] = {id(line): {} for line in lines}
+        branches: list[_Branch] = []
+        for line in lines:
+            if line.settled[0].action is Action.ABSENT:
+                continue
+            branches += self._near(line, floor, found[id(line)])
+        for begin in range(0, len(branches), 256):
+            for branch, end, logprob in self._close(branches[begin : begin + 256]):
+                best = found[id(branch.line)]
+                span = (branch.start, end)
+                if logprob >= floor and logprob > best.get(span, -math.inf):
+                    best[span] = logprob
+        out: dict[int, tuple[Alternative, ...]] = {}
+        for line in lines:
+            pieces = line.prefix.pieces
+            taken = set() if line.forced else {s for s, _ in _spans(line)}
+            spans = {**found[id(line)], **(dict(_spans(line)) if line.forced else {})}
+            presence = math.log(line.presence) if line.forced else 0.0
+            out[id(line)] = tuple(
+                Alternative(start=pieces.cores[s], end=pieces.ends[e - 1], logprob=min(0.0, p + presence))
+                for (s, e), p in sorted(spans.items())
+                if (s, e) not in taken and p + presence >= floor
+            )
+        return out
+
+    def _near(self, line: _Line, floor: float, found: dict[tuple[int, int], float]) -> list[_Branch]:
+        """Closings that were passed over go straight into ``found``; openings passed over become branches."""
+        state = State(len(line.prefix.pieces))
+        opened: list[float] = []
+        branches: list[_Branch] = []
+        tokens = len(line.header)
+        after_open = False
+        for step in line.settled:
+            for action, logprob in (step.logprobs or {}).items():
+                if action is step.action or logprob < floor:
+                    continue
+                if action is Action.CLOSE:
+                    span = (state.open[-1], state.copied)
+                    found[span] = max(found.get(span, -math.inf), opened[-1] + logprob)
+                elif action is Action.OPEN and tokens <= line.done:
+                    branches.append(self._branch(line, state, logprob, tokens, after_open=after_open))
+            if step.action is Action.OPEN:
+                opened.append((step.logprobs or {}).get(Action.OPEN, 0.0))
+            elif step.action is Action.CLOSE:
+                opened.pop()
+            ids = self._tokens.action(line.prefix.pieces, state.copied, step.action, after_open=after_open)
+            tokens += len(ids)
+            state.apply(step.action)
+            after_open = step.action is Action.OPEN
+        return branches
+
+    def _branch(self, line: _Line, state: State, opened: float, before: int, *, after_open: bool) -> _Branch:
+        pieces = line.prefix.pieces
+        ids = list(self._tokens.action(pieces, state.copied, Action.OPEN, after_open=after_open))
+        inner = State(len(pieces), state.copied, [*state.open, state.copied], True)
+        closes = []
+        follows_open = True
+        while inner.copied < len(pieces) and inner.copied - state.copied < self._config.branch_pieces:
+            ids += self._tokens.copy(pieces, inner.copied, after_open=follows_open)
+            inner.apply(Action.COPY)
+            follows_open = False
+            options = inner.admissible()
+            first = self._first_ids(pieces, inner.copied, options, after_open=False)
+            closes.append((len(ids) - 1, inner.copied, options, first))
+        return _Branch(line, state.copied, opened, before, ids, closes)
+
+    def _close(self, branches: Sequence[_Branch]) -> Iterator[tuple[_Branch, int, float]]:
+        """For each branch the likeliest closing: piece end and log-probability, opening and copying included."""
+        ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[Block] = []
+        at: list[int] = []
+        first_ids: list[tuple[int, ...]] = []
+        for branch in branches:
+            line, start = branch.line, len(ids)
+            offset = len(line.prefix.ids) + branch.before
+            ids += branch.ids
+            positions += range(offset, offset + len(branch.ids))
+            at += [start + token for token, _, _, _ in branch.closes]
+            first_ids += [first for _, _, _, first in branch.closes]
+            past = [line.prefix.kept, *_up_to(line.kept, branch.before)]
+            block = self._block(start, positions[start:], len(branch.ids), [], past, offset)
+            block.keep = False
+            blocks.append(block)
+        if not branches:
+            return
+        logprobs = iter(self._logprobs(self._run(ids, positions, blocks), at, first_ids))
+        for branch in branches:
+            path = branch.opened
+            best = (branch.start + 1, -math.inf)
+            for _, end, options, _ in branch.closes:
+                decided = dict(zip(options, next(logprobs), strict=True))
+                best = max(best, (end, path + decided[Action.CLOSE]), key=lambda b: b[1])
+                path += decided.get(Action.COPY, -math.inf)
+            yield branch, *best
+
+    # The model.
+
+    def _first_ids(
+        self, pieces: Pieces, copied: int, options: Sequence[Action], *, after_open: bool
+    ) -> tuple[int, ...]:
+        return tuple(self._tokens.action(pieces, copied, option, after_open=after_open)[0] for option in options)
+
+    def _block(
+        self,
+        start: int,
+        positions: Sequence[int],
+        shared: int,
+        lines: Sequence[int],
+        past: Sequence[KeysValues] = (),
+        past_length: int = 0,
+    ) -> Block:
+        """A block whose first ``shared`` tokens are seen by all of its ``lines`` (lengths in tokens)."""
+        n = len(positions)
+        mask = torch.ones(n, past_length + n, dtype=torch.bool, device=self._device).tril(past_length)
+        at = shared
+        for length in lines:
+            mask[at + length :, past_length + at : past_length + at + length] = False
+            at += length
+        queries = torch.tensor(positions, device=self._device)
+        keys = torch.cat((torch.arange(past_length, device=self._device), queries))
+        window = sliding(mask, queries, keys, self._window)
+        return Block(start, start + n, mask, window, past, keep=True)
+
+    def _run(self, ids: list[int], positions: list[int], blocks: list[Block]) -> Tensor:
+        if not ids:
+            return self._embedding.new_empty(0, self._embedding.shape[1])
+        n = len(ids)
+        self.passes += 1
+        self.forwarded += n
+        if pad := -n % _ROUND:
+            ids = ids + [0] * pad
+            positions = positions + list(range(pad))
+            mask = torch.ones(pad, pad, dtype=torch.bool, device=self._device).tril()
+            blocks = [*blocks, Block(n, n + pad, mask)]
+        as_tensor = torch.tensor((ids, positions), device=self._device)
+        return run(self._body, as_tensor[0], as_tensor[1], blocks)[:n]
+
+    def _logprobs(self, hidden: Tensor, at: list[int], first_ids: list[tuple[int, ...]]) -> list[list[float]]:
+        """Log-probabilities of the admissible actions at each decision: only their logits are computed."""
+        if not at:
+            return []
+        width = max(len(f) for f in first_ids)
+        options = torch.tensor([f + (f[0],) * (width - len(f)) for f in first_ids], device=self._device)
+        valid = torch.tensor([[i < len(f) for i in range(width)] for f in first_ids], device=self._device)
+        picked = hidden[torch.tensor(at, device=self._device)].float()
+        logits = torch.einsum("nh,nkh->nk", picked, self._embedding[options].float())
+        if self._softcap:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
+        return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
+
+
+def _dtype(config: GenerationConfig, device: str) -> torch.dtype:
+    if config.dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.dtype]
+    cpu = torch.cpu.get_capabilities()
+    native = device == "cuda" or cpu.get("amx_bf16") or cpu.get("avx512_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:
+    """What to draft after a correction, from (drafted, wished) pairs, the corrected one first.
+
+    Only a guess: the next pass checks it. The corrected action itself is settled and not repeated here.
+    """
+    out: list[Action] = []
+    for i, (drafted, wished) in enumerate(rest):
+        if i > 0 and wished is not drafted and wished is not Action.COPY:
+            out.append(wished)
+        # A drafted bracket that the model would rather not have is dropped; a drafted piece is always copied, unless
+        # it is the correction itself.
+        if drafted is Action.COPY:
+            if not (i == 0 and wished is Action.COPY):
+                out.append(Action.COPY)
+        elif i > 0 and wished is drafted:
+            out.append(drafted)
+        elif i > 0 and drafted is Action.OPEN and wished is Action.CLOSE:
+            out.append(Action.OPEN)
+    return out
+
+
+def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action]) -> list[Action]:
+    """A guess made into an admissible rest of the line.
+
+    A guessed mention is closed before the next one is opened: in the pass that follows the model says where it really
+    ends, and whether the next one is inside it.
+    """
+    state = State(len(pieces))
+    for action in settled:
+        state.apply(action)
+    out: list[Action] = []
+
+    def take(action: Action) -> None:
+        state.apply(action)
+        out.append(action)
+
+    for action in guess:
+        options = state.admissible()
+        if action in options:
+            take(action)
+    while state.copied < len(pieces):
+        take(Action.COPY)
+    while state.open:
+        take(Action.CLOSE)
+    return out
+
+
+def _spans(line: _Line) -> list[tuple[tuple[int, int], float]]:
+    """The line's mentions as piece ranges, with the log-probability of their two brackets."""
+    state = State(len(line.prefix.pieces))
+    opened: list[float] = []
+    out = []
+    for step in line.settled:
+        logprob = 0.0 if step.logprobs is None else step.logprobs[step.action]
+        if step.action is Action.OPEN:
+            opened.append(logprob)
+        if (span := state.apply(step.action)) is not None:
+            out.append((span, opened.pop() + logprob))
+    return out
+
+
+def _up_to(kept: Sequence[KeysValues], tokens: int) -> list[KeysValues]:
+    """The first ``tokens`` of kept keys and values."""
+    out: list[KeysValues] = []
+    for part in kept:
+        length = part[0][0].shape[1]
+        if tokens <= 0:
+            break
+        out.append(part if length <= tokens else [(k[:, :tokens], v[:, :tokens]) for k, v in part])
+        tokens -= length
+    return out
+
+
+def _tagged(line: _Line, alternatives: tuple[Alternative, ...]) -> TaggedLine:
+    brackets: tuple[float, ...]
+    if line.forced or line.settled[0].action is Action.ABSENT:
+        tagged, brackets = "", ()
+    else:
+        tagged = tagged_text(line.prefix.pieces, [step.action for step in line.settled])
+        brackets = tuple(
+            min(0.0, 0.0 if step.logprobs is None else step.logprobs[step.action])
+            for step in line.settled
+            if step.action in (Action.OPEN, Action.CLOSE)
+        )
+    return TaggedLine(
+        segment=line.prefix.segment,
+        type=line.type,
+        tagged=tagged,
+        presence=min(1.0, max(0.0, line.presence)),
+        brackets=brackets,
+        alternatives=alternatives,
+    )

@@ -1,0 +1,60 @@
+"""The generation service as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+import os
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+
+from services.generation.batching import Batcher
+from services.generation.config import GenerationConfig
+from services.generation.engine import TagRequest
+from shared import logs
+from shared.messages import Segment, TaggedLine
+from shared.metrics import GENERATION_BATCH_SEGMENTS
+from shared.ray_metrics import RayObserver
+from shared.settings import settings
+
+_CONFIG = GenerationConfig()
+
+
+@serve.deployment(
+    name="generation",
+    ray_actor_options={"num_cpus": _CONFIG.num_cpus, "num_gpus": _CONFIG.num_gpus},
+    max_ongoing_requests=_CONFIG.max_ongoing_requests,
+    autoscaling_config=AutoscalingConfig(
+        min_replicas=_CONFIG.min_replicas,
+        max_replicas=_CONFIG.max_replicas,
+        target_ongoing_requests=_CONFIG.target_ongoing_requests,
+    ),
+)
+class Generation:
+    """Tags segments with the language model. The only deployment that needs an accelerator, or the CPU's cores."""
+
+    def __init__(self) -> None:
+        # Here, so that whoever only binds the deployment does not wait for them.
+        import torch
+
+        from services.generation.copy import CopyEngine
+
+        logs.configure(settings())
+        # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
+        torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
+        engine = CopyEngine.load(settings(), _CONFIG)
+        observe = RayObserver()
+        self._batcher = Batcher(
+            engine,
+            batch_tokens=_CONFIG.batch_tokens,
+            max_queued=_CONFIG.max_queued,
+            observe=lambda segments, _: observe(GENERATION_BATCH_SEGMENTS, segments),
+        )
+
+    async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        """A line for each segment and type, segment by segment."""
+        lines = await self._batcher.tag([TagRequest(segment, types) for segment in segments])
+        return tuple(line for found in lines for line in found)
+
+    async def ready(self) -> bool:
+        """Whether the model is loaded: a replica answers only when it is."""
+        return True

@@ -1,0 +1,1 @@
+"""The ingest service: documents from Kafka, through the pipeline, to Redis and Kafka."""

@@ -1,0 +1,400 @@
+"""The consumer: records to results, at least once, and effectively once because results are idempotent.
+
+A document goes through the pipeline, into the store and onto the entities topic, each step retried by itself; only
+then is its record done. A record that holds no document, or one that cannot be processed, goes to the dead letters.
+Offsets are committed up to the first record that is not done.
+
+All state belongs to the event loop. Calls that block run in threads, those of the Kafka consumer in a single one,
+which reads on whatever inference does: what does not fit into the window pauses the partitions instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from services.ingest.admission import admit
+from services.ingest.backoff import Backoff
+from services.ingest.config import IngestConfig
+from services.ingest.watermarks import Watermark
+from shared.errors import DocumentError, Overloaded
+from shared.logs import get_logger
+from shared.messages import Document, Extraction
+from shared.metrics import (
+    DEAD_LETTERS,
+    DOCUMENT_SECONDS,
+    DOCUMENTS,
+    IN_FLIGHT,
+    LAG,
+    RETRIES,
+    STAGE_SECONDS,
+    Observe,
+    unobserved,
+)
+from shared.settings import Settings
+from shared.store import ResultStore, StoreError
+from shared.streams import Callback, Headers, Partition, Record, Sink, Source, StreamError, dead_letter_headers
+
+T = TypeVar("T")
+Process = Callable[[Document], Awaitable[Extraction]]
+
+# The client waits for the callback between two heartbeats.
+_REVOKE_S = 0.8
+# Half of what a record may have beside its value, see shared.streams; the other half is for the reason.
+_HEADERS_BYTES = 32 * 1024
+
+logger = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a consumer is doing. ``processed``, ``dead_lettered`` and ``retries`` count from its start."""
+
+    lag: int  # records of its partitions that are not yet committed
+    in_flight: int
+    in_flight_bytes: int
+    paused: bool
+    processed: int
+    dead_lettered: int
+    retries: int
+    committed: dict[str, int]  # the next offset to read by `<topic>-<partition>`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    record: Record
+    # Held, not looked up when done: after a rebalance its partition has another one.
+    watermark: Watermark
+    size: int
+
+
+class _Stopped(Exception):
+    """The consumer stops: what failed is not tried again."""
+
+
+class Consumer:
+    """One consumer of the group.
+
+    ``open_source``, given a callback for revoked partitions, and ``open_sink`` connect; they are called in threads and
+    tried until they do. The consumer closes what they return, and leaves ``store`` open. ``process`` makes a document's
+    extraction. A DocumentError of it sends the document to the dead letters. Overloaded, an error of the store or the
+    broker, or one of a class in ``transient``, is retried until it is over; any other ``config.attempts`` times, then
+    it counts as the document's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_source: Callable[[Callback], Source],
+        open_sink: Callable[[], Sink],
+        store: ResultStore,
+        process: Process,
+        settings: Settings,
+        config: IngestConfig,
+        transient: tuple[type[Exception], ...] = (),
+        observe: Observe = unobserved,
+    ) -> None:
+        self._open_source = open_source
+        self._open_sink = open_sink
+        self._store = store
+        self._process = process
+        self._settings = settings
+        self._config = config
+        self._transient: tuple[type[Exception], ...] = (Overloaded, StreamError, StoreError, *transient)
+        self._observe = observe
+        self._backoff = Backoff(config.backoff_s, config.backoff_max_s)
+        self._kafka = ThreadPoolExecutor(1, thread_name_prefix="kafka")
+        self._stopping = asyncio.Event()
+        self._source: Source
+        self._sink: Sink
+        self._loop: asyncio.AbstractEventLoop
+        self._watermarks: dict[Partition, Watermark] = {}
+        self._committed: dict[Partition, int] = {}
+        self._backlog: deque[_Work] = deque()  # read, and waiting for room
+        self._running: dict[asyncio.Task[None], _Work] = {}
+        self._running_bytes = 0
+        self._commit_due = 0.0
+        self._failure: BaseException | None = None
+        self._lag = self._processed = self._dead_lettered = self._retries = 0
+
+    def status(self) -> Status:
+        """A snapshot; to be called on the loop that runs the consumer."""
+        return Status(
+            lag=self._lag,
+            in_flight=len(self._running),
+            in_flight_bytes=self._running_bytes,
+            paused=self._full(),
+            processed=self._processed,
+            dead_lettered=self._dead_lettered,
+            retries=self._retries,
+            committed={f"{topic}-{partition}": offset for (topic, partition), offset in self._committed.items()},
+        )
+
+    def stop(self) -> None:
+        """Makes :meth:`run` finish what is in flight, for ``config.drain_s`` at most, commit and return."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Consumes until :meth:`stop`. Raises on a fault of this program only, and loses nothing then either."""
+        self._loop = asyncio.get_running_loop()
+        with suppress(_Stopped):
+            async with AsyncExitStack() as cleanup:
+                cleanup.callback(self._kafka.shutdown, wait=False)
+                self._sink = await self._connect(self._open_sink)
+                cleanup.push_async_callback(self._leave, self._sink.close)
+                self._source = await self._connect(self._open_source, self._on_revoked)
+                cleanup.push_async_callback(self._leave, self._source.close)
+                cleanup.push_async_callback(self._settle)
+                await self._consume()
+        self._check()
+
+    async def _connect(self, connect: Callable[..., T], *args: Any) -> T:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                return await self._in_kafka_thread(connect, *args)
+            except StreamError as error:
+                failures += 1
+                await self._wait(self._delay("connect", error, failures))
+        raise _Stopped
+
+    async def _consume(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            self._check()
+            try:
+                await self._turn()
+                failures = 0
+            except StreamError as error:
+                failures += 1
+                await self._wait(self._delay("consume", error, failures))
+
+    async def _turn(self) -> None:
+        """Reads what fits, starts it and commits what is done."""
+        room = self._config.max_documents - len(self._running) - len(self._backlog)
+        for record in await self._in_kafka_thread(self._read, self._full(), max(1, room)):
+            self._accept(record)
+        self._start()
+        if self._loop.time() >= self._commit_due:
+            self._commit_due = self._loop.time() + self._config.commit_s
+            await self._commit()
+            self._lag = await self._in_kafka_thread(partial(self._source.lag, committed=True))
+            self._observe(LAG, self._lag)
+            self._observe(IN_FLIGHT, len(self._running))
+
+    def _full(self) -> bool:
+        return (
+            bool(self._backlog)
+            or len(self._running) >= self._config.max_documents
+            or self._running_bytes >= self._config.max_bytes
+        )
+
+    def _read(self, full: bool, room: int) -> list[Record]:
+        # The client must be polled when there is no room as well: that is what keeps it in the group.
+        if full:
+            self._source.pause(self._source.assignment())
+        else:
+            self._source.resume(self._source.paused())
+        return self._source.poll(self._config.poll_s, room)
+
+    def _accept(self, record: Record) -> None:
+        partition = (record.topic, record.partition)
+        watermark = self._watermarks.get(partition)
+        # An offset goes back where a topic was made anew.
+        if watermark is None or record.offset < watermark.next:
+            watermark = self._watermarks[partition] = Watermark(record.offset)
+            self._committed[partition] = record.offset
+        watermark.add(record.offset)
+        self._backlog.append(_Work(record, watermark, _size(record)))
+
+    def _start(self) -> None:
+        while self._backlog and len(self._running) < self._config.max_documents:
+            if self._running and self._running_bytes + self._backlog[0].size > self._config.max_bytes:
+                return
+            work = self._backlog.popleft()
+            task = asyncio.create_task(self._handle(work.record))
+            self._running[task] = work
+            self._running_bytes += work.size
+            task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        work = self._running.pop(task)
+        self._running_bytes -= work.size
+        if task.cancelled():  # revoked or stopped: another consumer reads the record again
+            return
+        error = task.exception()
+        if error is None:
+            work.watermark.done(work.record.offset)
+        elif not isinstance(error, _Stopped):
+            self._failure = error
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            # `from None`: a message or traceback may hold what was being processed.
+            raise RuntimeError(f"ingest: {type(self._failure).__name__} while a record was handled") from None
+
+    def _uncommitted(self, watermarks: Mapping[Partition, Watermark]) -> dict[Partition, int]:
+        return {
+            partition: watermark.position
+            for partition, watermark in watermarks.items()
+            if watermark.position != self._committed[partition]
+        }
+
+    async def _commit(self) -> None:
+        offsets = self._uncommitted(self._watermarks)
+        await self._in_kafka_thread(self._source.commit, offsets)
+        self._committed.update(offsets)
+
+    def _on_revoked(self, partitions: set[Partition]) -> None:
+        """Runs on a thread of the Kafka client, in the middle of a poll."""
+        released = asyncio.run_coroutine_threadsafe(self._release(partitions), self._loop)
+        with suppress(TimeoutError):  # a busy loop: nothing is committed, and the records are read again
+            self._source.commit(released.result(_REVOKE_S))
+
+    async def _release(self, partitions: set[Partition]) -> dict[Partition, int]:
+        """Forgets partitions and what is in flight of them; what of them can be committed."""
+        gone = {each: self._watermarks.pop(each) for each in partitions & self._watermarks.keys()}
+        offsets = self._uncommitted(gone)
+        for partition in gone:
+            del self._committed[partition]
+        watermarks = set(gone.values())
+        self._backlog = deque(work for work in self._backlog if work.watermark not in watermarks)
+        for task, work in self._running.items():
+            if work.watermark in watermarks:
+                task.cancel()
+        return offsets
+
+    async def _settle(self) -> None:
+        """Waits for what is in flight where the stop was asked for, abandons the rest, and commits."""
+        self._backlog.clear()
+        if self._running and self._stopping.is_set():
+            await asyncio.wait(self._running, timeout=self._config.drain_s)
+        for task in self._running:
+            task.cancel()
+        if self._running:
+            await asyncio.wait(self._running)
+        with suppress(StreamError):  # what is not committed is read again
+            await self._commit()
+
+    async def _leave(self, close: Callable[[], None]) -> None:
+        with suppress(StreamError):  # the broker is gone; it finds out by itself
+            await self._in_kafka_thread(close)
+
+    async def _handle(self, record: Record) -> None:
+        start = time.perf_counter()
+        try:
+            document = admit(record.value)
+            extraction = await self._persist("process", lambda: self._process(document))
+            await self._deliver(record, extraction)
+            self._processed += 1
+            self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
+        except DocumentError as error:
+            await self._bury(record, error)
+            self._dead_lettered += 1
+            self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
+        self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
+
+    async def _deliver(self, record: Record, extraction: Extraction) -> None:
+        start = time.perf_counter()
+        await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
+        # A record that is read again after a crash or a rebalance is published again only if it was not before; the
+        # same document in another record is.
+        mark = f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp_ms}"
+        published = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction))
+        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
+        if published == mark:
+            return
+        start = time.perf_counter()
+        value = extraction.model_dump_json().encode()
+        if len(value) > self._settings.max_message_bytes:
+            raise DocumentError(
+                "entities",
+                "are in the store, but take more bytes than a message may have",
+                "raise BIOBRACKET_MAX_MESSAGE_BYTES, or split the document",
+                reason="too_large",
+            )
+        key = extraction.document_id.encode()
+        headers = (("key", extraction.key.encode()),)
+        await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
+        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, mark))
+        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
+
+    async def _bury(self, record: Record, error: DocumentError) -> None:
+        logger.warning(
+            "dead_letter",
+            reason=error.reason,
+            field=error.field,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+        if _size(record) > self._settings.max_message_bytes + _HEADERS_BYTES:
+            # Another producer's limit is higher. What cannot be sent on can still be told where it is.
+            record = replace(record, key=None, value=None, headers=())
+        headers = dead_letter_headers(record, error.reason, error.field)
+        await self._persist(
+            "dead_letter",
+            lambda: self._send(self._settings.topic_dead_letters, record.key, record.value, headers),
+        )
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        sent = await asyncio.to_thread(self._sink.send, topic, key, value, headers)
+        # Shielded: cancelling a document must not cancel what the client is going to resolve.
+        await asyncio.shield(asyncio.wrap_future(sent))
+
+    async def _persist(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
+        """Tries until it works, or the document is to blame: then a DocumentError."""
+        failures = refusals = 0
+        while True:
+            try:
+                return await work()
+            except DocumentError:
+                raise
+            except self._transient as error:
+                cause: BaseException = error
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                cause = error  # not this document was cancelled, but its request, by a replica that stops
+            except Exception as error:
+                cause = error
+                refusals += 1
+                if refusals >= self._config.attempts:
+                    logger.error("exhausted", stage=stage, error=error, attempt=refusals)
+                    raise DocumentError(
+                        "document",
+                        f"failed {refusals} times",
+                        "see the log of the service that failed, then replay the dead letter",
+                        reason="exhausted",
+                    ) from None
+            if self._stopping.is_set():
+                raise _Stopped
+            failures += 1
+            self._retries += 1
+            self._observe(RETRIES, 1, {"stage": stage})
+            await self._wait(self._delay(stage, cause, failures))
+
+    def _delay(self, stage: str, error: BaseException, failures: int) -> float:
+        if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...: an outage is not a line a document and second
+            logger.warning("retry", stage=stage, error=error, attempt=failures)
+        return self._backoff.delay(failures)
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _in_kafka_thread(self, call: Callable[..., T], *args: Any) -> T:
+        return await self._loop.run_in_executor(self._kafka, partial(call, *args))
+
+
+def _size(record: Record) -> int:
+    parts = (record.key, record.value, *(part for name, value in record.headers for part in (name.encode(), value)))
+    return sum(len(part or b"") for part in parts)

@@ -1,0 +1,122 @@
+"""The ingest service as a Ray Serve deployment: a consumer a replica."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+from ray.exceptions import (
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    RpcError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from services.ingest.config import IngestConfig
+from services.ingest.consumer import Consumer
+from services.ingest.scaling import LAG, LagPolicy
+from shared import logs
+from shared.messages import Document, Extraction
+from shared.ray_metrics import RayObserver
+from shared.settings import settings
+from shared.store import ResultStore
+from shared.streams import Callback, Sink, Source, ensure_topics
+
+# What says nothing about the document: the cluster is short of something, or an actor is gone and comes back. An error
+# that a service raised itself is a RayTaskError and also of its own class, so a dead actor behind it is found as well.
+TRANSIENT: tuple[type[Exception], ...] = (
+    BackPressureError,
+    DeploymentUnavailableError,
+    GetTimeoutError,
+    LocalRayletDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    ReplicaUnavailableError,
+    RpcError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+
+_CONFIG = IngestConfig()
+
+
+@serve.deployment(
+    name="ingest",
+    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
+    autoscaling_config=AutoscalingConfig(
+        min_replicas=_CONFIG.min_replicas,
+        max_replicas=_CONFIG.max_replicas,
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=LagPolicy,
+            policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
+        ),
+    ),
+    # Closing the clients takes its time after the last document.
+    graceful_shutdown_timeout_s=_CONFIG.drain_s + 15.0,
+)
+class Ingest:
+    """Consumes documents for as long as the replica lives. ``pipeline`` is the handle of the pipeline service."""
+
+    def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
+        logs.configure(settings())
+        self._pipeline = pipeline
+        self._store = ResultStore.from_settings(settings())
+        self._consumer = Consumer(
+            open_source=self._open_source,
+            open_sink=self._open_sink,
+            store=self._store,
+            process=self._process,
+            settings=settings(),
+            config=_CONFIG,
+            transient=TRANSIENT,
+            observe=RayObserver(),
+        )
+        self._task = asyncio.get_running_loop().create_task(self._consumer.run())
+
+    async def status(self) -> dict[str, Any]:
+        """What this replica is doing, see :class:`services.ingest.consumer.Status`."""
+        return asdict(self._consumer.status())
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What :class:`LagPolicy` decides on; Ray Serve calls it."""
+        return {LAG: self._consumer.status().lag}
+
+    async def check_health(self) -> None:
+        """RuntimeError where the consumer ended; Ray Serve then replaces the replica."""
+        if self._task.done():
+            raise RuntimeError("ingest: the consumer ended; the log of this replica says why")
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits this when it stops a replica: documents in flight finish, and offsets are committed."""
+        self._consumer.stop()
+        await asyncio.wait([self._task])
+        self._store.close()
+
+    def _open_sink(self) -> Sink:
+        ensure_topics(settings())
+        return Sink(settings())
+
+    def _open_source(self, on_revoked: Callback) -> Source:
+        return Source(settings(), _CONFIG.group, [settings().topic_documents], on_revoked=on_revoked)
+
+    async def _process(self, document: Document) -> Extraction:
+        extraction: Extraction = await self._pipeline.extract.remote(document)
+        return extraction

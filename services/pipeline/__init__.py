@@ -1,0 +1,1 @@
+"""The pipeline service: a document to its extraction."""

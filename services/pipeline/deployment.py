@@ -1,0 +1,79 @@
+"""The pipeline service as a Ray Serve deployment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig
+from ray.serve.handle import DeploymentHandle
+
+from services.pipeline.assembly import Pipeline
+from services.pipeline.config import PipelineConfig
+from shared import logs
+from shared.adapters import model_revision
+from shared.messages import Candidate, Document, Entity, Extraction, Parsed, Segment, TaggedLine
+from shared.metrics import CACHE_HITS, ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
+from shared.ray_metrics import RayObserver
+from shared.settings import settings
+from shared.store import ResultStore
+
+_CONFIG = PipelineConfig()
+
+
+@serve.deployment(
+    name="pipeline",
+    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
+    max_ongoing_requests=_CONFIG.max_ongoing_requests,
+    autoscaling_config=AutoscalingConfig(
+        min_replicas=_CONFIG.min_replicas,
+        max_replicas=_CONFIG.max_replicas,
+        target_ongoing_requests=_CONFIG.target_ongoing_requests,
+    ),
+)
+class PipelineService:
+    """Extracts the entities of documents. The arguments are the handles of the services that it calls."""
+
+    def __init__(
+        self, generation: DeploymentHandle[Any], parsing: DeploymentHandle[Any], selection: DeploymentHandle[Any]
+    ) -> None:
+        logs.configure(settings())
+        self._generation = generation
+        self._parsing = parsing
+        self._selection = selection
+        self._store = ResultStore.from_settings(settings())
+        self._pipeline = Pipeline(
+            generate=self._generate,
+            parse=self._parse,
+            select=self._select,
+            cache=self._store,
+            model_revision=model_revision(settings()),
+            config=_CONFIG,
+        )
+        self._observe = RayObserver()
+
+    async def extract(self, document: Document) -> Extraction:
+        """The entities of a document; :class:`shared.errors.DocumentError` where the document is at fault."""
+        extraction = await self._pipeline.extract(document)
+        counts = extraction.counts
+        self._observe(SEGMENTS, counts.segments, {"lang": extraction.lang})
+        self._observe(CACHE_HITS, counts.cached_segments)
+        self._observe(REFUSED, counts.refused)
+        for type_, count in Counter(entity.type for entity in extraction.entities).items():
+            self._observe(ENTITIES, count, {"type": type_})
+        for stage, seconds in extraction.timings.items():
+            self._observe(STAGE_SECONDS, seconds, {"stage": stage})
+        return extraction
+
+    async def _generate(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        lines: tuple[TaggedLine, ...] = await self._generation.tag.remote(segments, types)
+        return lines
+
+    async def _parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
+        parsed: Parsed = await self._parsing.parse.remote(lines)
+        return parsed
+
+    async def _select(self, candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
+        entities: tuple[Entity, ...] = await self._selection.select.remote(candidates)
+        return entities

@@ -1,0 +1,1 @@
+"""HTTP: results by document and by mention, and one-off extraction."""

@@ -1,0 +1,100 @@
+"""The Ray Serve binding of the HTTP interface."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.exceptions import RayTaskError
+from ray.serve.config import AutoscalingConfig
+from ray.serve.exceptions import BackPressureError
+from ray.serve.handle import DeploymentHandle
+
+from services.query.api import Busy, create_app
+from services.query.config import QueryConfig
+from shared.errors import DocumentError, Overloaded
+from shared.logs import configure
+from shared.messages import Document, Extraction
+from shared.settings import settings
+from shared.store import ResultStore, StoreError
+
+_CONFIG = QueryConfig()
+_STARTING = "it is starting, or the log of its replica says why not"
+
+
+@serve.deployment(
+    name="query",
+    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
+    max_ongoing_requests=_CONFIG.max_ongoing_requests,
+    autoscaling_config=AutoscalingConfig(
+        min_replicas=_CONFIG.min_replicas,
+        max_replicas=_CONFIG.max_replicas,
+        target_ongoing_requests=_CONFIG.target_ongoing_requests,
+    ),
+)
+@serve.ingress()
+class Query:
+    """Answers HTTP. One-off documents go through the pipeline; stored results come from the store.
+
+    The arguments are the handles of other services; ``ingest`` is only asked whether it is there.
+    """
+
+    def __init__(
+        self, pipeline: DeploymentHandle[Any], generation: DeploymentHandle[Any], ingest: DeploymentHandle[Any]
+    ) -> None:
+        configure(settings())
+        self._pipeline = pipeline
+        self._generation = generation
+        self._ingest = ingest
+        self._store = ResultStore.from_settings(settings())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Ray Serve calls it after the constructor."""
+        return create_app(extract=self._extract, store=self._store, missing=self._missing, config=_CONFIG)
+
+    async def _extract(self, document: Document) -> Extraction:
+        try:
+            extraction: Extraction = await self._pipeline.extract.remote(document)
+        except BackPressureError:
+            raise Busy from None
+        except RayTaskError as error:
+            raise _cause(error) from None
+        return extraction
+
+    async def _missing(self) -> list[str]:
+        found = await asyncio.gather(
+            _probe("store", "see that BIOBRACKET_REDIS names a running server", asyncio.to_thread(self._store.ping)),
+            _probe(
+                "generation",
+                "the model is loading, or the log of its replica says why",
+                self._generation.ready.remote(),
+            ),
+            _probe("ingest", "it is starting, or the log of its replica says why", self._ingest.status.remote()),
+        )
+        return [missing for missing in found if missing]
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """What was raised in another actor, without the traceback that Ray puts into its message."""
+    cause: BaseException = error
+    while isinstance(cause, RayTaskError):
+        cause = cause.cause
+    if isinstance(cause, (BackPressureError, Overloaded)):
+        return Busy()
+    return cause if isinstance(cause, (DocumentError, StoreError)) else RuntimeError(type(cause).__name__)
+
+
+async def _probe(name: str, remedy: str, answer: Awaitable[Any]) -> str | None:
+    try:
+        await asyncio.wait_for(_awaited(answer), _CONFIG.probe_s)
+    except Exception:  # whatever it is, the part is not ready; its own log says why
+        return f"{name}: does not answer; {remedy}"
+    return None
+
+
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    # Responses of Serve are awaitable, but neither coroutines nor futures, which `wait_for` wants.
+    return await answer

@@ -1,0 +1,114 @@
+"""Calibration: from the generator's confidence to a probability, and the threshold of each type.
+
+Platt scaling (Platt 1999), ``p = sigmoid(slope * logit(confidence) + intercept)``, one pair of numbers a type for the
+spans of the generator's best line and one for those beyond it, whose confidences mean different things: the first
+multiplies in the presence of the type, the second are what the greedy line turned down. ``training.calibration`` fits
+it on a dev split; it lies beside the adapter whose generator it belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.adapters import CALIBRATION_FILE
+
+# A confidence of 0 or 1 has no logit; this close to either, a generator's numbers say nothing more.
+EPSILON = 1e-6
+
+
+class CalibrationError(ValueError):
+    """A calibration file that cannot be used; names the file, the field and the remedy."""
+
+
+def logit(confidence: float) -> float:
+    """Log-odds of a confidence, kept finite at 0 and 1."""
+    p = min(1.0 - EPSILON, max(EPSILON, confidence))
+    return math.log(p / (1.0 - p))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Scaling(_Frozen):
+    """``sigmoid(slope * logit(confidence) + intercept)``; never falling, so that ranking is the generator's."""
+
+    slope: float = Field(default=1.0, ge=0.0, description="Factor on the log-odds; 0 where confidence tells nothing.")
+    intercept: float = Field(default=0.0, description="Shift of the log-odds.")
+
+    def probability(self, confidence: float) -> float:
+        """The calibrated probability, in 0..1."""
+        x = self.slope * logit(confidence) + self.intercept
+        return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+# A span that the greedy line turned down is wrong more often than its confidence says: unfitted, it needs 0.88 to pass
+# a threshold of a half.
+_BEYOND = Scaling(intercept=-2.0)
+
+
+class TypeCalibration(_Frozen):
+    """How one type is decided."""
+
+    greedy: Scaling = Field(default=Scaling(), description="For the spans of the generator's best line.")
+    beyond: Scaling = Field(default=_BEYOND, description="For the spans beyond it.")
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0, description="Least probability of a span that is kept.")
+    fitted_on: int = Field(default=0, ge=0, description="Candidates of the type that it was fitted on.")
+
+
+class Calibration(_Frozen):
+    """All types. A type that is not listed, hence was never fitted, is decided by ``unfitted``."""
+
+    version: Literal[1] = 1
+    types: dict[str, TypeCalibration] = Field(default_factory=dict)
+    unfitted: TypeCalibration = Field(
+        default=TypeCalibration(),
+        description="For types never fitted: the confidence as it is, threshold 0.5.",
+    )
+
+    @classmethod
+    def default(cls) -> Calibration:
+        """The calibration of a generator that none was fitted for."""
+        return cls()
+
+    @classmethod
+    def for_adapter(cls, folder: Path | None) -> Calibration:
+        """The calibration in an adapter's folder; the default one where there is no folder or no such file in it."""
+        file = folder / CALIBRATION_FILE if folder is not None else None
+        return cls.load(file) if file is not None and file.exists() else cls.default()
+
+    @classmethod
+    def load(cls, path: Path) -> Calibration:
+        """Reads a file that :meth:`save` wrote. CalibrationError where it is missing or not one."""
+        remedy = "fit it again or delete the file to use the default calibration"
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise CalibrationError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "file"
+            raise CalibrationError(f"{path}: {field}: {first['msg']}; {remedy}") from None
+
+    def save(self, path: Path) -> None:
+        """Writes the calibration as JSON, keys in order. The folder must exist; OSError where it cannot be written."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
+        path.write_text(text + "\n", encoding="utf-8")
+
+    def of(self, type_: str) -> TypeCalibration:
+        """How a type is decided."""
+        return self.types.get(type_, self.unfitted)
+
+    def probability(self, type_: str, generator_confidence: float, greedy: bool) -> float:
+        """The probability that a candidate is right, in 0..1."""
+        fitted = self.of(type_)
+        return (fitted.greedy if greedy else fitted.beyond).probability(generator_confidence)
+
+    def threshold(self, type_: str) -> float:
+        """The least probability of a candidate that is kept."""
+        return self.of(type_).threshold

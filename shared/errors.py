@@ -1,0 +1,27 @@
+"""Errors that cross from one service to another, told without document text."""
+
+from __future__ import annotations
+
+
+class DocumentError(ValueError):
+    """A document that cannot be processed as it is, however often it is tried.
+
+    ``field`` names the part at fault, ``problem`` says what is wrong with it and ``remedy`` what to do. None of them
+    holds document text, so all of them may be logged, put on a dead letter or sent back to a client. The error
+    survives pickling, which is how it crosses from one Ray actor to another. ``reason`` is the code of its kind, as in
+    :data:`shared.streams.DeadLetterReason`.
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str, reason: str = "invalid") -> None:
+        super().__init__(field, problem, remedy, reason)
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+class Overloaded(RuntimeError):
+    """A service has too much waiting and took nothing on; nothing is wrong with the document, try again later."""

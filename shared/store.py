@@ -1,0 +1,342 @@
+"""Results, the index of mentions and the cache of segments, in Redis, Valkey or a Redis Cluster.
+
+Keys; what stands between braces decides the slot in a cluster:
+
+    bb:{<bucket>}:d:<document>       a hash: `json`, the newest result; `entities`, how many it has; `k:<key>`, one
+                                     field for every extraction key that was written, its value the mark of the
+                                     record that published it
+    bb:{<bucket>}:n                  a hash of counters: `documents`, `entities`
+    bb:m:{<text>}, bb:m:{<text>}:<type>  ids of the documents that mention a text (as a type), by time of writing
+    bb:s:{<segment>}                 a cached segment, opaque bytes
+
+`<document>`, `<key>`, `<text>` and `<segment>` are digests: no clinical text stands in a key. The bucket is the first
+two hex digits of the document's, so that a document and its counters lie in one slot and change in one atomic step.
+
+The index is a hint: a reader looks every mention up in the document's result, so what it returns is true also where a
+writer died half-way. Results have no expiry by default and segments have one: with `maxmemory-policy volatile-lru` a
+full server gives up segments and never results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from pydantic import Field, ValidationError
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+    RedisError,
+    SlotNotCoveredError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from shared.messages import Entity, Extraction, Message
+from shared.settings import Settings
+
+_BUCKETS = tuple(f"{n:02x}" for n in range(256))
+# A stale entry of the index is dropped when read, but not while its writer may still be about to write the result.
+_SETTLED_MS = 3600 * 1000
+_PAGE = 100
+# A result of a document of 10 MB is some MB; a server that takes longer than this for one is stuck.
+_SOCKET_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 5.0
+
+# Writes a result unless its key was written before. 0, or the result that it replaces, or 1 where there was none.
+_PUT = """
+if redis.call('HSETNX', KEYS[1], 'k:' .. ARGV[1], '') == 0 then return 0 end
+local old = redis.call('HMGET', KEYS[1], 'json', 'entities')
+redis.call('HSET', KEYS[1], 'json', ARGV[2], 'entities', ARGV[3])
+if not old[1] then redis.call('HINCRBY', KEYS[2], 'documents', 1) end
+redis.call('HINCRBY', KEYS[2], 'entities', ARGV[3] - (old[2] or 0))
+if tonumber(ARGV[4]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
+return old[1] or 1
+"""
+
+_RETRYABLE = (
+    RedisConnectionError,
+    RedisTimeoutError,
+    BusyLoadingError,
+    ClusterDownError,
+    MasterDownError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    SlotNotCoveredError,
+    TryAgainError,
+    OSError,
+)
+
+
+# Only where the key was written: a field alone would look like a result.
+_MARK = """
+if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+"""
+
+
+class StoreError(Exception):
+    """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
+
+    ``retryable``: whether the same call can succeed later with nothing changed here.
+    """
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Mention(Message):
+    """An entity and the document that has it."""
+
+    document_id: str = Field(description="Identifier of the document.")
+    entity: Entity = Field(description="The mention, as it stands in the document's result.")
+
+
+class ResultStore:
+    """The store of one deployment. Thread-safe; every method may block on the network and raise :class:`StoreError`."""
+
+    def __init__(self, client: Any, *, result_ttl: int = 0, segment_ttl: int = 0) -> None:
+        """``client`` is a redis-py client that returns bytes; times are seconds, 0 for good."""
+        self._client = client
+        self._result_ttl = result_ttl
+        self._segment_ttl = segment_ttl
+        self._write = client.register_script(_PUT)
+        self._mark = client.register_script(_MARK)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> ResultStore:
+        """The store that ``redis``, ``redis_cluster``, ``result_ttl`` and ``segment_ttl`` describe."""
+        factory = redis.RedisCluster if settings.redis_cluster else redis.Redis
+        with _translated():
+            try:
+                client = factory.from_url(
+                    settings.redis.get_secret_value(),
+                    socket_timeout=_SOCKET_TIMEOUT_S,
+                    socket_connect_timeout=_CONNECT_TIMEOUT_S,
+                )
+            except ValueError:  # its message may quote the URL, which holds the password
+                raise StoreError(
+                    "redis: not a URL; BIOBRACKET_REDIS is like redis://:password@host:6379/0", retryable=False
+                ) from None
+            return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
+
+    def put(self, extraction: Extraction) -> bool:
+        """Writes a result and indexes its mentions; true when ``extraction.key`` was new.
+
+        A key that was written before changes nothing, also where a newer result has replaced it since. When this
+        returns, or the result can be read, its mentions are indexed.
+        """
+        document = _document_key(extraction.document_id)
+        key = _digest(extraction.key)
+        new = _mentioned(extraction)
+        with _translated():
+            if self._client.hexists(document, f"k:{key}"):
+                return False
+            self._index(extraction.document_id, new)
+            old = self._write(
+                keys=[document, _counter_key(document)],
+                args=[key, extraction.model_dump_json(), len(extraction.entities), self._result_ttl],
+            )
+            if isinstance(old, bytes):
+                replaced = _parse(old)
+                if replaced is not None:
+                    self._unindex(extraction.document_id, _mentioned(replaced) - new)
+        return bool(old != 0)
+
+    def mark_published(self, extraction: Extraction, mark: str) -> None:
+        """Notes what published a result that was put: a record's coordinates. Replaces an earlier mark."""
+        with _translated():
+            self._mark(keys=[_document_key(extraction.document_id)], args=[f"k:{_digest(extraction.key)}", mark])
+
+    def published(self, extraction: Extraction) -> str | None:
+        """The mark of a result; none where it was not published, or not put."""
+        with _translated():
+            mark = self._client.hget(_document_key(extraction.document_id), f"k:{_digest(extraction.key)}")
+        return mark.decode() if mark else None
+
+    def get(self, document_id: str) -> Extraction | None:
+        """The newest result of a document. StoreError where another version of biobracket wrote it."""
+        with _translated():
+            raw = self._client.hget(_document_key(document_id), "json")
+        if raw is None:
+            return None
+        extraction = _parse(raw)
+        if extraction is None:
+            raise StoreError(
+                "redis: the stored result is not of this version of biobracket; process the document again, "
+                "or set BIOBRACKET_REDIS to a database of this version",
+                retryable=False,
+            )
+        return extraction
+
+    def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
+        """At most ``limit`` mentions of a text, of the documents written last first.
+
+        Texts are equal that differ in case or in white space around them. ``type`` is a canonical key, or none for
+        every type.
+        """
+        wanted = _normal(text)
+        index = _index_key(wanted, type)
+        found: list[Mention] = []
+        stale: list[bytes] = []
+        settled = _now_ms() - _SETTLED_MS
+        start = 0
+        with _translated():
+            while len(found) < limit:
+                page = self._client.zrange(index, start, start + _PAGE - 1, desc=True, withscores=True)
+                if not page:
+                    break
+                start += _PAGE
+                with self._client.pipeline(transaction=False) as pipe:
+                    for member, _ in page:
+                        pipe.hget(_document_key(member.decode()), "json")
+                    results = pipe.execute()
+                for (member, written), raw in zip(page, results, strict=True):
+                    extraction = None if raw is None else _parse(raw)
+                    here = [
+                        Mention(document_id=member.decode(), entity=entity)
+                        for entity in (extraction.entities if extraction else ())
+                        if _normal(entity.text) == wanted and type in (None, entity.type)
+                    ]
+                    found += here
+                    if not here and written < settled:
+                        stale.append(member)
+            if stale:
+                self._client.zrem(index, *stale)
+        return found[:limit]
+
+    def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
+        """The cached bytes of each key, none where there are none; in the order of ``keys``."""
+        if not keys:
+            return []
+        with _translated(), self._client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.get(_segment_key(key))
+            return list(pipe.execute())
+
+    def put_segments(self, segments: Mapping[str, bytes]) -> None:
+        """Caches the bytes of each key for ``segment_ttl`` seconds."""
+        if not segments:
+            return
+        with _translated(), self._client.pipeline(transaction=False) as pipe:
+            for key, value in segments.items():
+                pipe.set(_segment_key(key), value, ex=self._segment_ttl or None)
+            pipe.execute()
+
+    def counts(self) -> dict[str, int]:
+        """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones are still counted."""
+        with _translated(), self._client.pipeline(transaction=False) as pipe:
+            for bucket in _BUCKETS:
+                pipe.hmget(f"bb:{{{bucket}}}:n", "documents", "entities")
+            counters = pipe.execute()
+        return {
+            "documents": sum(int(documents or 0) for documents, _ in counters),
+            "entities": sum(int(entities or 0) for _, entities in counters),
+        }
+
+    def ping(self) -> None:
+        """StoreError where the store cannot be reached."""
+        with _translated():
+            self._client.ping()
+
+    def close(self) -> None:
+        """Lets go of the connections."""
+        with _translated():
+            self._client.close()
+
+    def _index(self, document_id: str, indexes: set[str]) -> None:
+        now = _now_ms()
+        with self._client.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                pipe.zadd(index, {document_id: now})
+                if self._result_ttl:
+                    pipe.zremrangebyscore(index, "-inf", now - self._result_ttl * 1000)
+                    pipe.expire(index, self._result_ttl + _SETTLED_MS // 1000)
+            pipe.execute()
+
+    def _unindex(self, document_id: str, indexes: set[str]) -> None:
+        with self._client.pipeline(transaction=False) as pipe:
+            for index in indexes:
+                pipe.zrem(index, document_id)
+            pipe.execute()
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turns what redis-py raises into StoreError. `from None`: its messages can carry commands and the password."""
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as raised:
+        # Where no node of a cluster can be used, what went wrong with the last one is the cause.
+        error = raised.__cause__ if isinstance(raised, RedisClusterException) and raised.__cause__ else raised
+        # A pipeline adds the command to the message and keeps the class; a script keeps only the prefix.
+        full = isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
+        if full:
+            raise StoreError(
+                "redis: out of memory; raise its maxmemory, set BIOBRACKET_RESULT_TTL, or add nodes", retryable=True
+            ) from None
+        raise StoreError(
+            f"redis: {type(error).__name__}; see that BIOBRACKET_REDIS names a running server and its password, and "
+            "BIOBRACKET_REDIS_CLUSTER whether it is a cluster, or start the embedded one with `biobracket up`",
+            retryable=isinstance(error, _RETRYABLE)
+            and not isinstance(error, (AuthenticationError, AuthorizationError)),
+        ) from None
+
+
+def _parse(raw: bytes) -> Extraction | None:
+    try:
+        return Extraction.model_validate_json(raw)
+    except ValidationError:
+        return None
+
+
+def _mentioned(extraction: Extraction) -> set[str]:
+    """The index keys of an extraction."""
+    return {
+        index
+        for entity in extraction.entities
+        for index in (_index_key(_normal(entity.text), None), _index_key(_normal(entity.text), entity.type))
+    }
+
+
+def _normal(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _document_key(document_id: str) -> str:
+    digest = _digest(document_id)
+    return f"bb:{{{digest[:2]}}}:d:{digest}"
+
+
+def _counter_key(document_key: str) -> str:
+    return document_key.partition("}")[0] + "}:n"
+
+
+def _index_key(normal: str, type: str | None) -> str:
+    return f"bb:m:{{{_digest(normal)}}}" + (f":{type}" if type else "")
+
+
+def _segment_key(key: str) -> str:
+    return f"bb:s:{{{_digest(key)}}}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

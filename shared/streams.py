@@ -1,0 +1,473 @@
+"""Kafka: one consumer of a group, a producer, the topics, and what a dead letter carries.
+
+Targets are Apache Kafka and the embedded broker (Tansu). Three habits serve both. Offsets are committed by hand only.
+Lag comes from the high-water marks that fetches report, since Tansu answers ListOffsets with wrong end offsets; for
+the same reason a group without offsets starts at the earliest record. Nothing rests on transactions or static
+membership, which Tansu lacks: delivery is at least once and results are idempotent.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # type: ignore[import-untyped]
+from kafka.errors import (  # type: ignore[import-untyped]
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    RebalanceInProgressError,
+    RecordListTooLargeError,
+    RetriableError,
+    TopicAlreadyExistsError,
+    UnknownMemberIdError,
+)
+from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
+
+from shared.settings import Settings
+
+Partition = tuple[str, int]
+Headers = tuple[tuple[str, bytes], ...]
+Callback = Callable[[set[Partition]], None]
+
+# kafka-python writes keys and values at DEBUG, which are clinical text.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
+
+# Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
+_SESSION_MS = 6_000
+_HEARTBEAT_MS = 1_000
+# Latency of an idle stream follows this wait; 50 ms costs twenty empty fetches a second.
+_FETCH_WAIT_MS = 50
+_LAG_S = 2.0
+_CONNECT_MS = 10_000
+_COMMIT_MS = 10_000
+# What a record gains over its value: key, headers of a dead letter and framing.
+_OVERHEAD_BYTES = 64 * 1024
+_FETCH_BYTES = 50 * 2**20
+_LINGER_MS = 5
+_SECURITY = ("security_protocol", "sasl_", "ssl_", "proxy_url", "client_id", "client_rack")
+_REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
+
+DeadLetterReason = Literal[
+    # The value is not JSON, or not UTF-8.
+    "not_json",
+    # The value is empty or null.
+    "empty",
+    # A field is missing, of the wrong type or out of its bounds; the header biobracket.field names it.
+    "invalid",
+    # A type that the inventory does not have.
+    "unknown_type",
+    # A text above the limit of ingest.
+    "too_large",
+    # Retries are exhausted.
+    "exhausted",
+    # A result broke the offset invariant: a bug.
+    "refused",
+]
+_HEADER = "biobracket."
+_CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+class StreamError(Exception):
+    """Kafka refused or could not be reached. The message names the setting and the remedy, never an option's value.
+
+    ``retryable``: whether the same call can succeed later with nothing changed here.
+    """
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Headers = ()
+
+
+class Source:
+    """One consumer in a group. Thread-safe; calls that reach the broker wait for a :meth:`poll` in progress.
+
+    ``on_assigned`` and ``on_revoked`` get the partitions that come and go. They run on the client's own thread, which
+    also sends heartbeats: they must return within a second. Of this object they may call only :meth:`commit`,
+    :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked`` commits reaches the
+    broker before the partitions go to another member; after a lost session it cannot, and is dropped. A rebalance
+    revokes every partition first, also those that come back: reading starts again at the committed offsets, unpaused.
+
+    Errors: :class:`StreamError`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        topics: Sequence[str],
+        *,
+        on_assigned: Callback | None = None,
+        on_revoked: Callback | None = None,
+    ) -> None:
+        self._settings = settings
+        self._lock = threading.RLock()
+        self._listener = _Listener(self, on_assigned, on_revoked)
+        self._committed: dict[Partition, int] = {}
+        with _translated(settings):
+            self._consumer: Any = KafkaConsumer(
+                **_options(settings),
+                group_id=group,
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                allow_auto_create_topics=False,
+                session_timeout_ms=_SESSION_MS,
+                heartbeat_interval_ms=_HEARTBEAT_MS,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
+                max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
+            )
+            self._consumer.subscribe(list(topics), listener=self._listener)
+
+    def poll(self, timeout_s: float, max_records: int) -> list[Record]:
+        """At most ``max_records`` next records, in order within a partition; empty after ``timeout_s`` without any.
+
+        Must be called again within five minutes, else the group gives the partitions to another member.
+        """
+        with self._lock, _translated(self._settings):
+            batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+        records = []
+        for (topic, partition), batch in batches.items():
+            self._committed.setdefault((topic, partition), batch[0].offset)
+            records += [
+                Record(
+                    topic,
+                    partition,
+                    r.offset,
+                    r.key,
+                    r.value,
+                    r.timestamp,
+                    tuple((name, value or b"") for name, value in r.headers or ()),
+                )
+                for r in batch
+            ]
+        return records
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        """Reads no more of these partitions until :meth:`resume`. Partitions that went away are passed over."""
+        self._consumer.pause(*self._assigned(partitions))
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        """Reads these partitions again. Partitions that went away are passed over."""
+        self._consumer.resume(*self._assigned(partitions))
+
+    def paused(self) -> set[Partition]:
+        """The paused partitions."""
+        return {(p.topic, p.partition) for p in self._consumer.paused()}
+
+    def assignment(self) -> set[Partition]:
+        """The partitions this consumer reads; empty until the group has settled, which takes :meth:`poll`."""
+        return {(p.topic, p.partition) for p in self._consumer.assignment() or ()}
+
+    def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Commits the next offset to read of each partition, and returns when the broker has it.
+
+        Partitions that went away are passed over: who has them now reads their records again. A retryable StreamError
+        while the group rebalances.
+        """
+        if self._listener.running():
+            self._listener.pending.update(offsets)
+            return
+        with self._lock, _translated(self._settings):
+            assigned = self.assignment()
+            mine = {partition: offset for partition, offset in offsets.items() if partition in assigned}
+            if mine:
+                self._consumer.commit(_positions(mine), timeout_ms=_COMMIT_MS)
+                self._committed.update(mine)
+
+    def lag(self, *, committed: bool = False) -> int:
+        """Records of the assignment that are not yet read, or with ``committed`` not yet committed.
+
+        From the newest fetch of each partition: 0 before the first one, and old while a partition is paused.
+        """
+        total = 0
+        with self._lock, _translated(self._settings):
+            for partition in self._consumer.assignment() or ():
+                try:
+                    end = self._consumer.highwater(partition)
+                    position = None if end is None else self._consumer.position(partition, timeout_ms=0)
+                except (KafkaError, KeyError):  # revoked meanwhile
+                    continue
+                if end is None or position is None:
+                    continue
+                if committed:
+                    position = self._committed.get((partition.topic, partition.partition), position)
+                total += max(0, end - position)
+        return total
+
+    def close(self) -> None:
+        """Leaves the group, so that others take over at once; ``on_revoked`` is called and may commit."""
+        with self._lock, _translated(self._settings):
+            self._consumer.close(autocommit=False, timeout_ms=_COMMIT_MS)
+
+    def _assigned(self, partitions: Iterable[Partition]) -> list[Any]:
+        assigned = self._consumer.assignment() or set()
+        return [p for p in (TopicPartition(*partition) for partition in partitions) if p in assigned]
+
+    def _forget(self, partitions: set[Partition]) -> None:
+        for partition in partitions:
+            self._committed.pop(partition, None)
+
+    async def _commit_soon(self, offsets: Mapping[Partition, int]) -> None:
+        try:
+            await self._consumer.commit_async(_positions(offsets))
+        except KafkaError:
+            # Not committed means read again, which results bear: they are idempotent.
+            return
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Rebalance callbacks. They run on the client's loop, where a blocking commit is impossible: it is awaited here."""
+
+    def __init__(self, source: Source, on_assigned: Callback | None, on_revoked: Callback | None) -> None:
+        self._source = source
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._thread: int | None = None
+        self.pending: dict[Partition, int] = {}
+
+    def running(self) -> bool:
+        """Whether the caller is inside a callback."""
+        return self._thread == threading.get_ident()
+
+    async def on_partitions_assigned(self, assigned: Collection[Any]) -> None:
+        self._call(self._on_assigned, assigned)
+        await self._flush()
+
+    async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
+        self._call(self._on_revoked, revoked)
+        await self._flush()
+        self._source._forget({(p.topic, p.partition) for p in revoked})  # noqa: SLF001 - two halves of one thing
+
+    async def on_partitions_lost(self, lost: Collection[Any]) -> None:
+        self._call(self._on_revoked, lost)
+        self.pending.clear()
+        self._source._forget({(p.topic, p.partition) for p in lost})  # noqa: SLF001
+
+    def _call(self, callback: Callback | None, partitions: Collection[Any]) -> None:
+        if callback is None or not partitions:
+            return
+        self._thread = threading.get_ident()
+        try:
+            callback({(p.topic, p.partition) for p in partitions})
+        finally:
+            self._thread = None
+
+    async def _flush(self) -> None:
+        if self.pending:
+            offsets, self.pending = self.pending, {}
+            await self._source._commit_soon(offsets)  # noqa: SLF001
+
+
+class Sink:
+    """A producer: acknowledged by all in-sync replicas, retried without duplicates or reordering. Thread-safe.
+
+    Records of one key go to one partition, in the order they were sent (the same murmur2 hash as Java clients).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        with _translated(settings):
+            self._producer: Any = KafkaProducer(
+                **_options(settings),
+                acks="all",
+                enable_idempotence=True,
+                allow_auto_create_topics=False,
+                max_request_size=settings.max_message_bytes + _OVERHEAD_BYTES,
+                max_block_ms=_CONNECT_MS,
+                linger_ms=_LINGER_MS,
+            )
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Future[None]:
+        """Hands a record over. The future resolves when the broker acknowledged it, or fails with StreamError.
+
+        A record with neither key nor value, which Kafka knows but the client refuses, is sent with an empty value.
+        Waits up to ten seconds where the topic's metadata is not at hand.
+        """
+        future: Future[None] = Future()
+        try:
+            sent = self._producer.send(
+                topic, key=key, value=b"" if key is None and value is None else value, headers=list(headers)
+            )
+        except (KafkaError, OSError, RuntimeError) as error:
+            future.set_exception(_stream_error(error, self._settings))
+            return future
+        sent.add_callback(lambda _: future.set_result(None))
+        sent.add_errback(lambda error: future.set_exception(_stream_error(error, self._settings)))
+        return future
+
+    def flush(self, timeout_s: float = 30.0) -> None:
+        """Waits until every record sent before is acknowledged or failed. StreamError after ``timeout_s``."""
+        with _translated(self._settings):
+            self._producer.flush(timeout=timeout_s)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Sends what is waiting, for at most ``timeout_s``, and lets go of the broker."""
+        with _translated(self._settings):
+            self._producer.close(timeout=timeout_s)
+
+
+class Lag:
+    """How far a group is behind on a topic, seen from outside the group, whoever its members are. Not thread-safe.
+
+    Fetches what is new, since a fetch is what tells where a partition ends. StreamError.
+    """
+
+    def __init__(self, settings: Settings, group: str, topic: str) -> None:
+        self._settings = settings
+        self._group = group
+        with _translated(settings):
+            self._admin: Any = KafkaAdminClient(**_options(settings))
+            self._consumer: Any = KafkaConsumer(
+                **_options(settings), enable_auto_commit=False, fetch_max_wait_ms=_FETCH_WAIT_MS
+            )
+            self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
+            self._consumer.assign(self._partitions)
+
+    def read(self) -> int:
+        """Records that the group has not committed yet; a partition it never committed counts from its start."""
+        with _translated(self._settings):
+            committed = self._admin.list_group_offsets(self._group).get(self._group, {})
+            starts = {p: committed[p].offset if p in committed else 0 for p in self._partitions}
+            for partition, start in starts.items():
+                self._consumer.seek(partition, max(start, self._consumer.highwater(partition) or 0))
+            ends: dict[Any, int | None] = {}
+            deadline = time.monotonic() + _LAG_S
+            while time.monotonic() < deadline:
+                fetched = self._consumer.poll(timeout_ms=2 * _FETCH_WAIT_MS)
+                ends = {p: self._consumer.highwater(p) for p in self._partitions}
+                if not fetched and None not in ends.values():
+                    break
+            return sum(max(0, (end or 0) - starts[p]) for p, end in ends.items())
+
+    def close(self) -> None:
+        """Lets go of the broker."""
+        with _translated(self._settings):
+            self._consumer.close(autocommit=False)
+            self._admin.close()
+
+
+def ensure_topics(settings: Settings) -> None:
+    """Creates the three topics where they are absent; leaves existing ones as they are. StreamError on failure."""
+    wanted = (settings.topic_documents, settings.topic_entities, settings.topic_dead_letters)
+    with _translated(settings):
+        admin = KafkaAdminClient(**_options(settings))
+        try:
+            for topic in sorted(set(wanted) - set(admin.list_topics())):
+                _create(admin, topic, settings)
+            admin.wait_for_topics(list(wanted), timeout_ms=_CONNECT_MS)
+        finally:
+            admin.close()
+
+
+def _create(admin: Any, topic: str, settings: Settings) -> None:
+    options = {
+        "num_partitions": settings.partitions,
+        "replication_factor": settings.replication,
+        "configs": {"max.message.bytes": str(settings.max_message_bytes + _OVERHEAD_BYTES)},
+    }
+    try:
+        admin.create_topics({topic: options}, timeout_ms=_CONNECT_MS)
+    except TopicAlreadyExistsError:  # another process was faster
+        return
+
+
+def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
+    """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
+
+    The dead letter's key and value are the record's own bytes, so sending them to ``biobracket.topic`` with the
+    remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like a
+    field name is left out: names can come from the document, and headers end up in logs of other tools.
+    """
+    if reason not in get_args(DeadLetterReason):
+        raise ValueError(f"reason: not one of {', '.join(get_args(DeadLetterReason))}")
+    kept = tuple((name, value) for name, value in record.headers if not name.startswith(_HEADER))
+    added = {
+        "reason": reason,
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
+        "timestamp-ms": str(record.timestamp_ms),
+        "at-ms": str(time.time_ns() // 1_000_000),
+    }
+    if field is not None and _CODE.fullmatch(field):
+        added["field"] = field
+    return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())
+
+
+def _positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:
+    return {TopicPartition(*partition): OffsetAndMetadata(offset, "", -1) for partition, offset in offsets.items()}
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """Client options of consumer, producer and admin client alike."""
+    known = {name for name in KafkaAdminClient.DEFAULT_CONFIG if name.startswith(_SECURITY)}
+    unknown = sorted(set(settings.kafka_security) - known)
+    if unknown:
+        raise StreamError(
+            f"kafka_security: no such option: {', '.join(unknown)}; BIOBRACKET_KAFKA_SECURITY takes "
+            f"{', '.join(sorted(known))}",
+            retryable=False,
+        )
+    words = {"true": True, "false": False}
+    security = {name: words.get(value.lower(), value) for name, value in settings.kafka_security.items()}
+    return {
+        "bootstrap_servers": [server.strip() for server in settings.kafka.split(",")],
+        "bootstrap_timeout_ms": _CONNECT_MS,
+        **security,
+    }
+
+
+class _translated:
+    """Turns what kafka-python raises into StreamError."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (KafkaError, OSError)):
+            # `from None`: kafka-python's messages can carry records.
+            raise _stream_error(error, self._settings) from None
+
+
+def _stream_error(error: BaseException, settings: Settings) -> StreamError:
+    if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
+        return StreamError(
+            "max_message_bytes: a record is larger than the client or the broker takes; raise "
+            "BIOBRACKET_MAX_MESSAGE_BYTES and the topic's max.message.bytes, or send smaller documents",
+            retryable=False,
+        )
+    if isinstance(error, _REBALANCING):
+        return StreamError("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+    return StreamError(
+        f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "
+        "and BIOBRACKET_KAFKA_SECURITY what it asks for, or start the embedded one with `biobracket up`",
+        retryable=isinstance(error, (RetriableError, OSError)),
+    )

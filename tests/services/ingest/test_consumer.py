@@ -1,0 +1,440 @@
+"""The consumer on a real broker and a real store, with an extractor made of one regular expression.
+
+Run as a program, this file is a consumer that can be killed; its settings come from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from services.embedded import Valkey
+from services.ingest.config import IngestConfig
+from services.ingest.consumer import Consumer, Process
+from shared.errors import DocumentError, Overloaded
+from shared.language import detect
+from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
+from shared.settings import Settings
+from shared.store import ResultStore
+from shared.streams import Record, Sink, Source, ensure_topics
+
+PATIENCE_S = 120.0
+
+
+class Outage(Exception):
+    """What a dead actor looks like here."""
+
+
+async def extract(document: Document) -> Extraction:
+    text = document.text
+    return Extraction(
+        document_id=document.id,
+        text_sha256=document.sha256,
+        lang=document.lang or detect(text),
+        types=("dna",),
+        entities=tuple(
+            Entity(
+                id=entity_id("dna", *match.span()),
+                start=match.start(),
+                end=match.end(),
+                text=match[0],
+                type="dna",
+                confidence=1.0,
+                generator_confidence=1.0,
+            )
+            for match in re.finditer(r"CD\d+", text)
+        ),
+        model_revision="r1",
+    )
+
+
+def make(settings: Settings, process: Process, **config: object) -> Consumer:
+    defaults: dict[str, object] = {
+        "group": settings.topic_documents,
+        "commit_s": 0.1,
+        "backoff_s": 0.02,
+        "backoff_max_s": 0.2,
+    }
+    chosen = IngestConfig.model_validate(defaults | config)
+    return Consumer(
+        open_source=lambda revoked: Source(settings, chosen.group, [settings.topic_documents], on_revoked=revoked),
+        open_sink=partial(Sink, settings),
+        store=ResultStore.from_settings(settings),
+        process=process,
+        settings=settings,
+        config=chosen,
+        transient=(Outage,),
+    )
+
+
+@asynccontextmanager
+async def running(consumer: Consumer) -> AsyncIterator[Consumer]:
+    task = asyncio.create_task(consumer.run())
+    try:
+        yield consumer
+    finally:
+        consumer.stop()
+        await task
+        consumer._store.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def handled(consumer: Consumer, count: int) -> Callable[[], bool]:
+    """Whether so many records are done and none waits."""
+
+    def condition() -> bool:
+        status = consumer.status()
+        return status.processed + status.dead_lettered >= count and status.lag == 0
+
+    return condition
+
+
+def document(n: int) -> bytes:
+    text = f"第{n}例患者 CD{n} 阳性。" if n % 2 else f"Case {n}: CD{n} binds CD28 😀."
+    return json.dumps({"id": f"d-{n}", "text": text}, ensure_ascii=False).encode()
+
+
+def produce(settings: Settings, values: list[bytes]) -> None:
+    ensure_topics(settings)
+    sink = Sink(settings)
+    for future in [sink.send(settings.topic_documents, b"%d" % n, value) for n, value in enumerate(values)]:
+        future.result(PATIENCE_S)
+    sink.close()
+
+
+def read(settings: Settings, topic: str, count: int) -> list[Record]:
+    """All records of a topic, at least so many."""
+    source = Source(settings, uuid.uuid4().hex, [topic])
+    records: list[Record] = []
+    deadline = time.monotonic() + PATIENCE_S
+    while len(records) < count and time.monotonic() < deadline:
+        records += source.poll(0.5, 1000)
+    more = source.poll(2.0, 1000)
+    source.close()
+    return records + more
+
+
+def check_results(settings: Settings, numbers: range) -> list[Record]:
+    """Every document is in the store, and under its one key on the entities topic; the records of the topic."""
+    store = ResultStore.from_settings(settings)
+    keys: dict[str, set[bytes]] = {}
+    records = read(settings, settings.topic_entities, len(numbers))
+    for record in records:
+        extraction = Extraction.model_validate_json(record.value or b"")
+        assert record.key == extraction.document_id.encode()
+        assert dict(record.headers)["key"] == extraction.key.encode()
+        assert store.get(extraction.document_id) == extraction
+        keys.setdefault(extraction.document_id, set()).add(dict(record.headers)["key"])
+    assert keys.keys() == {f"d-{n}" for n in numbers}
+    assert all(len(each) == 1 for each in keys.values())
+    assert store.counts()["documents"] == len(numbers)
+    for n in numbers:
+        stored = store.get(f"d-{n}")
+        assert stored is not None
+        assert f"CD{n}" in {entity.text for entity in stored.entities}
+        text = json.loads(document(n))["text"]
+        assert all(check_offsets(text, entity) for entity in stored.entities)
+    store.close()
+    return records
+
+
+async def consume(consumer: Consumer, count: int) -> None:
+    async with running(consumer):
+        await until(handled(consumer, count))
+
+
+def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) -> None:
+    poison = {
+        b"not json": "not_json",
+        b"\xff\xfe": "not_json",
+        b"[]": "invalid",
+        b"": "empty",
+        b'{"text": "no id"}': "invalid",
+        b'{"id": "d"}': "invalid",
+        b'{"id": "d", "text": 5}': "invalid",
+        b'{"id": "d", "text": "\\ud800"}': "invalid",
+        b'{"id": "d", "text": "t", "lang": "fr"}': "invalid",
+        b'{"id": "d", "text": "t", "types": ["no"]}': "unknown_type",
+        b'{"id": "d", "text": "t", "extra": 1}': "invalid",
+        b'{"id": "' + b"x" * 10_000_000 + b'", "text": "t"}': "invalid",
+    }
+    values = [document(n) for n in range(40)]
+    for place, value in enumerate(poison):
+        values.insert(3 * place, value)
+    produce(settings, values)
+    consumer = make(settings, extract)
+    asyncio.run(consume(consumer, len(values)))
+    status = consumer.status()
+    assert (status.processed, status.dead_lettered, status.lag) == (40, len(poison), 0)
+    assert (status.in_flight, status.in_flight_bytes, status.paused) == (0, 0, False)
+    assert len(check_results(settings, range(40))) == 40
+    letters = read(settings, settings.topic_dead_letters, len(poison))
+    assert {letter.value: dict(letter.headers)["biobracket.reason"].decode() for letter in letters} == poison
+    assert all(dict(letter.headers)["biobracket.topic"].decode() == settings.topic_documents for letter in letters)
+    fields = {letter.value: dict(letter.headers).get("biobracket.field") for letter in letters}
+    assert fields[b'{"id": "d", "text": "t", "extra": 1}'] == b"extra"
+    assert fields[b'{"id": "d"}'] == b"text"
+
+
+def test_ten_megabytes_of_text_pass(settings: Settings) -> None:
+    text = "CD28 " + "x" * 10_000_000
+    produce(settings, [json.dumps({"id": "big", "text": text}).encode(), document(1)])
+    asyncio.run(consume(make(settings, extract), 2))
+    assert {record.key for record in read(settings, settings.topic_entities, 2)} == {b"big", b"d-1"}
+
+
+def test_an_outage_delays_and_loses_nothing(settings: Settings) -> None:
+    produce(settings, [document(n) for n in range(20)])
+    failures = dict.fromkeys((f"d-{n}" for n in range(20)), 8)
+
+    async def process(document: Document) -> Extraction:
+        if failures[document.id] > 0:
+            failures[document.id] -= 1
+            # A request that a stopping replica cancels looks like the first.
+            raise {3: asyncio.CancelledError, 4: Overloaded}.get(failures[document.id], Outage)
+        return await extract(document)
+
+    consumer = make(settings, process, attempts=2)
+    asyncio.run(consume(consumer, 20))
+    assert (consumer.status().dead_lettered, consumer.status().retries) == (0, 160)
+    assert len(check_results(settings, range(20))) == 20
+
+
+def test_a_document_that_always_fails_is_set_aside(
+    settings: Settings, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    values = [document(n) for n in range(6)]
+    produce(settings, [*values[:2], b'{"id": "bad", "text": "secret"}', b'{"id": "no", "text": "secret"}', *values[2:]])
+    tried: list[str] = []
+
+    async def process(document: Document) -> Extraction:
+        tried.append(document.id)
+        if document.id == "bad":
+            raise ValueError(document.text)
+        if document.id == "no":
+            raise DocumentError("text", "is too long", "split it", reason="too_large")
+        return await extract(document)
+
+    asyncio.run(consume(make(settings, process, attempts=3), 8))
+    assert (tried.count("bad"), tried.count("no")) == (3, 1)
+    letters = read(settings, settings.topic_dead_letters, 2)
+    told = {letter.value: dict(letter.headers)["biobracket.reason"] for letter in letters}
+    assert told == {b'{"id": "bad", "text": "secret"}': b"exhausted", b'{"id": "no", "text": "secret"}': b"too_large"}
+    assert len(check_results(settings, range(6))) == 6
+    captured = capfd.readouterr()
+    assert "secret" not in caplog.text + captured.out + captured.err
+
+
+def test_the_window_bounds_documents_and_bytes(settings: Settings) -> None:
+    values = [document(n) for n in range(30)]
+    produce(settings, values)
+    largest = max(map(len, values)) + 2  # of a record: its key too
+    seen: list[tuple[int, int]] = []
+    paused: list[bool] = []
+
+    async def process(document: Document) -> Extraction:
+        status = consumer.status()
+        seen.append((status.in_flight, status.in_flight_bytes))
+        await asyncio.sleep(0.05)
+        paused.append(consumer.status().paused)
+        return await extract(document)
+
+    consumer = make(settings, process, max_documents=4)
+    asyncio.run(consume(consumer, 30))
+    assert max(count for count, _ in seen) == 4
+    assert any(paused)
+    check_results(settings, range(30))
+
+    seen.clear()
+    consumer = make(settings, process, group=uuid.uuid4().hex, max_bytes=3 * largest)
+    asyncio.run(consume(consumer, 30))
+    assert 1 < max(count for count, _ in seen) <= 4
+    assert max(size for _, size in seen) <= 3 * largest
+
+    seen.clear()
+    consumer = make(settings, process, group=uuid.uuid4().hex, max_bytes=1)
+    asyncio.run(consume(consumer, 30))
+    assert {count for count, _ in seen} == {1}
+
+
+def test_offsets_wait_for_the_first_that_is_not_done(settings: Settings) -> None:
+    settings = settings.model_copy(update={"partitions": 1})
+    produce(settings, [document(n) for n in range(8)])
+    place = f"{settings.topic_documents}-0"
+
+    async def scenario() -> None:
+        gate = asyncio.Event()
+
+        async def process(document: Document) -> Extraction:
+            if document.id == "d-3":
+                await gate.wait()
+            return await extract(document)
+
+        async with running(make(settings, process)) as consumer:
+            await until(lambda: consumer.status().processed == 7 and consumer.status().committed == {place: 3})
+            await asyncio.sleep(0.5)
+            assert consumer.status().committed == {place: 3}
+            assert consumer.status().lag == 5
+            gate.set()
+            await until(lambda: consumer.status().committed == {place: 8} and consumer.status().lag == 0)
+
+    asyncio.run(scenario())
+    check_results(settings, range(8))
+
+
+def test_a_stop_abandons_what_does_not_finish(settings: Settings) -> None:
+    produce(settings, [document(n) for n in range(8)])
+
+    async def process(document: Document) -> Extraction:
+        if document.id == "d-3":
+            await asyncio.sleep(3600)
+        if document.id == "d-4":
+            raise Outage
+        return await extract(document)
+
+    async def scenario() -> None:
+        async with running(make(settings, process, drain_s=0.5)) as consumer:
+            await until(lambda: consumer.status().processed == 6)
+
+    asyncio.run(scenario())
+    asyncio.run(consume(make(settings, extract), 2))
+    check_results(settings, range(8))
+
+
+def test_a_record_is_published_once_and_a_document_sent_again_is_again(settings: Settings) -> None:
+    produce(settings, [document(n) for n in range(5)])
+    asyncio.run(consume(make(settings, extract), 5))
+    # The same records, as after a crash before the commit.
+    asyncio.run(consume(make(settings, extract, group=uuid.uuid4().hex), 5))
+    assert len(check_results(settings, range(5))) == 5
+    produce(settings, [document(2)])
+    asyncio.run(consume(make(settings, extract), 1))
+    assert len(check_results(settings, range(5))) == 6
+
+
+def test_a_store_that_is_down_delays_and_loses_nothing(settings: Settings, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = Valkey(tmp_path / "store", port)
+    server.start()
+    settings = settings.model_copy(update={"redis": SecretStr(server.url)})
+    produce(settings, [document(n) for n in range(20)])
+
+    async def process(document: Document) -> Extraction:
+        if document.id == "d-10" and consumer.status().retries == 0:
+            await asyncio.to_thread(server.stop)
+        return await extract(document)
+
+    consumer = make(settings, process)
+
+    async def scenario() -> None:
+        async with running(consumer):
+            await until(lambda: consumer.status().retries > 5)
+            assert consumer.status().dead_lettered == 0
+            server.start()  # in this thread, since the server dies with the one that starts it
+            await until(handled(consumer, 20))
+
+    try:
+        asyncio.run(scenario())
+        assert consumer.status().dead_lettered == 0
+        check_results(settings, range(20))
+    finally:
+        server.stop()
+
+
+def test_a_fault_of_the_program_ends_the_consumer_and_tells_nothing(settings: Settings) -> None:
+    produce(settings, [document(1)])
+
+    async def process(document: Document) -> Extraction:
+        raise DocumentError("text", "x", "y", reason="a reason that dead letters do not know")
+
+    consumer = make(settings, process)
+    with pytest.raises(RuntimeError, match="ValueError") as fault:
+        asyncio.run(consumer.run())
+    assert fault.value.__suppress_context__
+    consumer._store.close()
+    asyncio.run(consume(make(settings, extract), 1))
+    check_results(settings, range(1, 2))
+
+
+@pytest.mark.slow
+def test_two_consumers_share_and_lose_nothing(settings: Settings) -> None:
+    produce(settings, [document(n) for n in range(60)])
+
+    async def process(document: Document) -> Extraction:
+        await asyncio.sleep(0.2)
+        return await extract(document)
+
+    async def scenario() -> None:
+        async with running(make(settings, process, max_documents=4)) as first:
+            await until(lambda: first.status().processed >= 5)
+            async with running(make(settings, process, max_documents=4)) as second:
+                await until(lambda: second.status().processed >= 5)
+                await until(lambda: handled(first, 0)() and handled(second, 0)())
+                assert first.status().committed.keys() & second.status().committed.keys() == set()
+
+    asyncio.run(scenario())
+    check_results(settings, range(60))
+
+
+@pytest.mark.slow
+def test_a_killed_consumer_loses_nothing(settings: Settings, tmp_path: Path) -> None:
+    produce(settings, [document(n) for n in range(60)])
+    environment = os.environ | {
+        "BIOBRACKET_KAFKA": settings.kafka,
+        "BIOBRACKET_REDIS": settings.redis.get_secret_value(),
+        "BIOBRACKET_TOPIC_DOCUMENTS": settings.topic_documents,
+        "BIOBRACKET_TOPIC_ENTITIES": settings.topic_entities,
+        "BIOBRACKET_TOPIC_DEAD_LETTERS": settings.topic_dead_letters,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
+    }
+    store = ResultStore.from_settings(settings)
+    for least in (10, 25):
+        child = subprocess.Popen([sys.executable, __file__], env=environment, cwd=tmp_path)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while store.counts()["documents"] < least:
+                assert child.poll() is None
+                assert time.monotonic() < deadline, (least, store.counts())
+                time.sleep(0.05)
+        finally:
+            child.kill()
+            child.wait()
+    assert store.counts()["documents"] < 60
+    store.close()
+    consumer = make(settings, extract)
+    asyncio.run(consume(consumer, 1))
+    assert consumer.status().lag == 0
+    check_results(settings, range(60))
+
+
+async def _until_killed() -> None:
+    async def process(document: Document) -> Extraction:
+        await asyncio.sleep(0.3)
+        return await extract(document)
+
+    await make(Settings(), process, max_documents=5).run()
+
+
+if __name__ == "__main__":
+    asyncio.run(_until_killed())

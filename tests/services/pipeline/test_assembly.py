@@ -1,0 +1,366 @@
+"""The pipeline with a tagger, a parser and a selector made of regular expressions, and a cache in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.pipeline.assembly import Pipeline, merge
+from services.pipeline.config import PipelineConfig
+from shared import tagging
+from shared.entity_types import DEFAULTS
+from shared.errors import DocumentError
+from shared.messages import (
+    Candidate,
+    Document,
+    Entity,
+    Extraction,
+    Parsed,
+    Segment,
+    TaggedLine,
+    check_offsets,
+    entity_id,
+)
+from shared.store import StoreError
+
+MENTIONS = {
+    "protein": r"[A-Z]{2,}\d+( receptor)?",
+    "dna": r"[A-Z]{2,}\d+",
+    "disease": r"右肺腺癌|fever",
+    "body": "右肺",
+}
+
+
+def tag(segment: Segment, type_: str) -> TaggedLine:
+    pattern = MENTIONS.get(type_)
+    spans = [match.span() for match in re.finditer(pattern, segment.text)] if pattern else []
+    lines = tagging.encode(segment.text, spans)
+    return TaggedLine(segment=segment, type=type_, tagged=lines[0] if lines else "", presence=0.9 if lines else 0.1)
+
+
+async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
+    return Parsed(
+        candidates=tuple(
+            Candidate(
+                segment=line.segment,
+                type=line.type,
+                start=line.segment.start + start,
+                end=line.segment.start + end,
+                text=line.segment.text[start:end],
+                generator_confidence=line.presence,
+            )
+            for line in lines
+            for start, end in tagging.decode(line.tagged)[1]
+        ),
+        repairs={"none": 0},
+    )
+
+
+def entity(start: int, end: int, type_: str, text: str, confidence: float = 0.5) -> Entity:
+    return Entity(
+        id=entity_id(type_, start, end),
+        start=start,
+        end=end,
+        text=text[start:end],
+        type=type_,
+        confidence=confidence,
+        generator_confidence=confidence,
+    )
+
+
+async def select(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
+    return tuple(
+        Entity(
+            id=entity_id(c.type, c.start, c.end),
+            start=c.start,
+            end=c.end,
+            text=c.text,
+            type=c.type,
+            confidence=c.generator_confidence,
+            generator_confidence=c.generator_confidence,
+        )
+        for c in candidates
+    )
+
+
+class Memory:
+    """A cache; ``broken`` makes it fail."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        self.broken = False
+        self._lock = threading.Lock()
+
+    def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
+        self._check()
+        return [self.values.get(key) for key in keys]
+
+    def put_segments(self, values: Mapping[str, bytes]) -> None:
+        self._check()
+        with self._lock:
+            self.values.update(values)
+
+    def _check(self) -> None:
+        if self.broken:
+            raise StoreError("redis: gone", retryable=True)
+
+
+class Generator:
+    """Remembers what it was asked for, and how many requests were under way at once."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        self.requests: list[int] = []
+        self.running = self.most = 0
+
+    async def __call__(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        self.requests.append(len(segments))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        self.asked += [(segment.text, type_) for segment in segments for type_ in types]
+        # In another order than asked: the order is free.
+        return tuple(tag(segment, type_) for type_ in types for segment in reversed(segments))
+
+
+class Bench:
+    """A pipeline and what is around it."""
+
+    def __init__(self, revision: str = "r1", memory: Memory | None = None, **config: int) -> None:
+        self.memory = memory or Memory()
+        self.generator = Generator()
+        self.pipeline = Pipeline(
+            generate=self.generator,
+            parse=parse,
+            select=select,
+            cache=self.memory,
+            model_revision=revision,
+            config=PipelineConfig.model_validate(config),
+        )
+
+    def extract(self, text: str, **fields: object) -> Extraction:
+        document = Document.model_validate({"id": "d", "text": text, **fields})
+        return asyncio.run(self.pipeline.extract(document))
+
+
+TEXT = "Activation of the CD28 receptor.\r\n\r\nNo fever today. 😀 CD28 again [CD3]."
+
+
+def test_entities_lie_in_the_document_and_are_nested() -> None:
+    result = Bench().extract(TEXT)
+    assert all(check_offsets(TEXT, each) for each in result.entities)
+    assert [(each.text, each.type) for each in result.entities] == [
+        ("CD28 receptor", "protein"),
+        ("CD28", "dna"),
+        ("fever", "disease"),
+        ("CD28", "dna"),
+        ("CD28", "protein"),
+        ("CD3", "dna"),
+        ("CD3", "protein"),
+    ]
+    outer, inner = result.entities[:2]
+    assert (outer.parent_id, inner.parent_id) == (None, outer.id)
+    assert result.entities[3].parent_id is None  # the same span of another type is no parent
+    assert (result.document_id, result.lang, result.types) == ("d", "en", DEFAULTS["en"])
+    assert result.text_sha256 == Document(id="d", text=TEXT).sha256
+    assert result.counts.entities == result.counts.candidates == 7
+    assert result.counts.characters == len(TEXT)
+    assert result.counts.refused == 0
+    assert result.warnings == ()
+    assert result.timings.keys() == {"segmentation", "cache", "generation", "parsing", "selection", "merge", "total"}
+
+
+def test_chinese_is_detected_and_types_are_taken_as_asked() -> None:
+    result = Bench().extract("患者因右肺腺癌入院。", types=["disease", "body"])
+    assert (result.lang, result.types) == ("zh", ("disease", "body"))
+    assert [(each.text, each.parent_id) for each in result.entities] == [("右肺腺癌", None), ("右肺", "disease:3-7")]
+    assert Bench().extract("fever", lang="zh").lang == "zh"
+
+
+@pytest.mark.parametrize("text", ["", " \r\n\t　"])
+def test_a_text_of_nothing_has_no_entities(text: str) -> None:
+    bench = Bench()
+    result = bench.extract(text)
+    assert (result.entities, result.warnings, result.counts.segments) == ((), ("empty-text",), 0)
+    assert bench.generator.asked == []
+
+
+def test_nul_bytes_are_text() -> None:
+    text = "\x00CD28\x00 and CD3"
+    assert [each.text for each in Bench().extract(text, types=["dna"]).entities] == ["CD28", "CD3"]
+
+
+def test_what_repeats_is_generated_once() -> None:
+    bench = Bench(chunk_segments=2)
+    text = "\n\n".join(["CD28 binds.", "CD3 binds."] * 10)
+    result = bench.extract(text, types=["dna"])
+    assert result.counts.segments == 20
+    assert sorted(bench.generator.asked) == [("CD28 binds.", "dna"), ("CD3 binds.", "dna")]
+    assert [each.text for each in result.entities] == ["CD28", "CD3"] * 10
+    assert result.counts.cached_segments == 0
+
+
+def test_a_long_document_goes_in_chunks_side_by_side() -> None:
+    bench = Bench(chunk_segments=3, chunks_in_flight=2)
+    text = "\n\n".join(f"CD{n} binds." for n in range(20))
+    assert bench.extract(text, types=["dna"]).counts.entities == 20
+    assert sorted(bench.generator.requests) == [2, 3, 3, 3, 3, 3, 3]
+    assert bench.generator.most == 2
+
+
+def test_the_cache_spares_the_generator() -> None:
+    bench = Bench()
+    first = bench.extract(TEXT)
+    asked = len(bench.generator.asked)
+    moved = bench.extract("\n\n" + TEXT, id="other")
+    assert len(bench.generator.asked) == asked
+    assert moved.counts.cached_segments == moved.counts.segments == first.counts.segments
+    assert [each.text for each in moved.entities] == [each.text for each in first.entities]
+    assert all(check_offsets("\n\n" + TEXT, each) for each in moved.entities)
+    assert all(each.document_id == "other" for each in (moved,))
+
+
+def test_only_types_that_are_missing_are_generated() -> None:
+    bench = Bench()
+    bench.extract("CD28 binds.", types=["dna"])
+    bench.generator.asked.clear()
+    result = bench.extract("CD28 binds.", types=["protein", "dna"])
+    assert bench.generator.asked == [("CD28 binds.", "protein")]
+    assert [each.type for each in result.entities] == ["dna", "protein"]
+
+
+def test_the_cache_tells_models_and_languages_apart_and_knows_no_document() -> None:
+    bench = Bench()
+    bench.extract("CD28 binds.", types=["dna"], id="secret-id")
+    again = Bench("r2", bench.memory)
+    again.extract("CD28 binds.", types=["dna"])
+    again.extract("CD28 binds.", types=["dna"], lang="zh")
+    assert len(again.generator.asked) == 2
+    assert len(bench.memory.values) == 3
+    assert all(b"secret-id" not in value for value in bench.memory.values.values())
+
+
+def test_a_broken_cache_is_a_warning() -> None:
+    bench = Bench()
+    bench.memory.broken = True
+    result = bench.extract(TEXT)
+    assert result.warnings == ("cache-unavailable",)
+    assert result.counts.entities == 7
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"{}", b'{"tagged": 1, "presence": 2}', b'{"segment": null}'])
+def test_what_the_cache_garbles_is_made_again(value: bytes) -> None:
+    bench = Bench()
+    bench.extract("CD28 binds.", types=["dna"])
+    bench.memory.values = dict.fromkeys(bench.memory.values, value)
+    result = bench.extract("CD28 binds.", types=["dna"])
+    assert (result.warnings, result.counts.entities) == (("cache-unreadable",), 1)
+    assert bench.extract("CD28 binds.", types=["dna"]).warnings == ()
+
+
+def test_documents_at_fault_are_named() -> None:
+    with pytest.raises(DocumentError, match="types: holds no known entity type at position 1") as unknown:
+        Bench().extract("x", types=["dna", "secret"])
+    assert unknown.value.reason == "unknown_type"
+    assert "secret" not in str(unknown.value)
+    with pytest.raises(DocumentError, match="types: is empty"):
+        Bench().extract("x", types=[])
+    with pytest.raises(DocumentError, match="BIOBRACKET_PIPELINE_MAX_CHARACTERS") as long:
+        Bench(max_characters=3).extract("abcd")
+    assert long.value.reason == "too_large"
+    assert Bench(max_characters=3).extract("abc").counts.characters == 3
+
+
+def test_a_failure_keeps_its_class_and_ends_the_rest() -> None:
+    class Gone(Exception):
+        pass
+
+    class Failing(Generator):
+        async def __call__(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+            if any("CD0" in segment.text for segment in segments):
+                raise Gone
+            return await super().__call__(segments, types)
+
+    bench = Bench(chunk_segments=1)
+    failing = Failing()
+    bench.pipeline._generate = failing
+    with pytest.raises(Gone):
+        bench.extract("\n\n".join(f"CD{n} binds." for n in range(50)), types=["dna"])
+    assert len(failing.asked) < 49
+
+
+def test_a_line_that_did_not_come_back_is_an_error() -> None:
+    async def forgetful(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        return tuple(tag(segments[0], type_) for type_ in types)[1:]
+
+    bench = Bench()
+    bench.pipeline._generate = forgetful
+    with pytest.raises(RuntimeError, match="generation"):
+        bench.extract(TEXT)
+    assert bench.memory.values == {}
+
+
+def test_entities_that_break_the_invariant_are_refused() -> None:
+    async def shifted(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
+        return tuple(each.model_copy(update={"start": each.start + 1}) for each in await select(candidates))
+
+    bench = Bench()
+    bench.pipeline._select = shifted
+    result = bench.extract(TEXT)
+    assert (result.entities, result.counts.refused, result.warnings) == ((), 7, ("offsets-refused",))
+
+
+def test_merge_keeps_the_most_confident_of_a_span() -> None:
+    text = "abcdef"
+    kept, refused = merge(text, [entity(0, 3, "a", text, 0.2), entity(0, 3, "a", text, 0.8), entity(0, 3, "b", text)])
+    assert [(each.type, each.confidence) for each in kept] == [("a", 0.8), ("b", 0.5)]
+    assert refused == 0
+
+
+SPANS = st.lists(
+    st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from("ab"), st.floats(0, 1)).map(
+        lambda t: (min(t[:2]), max(t[:2]) + 1, *t[2:])
+    ),
+    max_size=15,
+)
+
+
+@given(SPANS)
+def test_parents_are_the_smallest_that_contain(spans: list[tuple[int, int, str, float]]) -> None:
+    text = "abcdefghijklm"
+    kept, refused = merge(text, [entity(*span[:3], text, span[3]) for span in spans])
+    assert refused == 0
+    assert {(each.start, each.end, each.type) for each in kept} == {span[:3] for span in spans}
+    assert len(kept) == len({span[:3] for span in spans})
+    assert list(kept) == sorted(kept, key=lambda each: (each.start, -each.end, each.type))
+    by_id = {each.id: each for each in kept}
+    for each in kept:
+        sizes = [
+            other.end - other.start
+            for other in kept
+            if other.start <= each.start
+            and each.end <= other.end
+            and (other.start, other.end) != (each.start, each.end)
+        ]
+        if not sizes:
+            assert each.parent_id is None
+        else:
+            parent = by_id[str(each.parent_id)]
+            assert parent.start <= each.start
+            assert each.end <= parent.end
+            assert parent.end - parent.start == min(sizes) > each.end - each.start
+
+
+@given(st.text(st.sampled_from("CD28 \n。.x患者右肺腺癌[]\\😀\r\x00")), st.integers(8, 40))
+def test_any_text_keeps_its_offsets(text: str, max_units: int) -> None:
+    result = Bench(max_units=max_units, chunk_segments=2).extract(text, types=list(MENTIONS))
+    assert all(check_offsets(text, each) for each in result.entities)
+    assert result.counts.refused == 0
+    assert result.counts.entities == len(result.entities)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared import adapters
+from shared.adapters import CALIBRATION_FILE, adapter_folder, model_revision
+from shared.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _forget_revisions() -> Iterator[None]:
+    adapters._revision.cache_clear()
+    yield
+    adapters._revision.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "README.md").write_text("card")
+    return tmp_path
+
+
+def revision(folder: Path | str, base_model: str = "base") -> str:
+    adapters._revision.cache_clear()
+    return model_revision(Settings(adapter=str(folder), base_model=base_model))
+
+
+def test_the_folder_is_found(folder: Path) -> None:
+    assert adapter_folder(Settings(adapter=str(folder))) == folder
+
+
+def test_no_adapter_is_allowed() -> None:
+    assert adapter_folder(Settings(adapter="")) is None
+    assert len(revision("")) == 16
+
+
+def test_a_missing_folder_names_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="BIOBRACKET_ADAPTER"):
+        adapter_folder(Settings(adapter=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", CALIBRATION_FILE])
+def test_the_revision_changes_with_what_the_model_is(folder: Path, name: str) -> None:
+    before = revision(folder)
+    assert revision(folder) == before
+    (folder / name).write_bytes(b'{"r": 8}')
+    assert revision(folder) != before
+
+
+def test_the_revision_changes_with_the_base(folder: Path) -> None:
+    assert revision(folder, "base") != revision(folder, "other")
+
+
+def test_the_card_is_no_part_of_the_revision(folder: Path) -> None:
+    before = revision(folder)
+    (folder / "README.md").write_text("another card")
+    assert revision(folder) == before

@@ -1,0 +1,67 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shared.packing import Block, causal, run, sliding, use_packed_attention
+from tests.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), window=6)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    packed = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    return plain.get_decoder(), packed.get_decoder()
+
+
+def windowed(length, past=0):
+    mask = causal(length, past)
+    positions = torch.arange(past + length)
+    return mask, sliding(mask, positions[past:], positions, 6)
+
+
+@torch.inference_mode()
+def test_sequences_in_one_stream_are_as_if_alone(models):
+    plain, packed = models
+    torch.manual_seed(0)
+    sequences = [torch.randint(3, 200, (n,)) for n in (5, 1, 13)]
+    blocks, start = [], 0
+    for sequence in sequences:
+        mask, window = windowed(len(sequence))
+        blocks.append(Block(start, start + len(sequence), mask, window))
+        start += len(sequence)
+    hidden = run(packed, torch.cat(sequences), torch.cat([torch.arange(len(s)) for s in sequences]), blocks)
+    expected = torch.cat([plain(s[None]).last_hidden_state[0] for s in sequences])
+    torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_kept_keys_and_values_stand_for_their_tokens(models):
+    plain, packed = models
+    torch.manual_seed(1)
+    ids = torch.randint(3, 200, (14,))
+    past = []
+    for start, end in ((0, 4), (4, 9), (9, 14)):
+        mask, window = windowed(end - start, start)
+        block = Block(0, end - start, mask, window, past.copy(), keep=True)
+        hidden = run(packed, ids[start:end], torch.arange(start, end), [block])
+        past.append(block.kept)
+    torch.testing.assert_close(hidden, plain(ids[None]).last_hidden_state[0, 9:], atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_are_those_of_the_plain_model(models):
+    packed = models[1]
+    ids = torch.randint(3, 200, (5,))
+    gradients = []
+    for model in models:
+        model.zero_grad()
+        hidden = run(model, ids, torch.arange(5), [Block(0, 5, causal(5))]) if model is packed else None
+        (model(ids[None]).last_hidden_state[0] if hidden is None else hidden).pow(2).sum().backward()
+        gradients.append(model.layers[0].self_attn.q_proj.weight.grad.clone())
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+def test_no_window_where_it_does_not_bite():
+    mask = causal(5)
+    assert sliding(mask, torch.arange(5), torch.arange(5), 6) is None
+    assert sliding(mask, torch.arange(5), torch.arange(5), None) is None

@@ -1,0 +1,154 @@
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.calibration import Calibration, Scaling, logit
+from training.calibration import (
+    MIN_OBSERVATIONS,
+    Observation,
+    best_threshold,
+    expected_calibration_error,
+    fit,
+)
+
+
+def observe(type_, n, *, slope, intercept, greedy=True, seed=0):
+    """Candidates that are right as often as a scaling of their confidence says."""
+    rng = random.Random(seed)
+    truth = Scaling(slope=slope, intercept=intercept)
+    confidences = [rng.betavariate(2, 1.2) for _ in range(n)]
+    return [Observation(type_, c, greedy, rng.random() < truth.probability(c)) for c in confidences]
+
+
+def gold_of(observations, missed=0):
+    return {t: n + missed for t, n in Counter(o.type for o in observations if o.correct).items()}
+
+
+def error(calibration, observations):
+    return expected_calibration_error(
+        [calibration.probability(o.type, o.confidence, o.greedy) for o in observations],
+        [o.correct for o in observations],
+    )
+
+
+def test_the_scaling_that_made_the_labels_is_found():
+    observations = observe("protein", 4000, slope=0.6, intercept=-0.8)
+    fitted = fit(observations, gold_of(observations)).types["protein"]
+    assert fitted.greedy.slope == pytest.approx(0.6, abs=0.1)
+    assert fitted.greedy.intercept == pytest.approx(-0.8, abs=0.15)
+    assert fitted.fitted_on == 4000
+
+
+def test_fitting_lowers_the_calibration_error_on_other_data():
+    observations = observe("protein", 2000, slope=0.5, intercept=-0.7)
+    held_out = observe("protein", 2000, slope=0.5, intercept=-0.7, seed=1)
+    assert error(fit(observations, gold_of(observations)), held_out) < error(Calibration.default(), held_out) / 2
+
+
+def test_greedy_and_beyond_are_fitted_apart():
+    observations = observe("protein", 2000, slope=1.0, intercept=1.0)
+    observations += observe("protein", 2000, slope=1.0, intercept=-2.0, greedy=False, seed=1)
+    fitted = fit(observations, gold_of(observations)).types["protein"]
+    assert fitted.greedy.intercept == pytest.approx(1.0, abs=0.25)
+    assert fitted.beyond.intercept == pytest.approx(-2.0, abs=0.25)
+
+
+def test_a_rare_type_takes_the_numbers_of_all_types():
+    common = observe("protein", 500, slope=0.6, intercept=-0.5)
+    rare = observe("rna", MIN_OBSERVATIONS - 1, slope=3.0, intercept=2.0, seed=1)
+    calibration = fit(common + rare, gold_of(common + rare))
+    assert calibration.types["rna"].greedy.slope == pytest.approx(calibration.types["protein"].greedy.slope, abs=0.3)
+    assert calibration.types["rna"].fitted_on == len(rare)
+    assert calibration.of("cell_line") == Calibration.default().unfitted
+
+
+def test_few_observations_draw_the_threshold_towards_a_half():
+    def threshold(n):
+        # All above 0.2 is right, all below wrong: the best cut is near 0.2 whatever n is.
+        observations = [Observation("protein", 0.05 + 0.3 * (i / n), True, i / n > 0.5) for i in range(n)]
+        calibration = fit(observations, gold_of(observations))
+        return calibration.threshold("protein"), calibration.probability("protein", 0.2, True)
+
+    few, cut_few = threshold(MIN_OBSERVATIONS)
+    many, cut_many = threshold(3000)
+    assert abs(many - cut_many) < abs(few - cut_few) + 0.05
+    assert few == pytest.approx(0.5, abs=0.3)
+
+
+def test_separable_and_one_sided_data_stay_finite():
+    for correct in (lambda i: i >= 20, lambda i: True, lambda i: False):
+        observations = [Observation("protein", i / 40, i % 2 == 0, correct(i)) for i in range(41)]
+        calibration = fit(observations, {"protein": 41})
+        assert 0.0 <= calibration.threshold("protein") <= 1.0
+
+
+def test_a_confidence_that_misleads_is_given_no_weight():
+    observations = [Observation("protein", i / 200, True, i < 100) for i in range(200)]
+    fitted = fit(observations, {"protein": 100}).types["protein"]
+    assert fitted.greedy.slope == 0.0
+    assert fitted.greedy.probability(0.9) == pytest.approx(0.5, abs=0.02)
+
+
+def test_nothing_observed_gives_the_default():
+    assert fit([], {"protein": 3}) == Calibration.default()
+
+
+def test_a_type_without_gold_mentions_takes_the_numbers_of_all_types():
+    observations = observe("protein", 200, slope=1, intercept=0)
+    wrong = [Observation("rna", 0.9, True, False) for _ in range(50)]
+    calibration = fit(observations + wrong, gold_of(observations))
+    assert calibration.threshold("rna") < 1.0
+
+
+@given(st.randoms(use_true_random=False))
+def test_the_order_of_observations_does_not_matter(rng):
+    observations = observe("protein", 80, slope=0.7, intercept=0.3)
+    observations += observe("dna", 10, slope=0.7, intercept=0.3, greedy=False)
+    gold = gold_of(observations, missed=5)
+    shuffled = rng.sample(observations, len(observations))
+    assert fit(shuffled, gold) == fit(observations, gold)
+
+
+def test_more_hits_than_mentions_is_an_error():
+    with pytest.raises(ValueError, match="protein has 1 mentions but 2 correct"):
+        fit([Observation("protein", 0.9, True, True)] * 2, {"protein": 1})
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.50001, 0.7, 1.0]), st.booleans()), max_size=30),
+    st.integers(0, 20),
+)
+def test_no_threshold_has_a_better_f1(candidates, missed):
+    p = np.array([c[0] for c in candidates])
+    y = np.array([c[1] for c in candidates], dtype=bool)
+    gold = int(y.sum()) + missed
+
+    def f1(threshold):
+        kept = p >= threshold
+        return 2 * (kept & y).sum() / max(1, kept.sum() + gold)
+
+    best = best_threshold(p, y, gold)
+    assert 0.0 <= best <= 1.0
+    assert f1(best) == pytest.approx(max((f1(t) for t in [0.0, *p, 1.1]), default=0.0))
+
+
+def test_missed_mentions_lower_the_threshold():
+    p, y = np.array([0.9, 0.6, 0.5, 0.4, 0.3]), np.array([True, True, False, True, False])
+    assert best_threshold(p, y, 30) <= best_threshold(p, y, 3)
+
+
+def test_expected_calibration_error():
+    assert expected_calibration_error([], []) == 0.0
+    assert expected_calibration_error([1.0, 0.0], [True, False]) == 0.0
+    assert expected_calibration_error([0.7, 0.7], [True, False]) == pytest.approx(0.2)
+    assert expected_calibration_error([0.05, 0.95], [True, False]) == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="labels: 1 for 2"):
+        expected_calibration_error([0.5, 0.5], [True])
+
+
+def test_logit_is_finite_everywhere():
+    assert -20 < logit(0.0) < logit(0.5) == 0.0 < logit(1.0) < 20

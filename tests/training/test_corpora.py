@@ -1,0 +1,76 @@
+import json
+
+import pytest
+
+from shared.settings import Settings
+from training.corpora import CorpusError, Mention, corpus_folder, read
+
+
+def write(folder, *rows, split="train"):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return folder
+
+
+EGFR = {"start": 4, "end": 8, "type": "protein", "text": "EGFR"}
+ROW = {"id": "1", "text": "The EGFR gene", "lang": "en", "entities": [EGFR]}
+
+
+def test_read(tmp_path):
+    (example,) = read(write(tmp_path / "genia", ROW), "train")
+    assert example.mentions == (Mention(4, 8, "protein"),)
+    assert "cell_line" in example.types  # annotated by the corpus, so its absence counts
+    assert example.lang == "en"
+
+
+def test_labels_that_are_keys_need_no_mapping(tmp_path):
+    (example,) = read(write(tmp_path / "mine", {**ROW, "lang": None}), "train")
+    assert example.types == ("protein",)
+    assert example.lang == "en"
+
+
+def test_a_given_mapping(tmp_path):
+    row = {**ROW, "entities": [{**ROW["entities"][0], "type": "GENE"}]}
+    folder = write(tmp_path / "mine", row)
+    assert read(folder, "train", {"GENE": "dna"})[0].mentions[0].type == "dna"
+    with pytest.raises(CorpusError, match="GENE"):
+        read(folder, "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ({"id": "1", "text": "secret"}, "line 1"),
+        ({**ROW, "entities": [{"start": 4, "end": 99, "type": "protein"}]}, "offsets"),
+        ({**ROW, "entities": [{"start": 3, "end": 8, "type": "protein", "text": "EGFR"}]}, "offsets"),
+        ({**ROW, "lang": "fr"}, "lang"),
+    ],
+)
+def test_a_bad_row_names_its_line_and_not_its_text(tmp_path, row, says):
+    with pytest.raises(CorpusError, match=says) as error:
+        read(write(tmp_path / "genia", row), "train")
+    assert "secret" not in str(error.value)
+    assert "EGFR" not in str(error.value)
+
+
+def test_a_missing_split_names_those_there_are(tmp_path):
+    with pytest.raises(CorpusError, match="it has: train"):
+        read(write(tmp_path / "genia", ROW), "test")
+
+
+def test_a_missing_corpus_names_the_setting(tmp_path):
+    with pytest.raises(CorpusError, match="BIOBRACKET_CORPORA"):
+        corpus_folder("genia", Settings(corpora=None))
+    write(tmp_path / "genia", ROW)
+    assert corpus_folder("genia", Settings(corpora=tmp_path)) == tmp_path / "genia"
+    assert corpus_folder(str(tmp_path / "genia"), Settings(corpora=None)) == tmp_path / "genia"
+
+
+@pytest.mark.corpora
+@pytest.mark.parametrize("name", ["genia", "cmeee_v2", "bc5cdr", "ccks2017", "bionlp13cg", "drug_leaflets_zh"])
+def test_the_real_corpora(corpora, name):
+    examples = read(corpora / name, "dev")
+    assert examples
+    for example in examples:
+        assert {m.type for m in example.mentions} <= set(example.types)
+        assert all(example.text[m.start : m.end] for m in example.mentions)

@@ -1,0 +1,94 @@
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from shared.copying import CopyTokens
+from tests.tiny import make_tiny_model
+from training.corpora import Example, Mention
+from training.tasks import Mixer, block_mask, items, pack
+
+EXAMPLE = Example(
+    "1",
+    "The CD28 gene binds. IL-2 does not.",
+    "en",
+    (Mention(4, 8, "protein"), Mention(4, 13, "dna"), Mention(21, 25, "protein")),
+    ("protein", "dna", "rna"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def item(tokenizer):
+    (made,) = items([EXAMPLE], CopyTokens(tokenizer), 160)
+    return made
+
+
+def test_an_item_says_what_the_gold_says(item, tokenizer):
+    protein, dna, rna = item.lines
+    assert tokenizer.decode(item.prefix) == "<bos>" + EXAMPLE.text + "\n"
+    # Tokens after the last decision are left out, so a line may stop before its end.
+    assert "Protein:The [CD28] gene binds. [IL-2] does not.".startswith(tokenizer.decode(protein.ids))
+    assert "DNA:The [CD28 gene] binds. IL-2 does not.".startswith(tokenizer.decode(dna.ids))
+    assert tokenizer.decode(rna.ids) == "RNA:"
+    assert len(rna.decisions) == 1
+
+
+def test_a_decision_follows_its_token(item, tokenizer):
+    protein = item.lines[0]
+    opened = [
+        tokenizer.decode(protein.ids[: before + 1])
+        for before, ids, right in protein.decisions
+        if tokenizer.decode([ids[right]]) == " ["
+    ]
+    assert opened == ["Protein:The", "Protein:The [CD28] gene binds."]
+
+
+def test_long_texts_become_several_items(tokenizer):
+    found = items([EXAMPLE], CopyTokens(tokenizer), 8)
+    assert len(found) == 2
+    assert "".join(tokenizer.decode(i.prefix[1:-1]) for i in found).replace(" ", "") == EXAMPLE.text.replace(" ", "")
+
+
+def test_the_mask_lets_lines_share_the_prefix_and_nothing_else():
+    mask = block_mask(2, [2, 1])
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def test_a_batch_has_its_size_and_every_decision(item):
+    size = 3 * len(item) + 300
+    batch = pack([item, item], size)
+    assert batch.ids.shape == batch.positions.shape == (size,)
+    assert batch.tokens == 2 * len(item)
+    assert len(batch.right) == 2 * sum(len(line.decisions) for line in item.lines)
+    assert batch.valid.gather(1, batch.right[:, None]).all()
+    assert batch.layout[0].start == 0
+    assert [b.end for b in batch.layout[:-1]] == [b.start for b in batch.layout[1:]]
+    assert batch.layout[-1].end == size
+    assert torch.equal(batch.positions[: len(item)], batch.positions[len(item) : 2 * len(item)])
+
+
+def test_too_much_for_a_batch_is_refused(item):
+    with pytest.raises(ValueError, match="do not fit"):
+        pack([item], len(item) - 1)
+
+
+def test_the_mixer_keeps_shares_and_size(item):
+    mixer = Mixer({"a": [item], "b": [item]}, {"a": 3.0, "b": 1.0}, 4 * len(item) + 1, seed=1)
+    groups = iter(mixer)
+    for _ in range(50):
+        assert sum(len(i) for i in next(groups)) <= 4 * len(item) + 1
+    assert mixer.seen["a"] / mixer.seen["b"] == pytest.approx(3.0, rel=0.05)
+
+
+def test_the_mixer_leaves_out_what_fits_no_batch(item):
+    assert Mixer({"a": [item]}, {"a": 1.0}, len(item) - 1, seed=1).skipped == 1

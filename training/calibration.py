@@ -1,0 +1,145 @@
+"""Fits the calibration of a generator on its candidates for a dev split, and measures how calibrated it is.
+
+Platt scaling (Platt 1999) by Newton's method with a weak Gaussian prior: around no change for all types together, and
+around what all types together gave for each single type, so that a rare type borrows from the others. Thresholds
+maximise F1 (Lipton et al. 2014), drawn towards one half where there is little to go by. No randomness anywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.calibration import Calibration, Scaling, TypeCalibration, logit
+
+# With fewer candidates a type takes the numbers of all types together. Below it, two parameters rest on chance.
+MIN_OBSERVATIONS = 30
+# Strength of the prior on slope and intercept: that of about one observation, enough to keep separable data finite.
+PRIOR = 1.0
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One candidate of the dev split and whether it is a gold mention, boundaries and type exact."""
+
+    type: str
+    confidence: float
+    greedy: bool
+    correct: bool
+
+
+def fit(observations: Sequence[Observation], gold: Mapping[str, int]) -> Calibration:
+    """The calibration of all types that were seen.
+
+    ``gold`` is the number of gold mentions a type, found or not, so that recall counts the missed ones. A type with
+    fewer than ``MIN_OBSERVATIONS`` candidates, or without any gold mention, gets the numbers of all types together. The
+    order of the observations does not matter. ValueError where a type has more correct candidates than gold mentions.
+    """
+    correct = Counter(o.type for o in observations if o.correct)
+    for type_, n in sorted(correct.items()):
+        if n > gold.get(type_, 0):
+            raise ValueError(
+                f"gold: {type_} has {gold.get(type_, 0)} mentions but {n} correct candidates; "
+                "count the gold mentions of the same documents and give each span once"
+            )
+    pooled = _fit_type(observations, sum(gold.values()), TypeCalibration())
+    types: dict[str, TypeCalibration] = {}
+    for type_ in sorted({o.type for o in observations}):
+        own = [o for o in observations if o.type == type_]
+        enough = len(own) >= MIN_OBSERVATIONS and gold.get(type_, 0) > 0
+        fitted = _fit_type(own, gold[type_], pooled) if enough else pooled
+        types[type_] = fitted.model_copy(update={"fitted_on": len(own)})
+    return Calibration(types=types)
+
+
+def _fit_type(observations: Sequence[Observation], gold: int, prior: TypeCalibration) -> TypeCalibration:
+    greedy = [o for o in observations if o.greedy]
+    beyond = [o for o in observations if not o.greedy]
+    scaling = {
+        True: _platt(greedy, prior.greedy) if len(greedy) >= MIN_OBSERVATIONS else prior.greedy,
+        False: _platt(beyond, prior.beyond) if len(beyond) >= MIN_OBSERVATIONS else prior.beyond,
+    }
+    probabilities = np.array([scaling[o.greedy].probability(o.confidence) for o in observations])
+    labels = np.array([o.correct for o in observations], dtype=bool)
+    best = best_threshold(probabilities, labels, gold)
+    weight = len(observations) / (len(observations) + MIN_OBSERVATIONS)
+    return TypeCalibration(
+        greedy=scaling[True],
+        beyond=scaling[False],
+        threshold=weight * best + (1 - weight) * 0.5,
+        fitted_on=len(observations),
+    )
+
+
+def _platt(observations: Sequence[Observation], prior: Scaling) -> Scaling:
+    """Slope and intercept of a logistic regression, drawn weakly towards the prior; the slope never negative."""
+    x = np.array([logit(o.confidence) for o in observations])
+    y = np.array([o.correct for o in observations], dtype=np.float64)
+    # Sums in the order of the values, so that the order of the observations cannot change the last digit.
+    order = np.lexsort((y, x))
+    design, y = np.column_stack((x, np.ones_like(x)))[order], y[order]
+    mean = np.array([prior.slope, prior.intercept])
+    slope, intercept = _newton(design, y, mean)
+    if slope < 0:
+        slope, intercept = 0.0, _newton(design[:, 1:], y, mean[1:])[0]
+    return Scaling(slope=float(slope), intercept=float(intercept))
+
+
+def _newton(design: Floats, y: Floats, mean: Floats) -> Floats:
+    """The weights of greatest posterior, by Newton's method with step halving (reweighted least squares)."""
+
+    def loss(w: Floats) -> float:
+        z = design @ w
+        return float(np.sum(np.logaddexp(0.0, z) - y * z) + PRIOR / 2 * np.sum((w - mean) ** 2))
+
+    weights: Floats = mean.copy()
+    for _ in range(100):
+        p: Floats = 1.0 / (1.0 + np.exp(-np.clip(design @ weights, -500, 500)))
+        gradient: Floats = design.T @ (p - y) + PRIOR * (weights - mean)
+        hessian: Floats = (design * (p * (1 - p))[:, None]).T @ design + PRIOR * np.eye(len(weights))
+        step: Floats = np.linalg.solve(hessian, gradient).astype(np.float64)
+        if np.max(np.abs(step)) < 1e-9:
+            break
+        size, before = 1.0, loss(weights)
+        while size > 1e-6 and loss(weights - size * step) > before:
+            size /= 2
+        weights = np.asarray(weights - size * step, dtype=np.float64)
+    return weights
+
+
+def best_threshold(probabilities: Floats, labels: NDArray[np.bool_], gold: int) -> float:
+    """The threshold, between two neighbouring probabilities, that maximises F1; the one nearest to 0.5 of several.
+
+    ``probabilities`` and ``labels`` are the candidates', ``gold`` the number of mentions there are to find. 0.5 where
+    no threshold finds anything.
+    """
+    if not labels.any() or gold == 0:
+        return 0.5
+    order = np.lexsort((labels, -probabilities))
+    p, hits = probabilities[order], np.cumsum(labels[order])
+    last = np.append(p[:-1] > p[1:], True)  # a threshold cannot part equal probabilities
+    f1 = np.where(last, 2 * hits / (np.arange(1, len(p) + 1) + gold), -1.0)
+    below = np.append(p[1:], 0.0)
+    cuts = ((p + below) / 2)[np.isclose(f1, f1.max(), rtol=0, atol=1e-12)]
+    return float(cuts[np.argmin(np.abs(cuts - 0.5))])
+
+
+def expected_calibration_error(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 15) -> float:
+    """Mean distance between probability and rate of correctness over bins of equal width (Guo et al. 2017), in 0..1.
+
+    0 for no candidates. ValueError where the lengths differ.
+    """
+    if len(probabilities) != len(labels):
+        raise ValueError(f"labels: {len(labels)} for {len(probabilities)} probabilities; give one a probability")
+    if not probabilities:
+        return 0.0
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    bin_of = np.clip((p * bins).astype(int), 0, bins - 1)
+    gaps = np.bincount(bin_of, weights=p - y, minlength=bins)
+    return float(np.abs(gaps).sum() / len(p))

@@ -1,0 +1,177 @@
+"""From examples to packed batches: segments with the lines of their types, as the ``copy`` engine decodes them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shared import entity_types
+from shared.copying import Action, CopyTokens, actions_of, nested_only
+from shared.packing import Block, causal
+from shared.pieces import split, to_piece_spans
+from shared.segmentation import segment
+from training.corpora import Example
+
+OPTIONS = len(Action)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Tokens of one type's line after the prefix, and what there is to learn in it.
+
+    ``decisions``: for each the index of the token before it, the first ids of the admissible actions, and which is
+    right.
+    """
+
+    ids: tuple[int, ...]
+    decisions: tuple[tuple[int, tuple[int, ...], int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A segment with its lines, which share its prefix."""
+
+    prefix: tuple[int, ...]
+    lines: tuple[Line, ...]
+
+    def __len__(self) -> int:
+        return len(self.prefix) + sum(len(line.ids) for line in self.lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A packed stream of exactly T tokens.
+
+    ``ids``, ``positions``: (T,); ``at``: (N,) index of the token before each decision; ``options``: (N, 4) first ids of
+    the admissible actions, padded with 0 where ``valid`` (N, 4) is false; ``right``: (N,) index of the right one.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    layout: list[Block]
+    at: Tensor
+    options: Tensor
+    valid: Tensor
+    right: Tensor
+    tokens: int
+
+
+def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> list[Item]:
+    """One item a segment. A mention that crosses a segment or a piece boundary cannot be said and is left out."""
+    out = []
+    for example in examples:
+        for start, end in segment(example.text, example.lang, max_units):
+            pieces = split(example.text[start:end])
+            lines = []
+            for key in example.types:
+                inside = [
+                    (m.start - start, m.end - start)
+                    for m in example.mentions
+                    if m.type == key and start <= m.start and m.end <= end
+                ]
+                header = tokens.header(entity_types.get(key).name(example.lang))
+                spans = nested_only(to_piece_spans(pieces, inside))
+                ids, decisions = tokens.line(pieces, actions_of(len(pieces), spans))
+                lines.append(
+                    Line(
+                        (*header, *ids),
+                        tuple((len(header) + d.at - 1, d.ids, d.taken) for d in decisions),
+                    )
+                )
+            out.append(Item(tuple(tokens.prefix(pieces)), tuple(lines)))
+    return out
+
+
+def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Who sees whom: causal, the prefix by all, each line by itself only. Lengths in tokens; shape (n, n)."""
+    n = prefix + sum(lines)
+    mask = causal(n, device=device)
+    at = prefix
+    for length in lines:
+        mask[at + length :, at : at + length] = False
+        at += length
+    return mask
+
+
+def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") -> Batch:
+    """Items one after the other in a stream of ``size`` tokens; the rest is padding that nothing looks at."""
+    ids: list[int] = []
+    positions: list[int] = []
+    layout: list[Block] = []
+    at: list[int] = []
+    options: list[tuple[int, ...]] = []
+    right: list[int] = []
+    for item in chosen:
+        start = len(ids)
+        ids += item.prefix
+        positions += range(len(item.prefix))
+        for line in item.lines:
+            for before, first, taken in line.decisions:
+                at.append(len(ids) + before)
+                options.append(first)
+                right.append(taken)
+            ids += line.ids
+            positions += range(len(item.prefix), len(item.prefix) + len(line.ids))
+        mask = block_mask(len(item.prefix), [len(line.ids) for line in item.lines], device)
+        layout.append(Block(start, len(ids), mask))
+    tokens = len(ids)
+    if tokens > size:
+        raise ValueError(f"{tokens} tokens do not fit a batch of {size}")
+    for start in range(tokens, size, 128):  # padding in small blocks: attention over it is wasted
+        end = min(start + 128, size)
+        ids += [0] * (end - start)
+        positions += range(end - start)
+        layout.append(Block(start, end, causal(end - start, device=device)))
+    padded = [first + (0,) * (OPTIONS - len(first)) for first in options]
+    valid = [[i < len(first) for i in range(OPTIONS)] for first in options]
+    return Batch(
+        torch.tensor(ids, device=device),
+        torch.tensor(positions, device=device),
+        layout,
+        torch.tensor(at, dtype=torch.long, device=device),
+        torch.tensor(padded, dtype=torch.long, device=device).view(-1, OPTIONS),
+        torch.tensor(valid, dtype=torch.bool, device=device).view(-1, OPTIONS),
+        torch.tensor(right, dtype=torch.long, device=device),
+        tokens,
+    )
+
+
+class Mixer:
+    """An endless stream of item groups that fill batches, drawn from corpora by share of tokens.
+
+    Each corpus is shuffled anew when it is used up. Items longer than a batch are left out and counted in ``skipped``.
+    The order is a function of the seed.
+    """
+
+    def __init__(self, corpora: dict[str, list[Item]], shares: dict[str, float], size: int, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311 - an order, not a secret
+        self._size = size
+        self._corpora = {name: [i for i in found if len(i) <= size] for name, found in corpora.items()}
+        self.skipped = sum(len(i) > size for found in corpora.values() for i in found)
+        self._shares = shares
+        self._orders = {name: self._order(found) for name, found in self._corpora.items()}
+        self.seen: dict[str, int] = dict.fromkeys(corpora, 0)
+
+    def _order(self, found: list[Item]) -> Iterator[Item]:
+        while True:
+            shuffled = found.copy()
+            self._random.shuffle(shuffled)
+            yield from shuffled
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        group: list[Item] = []
+        used = 0
+        while True:
+            # The corpus furthest behind its share of tokens is next: shares hold at any moment, not only on the mean.
+            name = min(self._shares, key=lambda n: self.seen[n] / self._shares[n])
+            item = next(self._orders[name])
+            if used + len(item) > self._size:
+                yield group
+                group, used = [], 0
+            group.append(item)
+            used += len(item)
+            self.seen[name] += len(item)
