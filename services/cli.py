@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 
 import services
+from services import model_commands
 from shared.errors import DocumentError
 from shared.settings import Settings
 
@@ -40,6 +41,9 @@ cli = typer.Typer(
     # Local variables hold clinical text.
     pretty_exceptions_enable=False,
 )
+
+cli.add_typer(model_commands.train, name="train")
+cli.command()(model_commands.evaluate)
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the embedded servers' files; BIOBRACKET_DATA else.")

@@ -257,15 +257,14 @@ class Runtime:
 
         # Serve sets the level of its logger when it is imported.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        self._cleanup.callback(_bounded, serve.shutdown, _STOP_S)
+        # The access log would hold identifiers and mentions, which stand in addresses.
+        quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
+        http = {"host": self.settings.http_host, "port": self.settings.http_port}
         with contextlib.suppress(TimeoutError):  # of a wait that goes on below
-            serve.start(
-                http_options={"host": self.settings.http_host, "port": self.settings.http_port},
-                # The access log would hold identifiers and mentions, which stand in addresses.
-                logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),
-            )
+            serve.start(http_options=http, logging_config=quiet)
         serve.run_many(
-            [serve.RunTarget(target=app.app(), name=app.NAME, route_prefix="/")], wait_for_applications_running=False
+            [serve.RunTarget(target=app.app(), name=app.NAME, route_prefix="/", logging_config=quiet)],
+            wait_for_applications_running=False,
         )
         while True:
             application = serve.status().applications.get(app.NAME)
@@ -278,7 +277,8 @@ class Runtime:
                 raise RuntimeFailure(_reason(application))
             self.check()
             time.sleep(_POLL_S)
-        self._report("loading the model", 0.9)
+        # From here on there can be documents in flight, which this lets finish.
+        self._cleanup.callback(_bounded, serve.shutdown, _STOP_S)
         while not self._ready():
             self.check()
             time.sleep(_POLL_S)

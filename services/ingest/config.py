@@ -13,7 +13,10 @@ class IngestConfig(BaseSettings):
 
     min_replicas: int = Field(default=1, ge=1, description="Fewest replicas.")
     max_replicas: int = Field(
-        default=1, ge=1, description="Most replicas; more than the topic has partitions would stand idle."
+        default=1,
+        ge=1,
+        # Tansu keeps a member as leader that left right after another one, and nobody can join that group any more.
+        description="Most replicas; more than the topic has partitions would stand idle. One with the embedded broker.",
     )
     lag_per_replica: int = Field(
         default=1000, ge=1, description="Documents waiting in Kafka a replica, above which Serve adds one."

@@ -1,0 +1,269 @@
+"""The whole way, in embedded mode, with a tiny model: Kafka in, entities out, and what happens when parts die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from services.ingest.config import IngestConfig
+from services.runtime import RUNTIME_FILE, attached, running
+from shared.messages import Document, Extraction, check_offsets
+from shared.settings import Settings
+from shared.store import ResultStore
+from shared.streams import Lag, Record, Sink, Source
+from tests.tiny import make_tiny_model
+
+pytestmark = pytest.mark.slow
+
+PATIENCE_S = 600.0
+TEXTS = {
+    "en": "CD28 [1] activates T cells \U0001fac0 in patient %d.\r\nNo asthma.",
+    "zh": "患者%d因右肺腺癌（T2N0）入院［见图］。",
+}
+POISON = [
+    (None, b"\xff\xfe not UTF-8"),
+    (b"k", b"not JSON"),
+    (None, b'{"text": "no id"}'),
+    (None, b'{"id": "a", "text": 7}'),
+    (None, b'{"id": "a", "text": "\\ud800"}'),
+    (None, b'{"id": "a", "text": "x", "lang": "de"}'),
+    (None, b'{"id": "a", "text": "x", "types": ["nonsense"]}'),
+    (None, b'{"id": "' + b"i" * 10_000_000 + b'", "text": "x"}'),
+]
+
+
+def documents(batch: str, count: int) -> dict[str, Document]:
+    made = [
+        Document(id=f"{batch}/{i}", text=TEXTS[lang] % i, lang=lang, types=("disease", "protein"))  # type: ignore[arg-type]
+        for i, lang in enumerate(["en", "zh"] * (count // 2))
+    ]
+    return {d.id: d for d in made}
+
+
+class Command:
+    """A `biobracket` command that runs by itself, and what it printed."""
+
+    def __init__(self, folder: Path, model: Path, *arguments: str) -> None:
+        self.data = folder / "data"
+        self.output = folder / "output"
+        self.errors = folder / "errors"
+        settings = {"BASE_MODEL": str(model), "ADAPTER": "", "DATA": str(self.data), "HTTP_PORT": "0"}
+        # The model has little to share out, and on busy cores threads that wait for one another hardly advance.
+        settings["GENERATION_THREADS"] = "1"
+        own = {k: v for k, v in os.environ.items() if not k.startswith("BIOBRACKET_")}
+        with self.output.open("wb") as output, self.errors.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", "from services.cli import main; main()", *arguments],
+                env=own | {f"BIOBRACKET_{name}": value for name, value in settings.items()},
+                stdout=output,
+                stderr=errors,
+            )
+
+    def wait_until_up(self, said: str) -> Settings:
+        """Waits for a word of the output; the settings with the addresses."""
+        deadline = time.monotonic() + PATIENCE_S
+        while said not in self.output.read_text():
+            assert self.process.poll() is None, self.errors.read_text()
+            assert time.monotonic() < deadline, self.errors.read_text()
+            time.sleep(0.2)
+        assert running(self.data) is not None
+        return attached(Settings(data=self.data))
+
+    def descendants(self) -> list[psutil.Process]:
+        return list(psutil.Process(self.process.pid).children(recursive=True))
+
+    def replica(self, name: str) -> int:
+        """The process id of a service's replica."""
+        title = f"ray::ServeReplica:biobracket:{name}"
+        (pid,) = [p.pid for p in self.descendants() if " ".join(p.cmdline()).startswith(title)]
+        return pid
+
+    def send(self, number: int) -> list[psutil.Process]:
+        """Sends a signal; the descendants that are still alive a minute after the process ended."""
+        descendants = self.descendants()
+        assert len(descendants) > 10
+        self.process.send_signal(number)
+        self.process.wait(PATIENCE_S)
+        deadline = time.monotonic() + 60
+        while (left := [p for p in descendants if _alive(p)]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return left
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def up(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Command, Settings]]:
+    command = Command(tmp_path_factory.mktemp("up"), tiny_model, "up")
+    try:
+        yield command, command.wait_until_up("Ctrl-C")
+    finally:
+        command.process.kill()
+        command.process.wait()
+
+
+class Output:
+    """Reads both topics from their start."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.source = Source(
+            settings, f"test-{time.monotonic_ns()}", [settings.topic_entities, settings.topic_dead_letters]
+        )
+        self.extractions: dict[str, list[Extraction]] = {}
+        self.dead: list[Record] = []
+
+    def read(self) -> None:
+        for record in self.source.poll(0.5, 500):
+            if record.topic == self.settings.topic_dead_letters:
+                self.dead.append(record)
+            else:
+                extraction = Extraction.model_validate_json(record.value or b"")
+                self.extractions.setdefault(extraction.document_id, []).append(extraction)
+
+    def read_until(self, ids: set[str], dead: int = 0) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not (ids <= self.extractions.keys() and len(self.dead) >= dead):
+            assert time.monotonic() < deadline, (len(self.extractions), len(self.dead))
+            self.read()
+        self.read()
+
+
+def assert_complete(settings: Settings, sent: dict[str, Document], output: Output) -> None:
+    """Every document came out once, the same on Kafka and in the store, with offsets that hold; nothing is left."""
+    store = ResultStore.from_settings(settings)
+    for id_, document in sent.items():
+        (extraction,) = output.extractions[id_]
+        stored = store.get(id_)
+        assert stored is not None
+        assert stored.key == extraction.key
+        assert stored.entities == extraction.entities
+        assert extraction.text_sha256 == document.sha256
+        assert all(check_offsets(document.text, entity) for entity in extraction.entities)
+        assert extraction.counts.refused == 0
+    store.close()
+    lag = Lag(settings, IngestConfig().group, settings.topic_documents)
+    deadline = time.monotonic() + PATIENCE_S
+    while lag.read():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    lag.close()
+
+
+def test_documents_come_out_and_poison_is_put_aside(up: tuple[Command, Settings]) -> None:
+    command, settings = up
+    sent = documents("first", 8)
+    sink = Sink(settings)
+    for poison, document in zip(POISON, sent.values(), strict=True):
+        sink.send(settings.topic_documents, *poison)
+        sink.send(settings.topic_documents, document.id.encode(), document.model_dump_json().encode())
+    sink.flush()
+    sink.close()
+    output = Output(settings)
+    output.read_until(set(sent), dead=len(POISON))
+    assert_complete(settings, sent, output)
+    # The broker turns no key and an absent one into the same.
+    assert Counter(r.value for r in output.dead) == Counter(value for _, value in POISON)
+    assert all(dict(r.headers)["biobracket.reason"] for r in output.dead)
+    output.source.close()
+    printed = command.output.read_text() + command.errors.read_text()
+    assert "asthma" not in printed
+    assert "腺癌" not in printed
+
+
+def test_http(up: tuple[Command, Settings]) -> None:
+    _, settings = up
+    text = "右肺腺癌 [1]"
+    with httpx.Client(
+        base_url=f"http://{settings.http_host}:{settings.http_port}", timeout=PATIENCE_S, trust_env=False
+    ) as client:
+        assert client.get("/healthz").json() == {"status": "alive"}
+        assert client.get("/readyz").json() == {"status": "ready"}
+        found = Extraction.model_validate_json(client.post("/v1/extract", json={"text": text}).content)
+        assert found.lang == "zh"
+        assert all(check_offsets(text, entity) for entity in found.entities)
+        stored = Extraction.model_validate_json(client.get("/v1/documents/first/0").content)
+        assert stored.document_id == "first/0"
+        for entity in stored.entities[:1]:
+            mentions = client.get("/v1/mentions", params={"text": entity.text, "type": entity.type}).json()["mentions"]
+            assert "first/0" in {m["document_id"] for m in mentions}
+        for status, body in ((400, b"{"), (422, b'{"text": "\\ud800"}'), (413, b" " * (16 * 2**20 + 1))):
+            answer = client.post("/v1/extract", content=body, headers={"Content-Type": "application/json"})
+            assert answer.status_code == status
+            assert set(answer.json()["error"]) == {"field", "problem", "remedy"}
+        unknown = client.post("/v1/extract", json={"text": "zq17", "types": ["nonsense"]})
+        assert unknown.status_code == 422
+        assert "zq17" not in unknown.text
+
+
+def test_a_killed_model_loses_nothing(up: tuple[Command, Settings]) -> None:
+    command, settings = up
+    sent = documents("second", 16)
+    output = Output(settings)
+    sink = Sink(settings)
+    for document in sent.values():
+        sink.send(settings.topic_documents, document.id.encode(), document.model_dump_json().encode())
+    killed = command.replica("generation")
+    os.kill(killed, signal.SIGKILL)
+    sink.flush()
+    sink.close()
+    output.read_until(set(sent))
+    assert_complete(settings, sent, output)
+    assert command.replica("generation") != killed
+    output.source.close()
+
+
+def test_sigterm_leaves_nothing_behind(up: tuple[Command, Settings]) -> None:
+    command, _ = up
+    assert command.send(signal.SIGTERM) == []
+    assert command.process.returncode == 0, command.errors.read_text()
+    assert not (command.data / RUNTIME_FILE).exists()
+
+
+def test_demonstration_and_the_crash_of_its_parent(tmp_path: Path, tiny_model: Path) -> None:
+    sent = documents("notes", 4)
+    notes = tmp_path / "notes.jsonl"
+    notes.write_text("".join(d.model_dump_json() + "\n" for d in sent.values()), encoding="utf-8")
+    command = Command(tmp_path, tiny_model, "demo", "--keep", "--notes", str(notes))
+    try:
+        settings = command.wait_until_up("Ctrl-C")
+        printed = command.output.read_text()
+        for id_ in sent:
+            assert f"{id_}  " in printed
+        assert "Summary" in printed
+        store = ResultStore.from_settings(settings)
+        found = [store.get(id_) for id_ in sent]
+        store.close()
+        assert sum(len(extraction.entities) for extraction in found if extraction) == _total(printed)
+        scratch = next(p for p in command.descendants() if "watchdog.py" in " ".join(p.cmdline())).cmdline()[-1]
+        assert command.send(signal.SIGKILL) == []
+        assert not Path(scratch).exists()
+        assert running(command.data) is None
+    finally:
+        command.process.kill()
+        command.process.wait()
+
+
+def _total(printed: str) -> int:
+    (row,) = [line for line in printed.splitlines() if "│ entities " in line and "second" not in line]
+    return int(row.strip("│ ").split("│")[-1])

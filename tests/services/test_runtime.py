@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from pathlib import Path
+
+import pytest
+
+from services import runtime
+from services.runtime import RUNTIME_FILE, Addresses, Runtime, RuntimeFailure, attached, running
+from shared.settings import Settings
+
+
+def write(data: Path, pid: int) -> Addresses:
+    addresses = Addresses(
+        pid=pid,
+        kafka="127.0.0.1:1111",
+        redis="redis://:secret@127.0.0.1:2222/0",
+        http="http://127.0.0.1:3333",
+        http_host="127.0.0.1",
+        http_port=3333,
+    )
+    (data / RUNTIME_FILE).write_text(addresses.model_dump_json())
+    return addresses
+
+
+def test_a_running_runtime_is_found_by_its_folder(tmp_path: Path) -> None:
+    assert running(tmp_path) is None
+    addresses = write(tmp_path, os.getpid())
+    assert running(tmp_path) == addresses
+    settings = attached(Settings(data=tmp_path))
+    assert settings.kafka == "127.0.0.1:1111"
+    assert settings.redis.get_secret_value() == "redis://:secret@127.0.0.1:2222/0"
+    assert settings.http_port == 3333
+    assert "secret" not in repr(settings)
+
+
+def test_addresses_of_the_environment_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, os.getpid())
+    monkeypatch.setenv("BIOBRACKET_KAFKA", "kafka.example:9092")
+    settings = attached(Settings(data=tmp_path))
+    assert settings.kafka == "kafka.example:9092"
+    assert settings.http_port == 3333
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
+def test_a_broken_runtime_file_is_passed_over(tmp_path: Path, content: str) -> None:
+    (tmp_path / RUNTIME_FILE).write_text(content)
+    assert running(tmp_path) is None
+
+
+def test_the_file_of_a_dead_runtime_is_passed_over(tmp_path: Path) -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    write(tmp_path, pid)
+    assert running(tmp_path) is None
+    assert attached(Settings(data=tmp_path)).kafka == Settings().kafka
+
+
+def test_a_folder_serves_one_runtime(tmp_path: Path) -> None:
+    with runtime._locked(tmp_path), pytest.raises(RuntimeFailure, match=r"data: .* --data"):
+        Runtime(Settings(data=tmp_path)).start()
+    with runtime._locked(tmp_path):
+        pass
+
+
+def test_a_missing_adapter_is_told_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeFailure, match="BIOBRACKET_ADAPTER"):
+        Runtime(Settings(data=tmp_path, adapter=str(tmp_path / "none"))).start()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) & 0o700
+    assert not (tmp_path / "broker").exists()
+    assert not (tmp_path / RUNTIME_FILE).exists()
+
+
+def test_ports() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(RuntimeFailure, match="BIOBRACKET_HTTP_PORT"):
+            runtime._http_port(Settings(http_port=port))
+    assert runtime._http_port(Settings(http_port=0)) > 0
+    assert runtime._http_port(Settings()) > 0
+
+
+def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIOBRACKET_A", "old")
+    monkeypatch.delenv("BIOBRACKET_B", raising=False)
+    with runtime._environment({"BIOBRACKET_A": "new", "BIOBRACKET_B": "new"}):
+        assert os.environ["BIOBRACKET_A"] == os.environ["BIOBRACKET_B"] == "new"
+    assert os.environ["BIOBRACKET_A"] == "old"
+    assert "BIOBRACKET_B" not in os.environ
