@@ -42,6 +42,8 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 # One replica of each: the machine is one, and a second copy of the model would only share its cores.
 _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION")
 _LOOPBACK = "127.0.0.1"
+# Ray gives its node half a minute, which on busy cores can be too short.
+_RAY_ATTEMPTS = 3
 _POLL_S = 0.25
 _STOP_S = 90.0
 
@@ -234,16 +236,27 @@ class Runtime:
 
         ray_services.resolve_ip_for_localhost = lambda host: host
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        ray.init(
-            address="local",
-            num_cpus=_LOGICAL_CPUS,
-            include_dashboard=False,
-            _node_ip_address=_LOOPBACK,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            configure_logging=False,
-            _temp_dir=str(scratch),
-        )
+        for attempt in range(1, _RAY_ATTEMPTS + 1):
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=_LOGICAL_CPUS,
+                    include_dashboard=False,
+                    _node_ip_address=_LOOPBACK,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _temp_dir=str(scratch),
+                )
+                break
+            except Exception as error:  # Ray has no class for it: its node took too long, mostly
+                if attempt == _RAY_ATTEMPTS:
+                    raise RuntimeFailure(
+                        f"ray: did not start in {attempt} attempts ({type(error).__name__}); other programs may leave "
+                        "it no processor or memory: stop some, and start again"
+                    ) from None
+                ray.shutdown()
+                watchdog.sweep(scratch, os.getpid())
         # Ray put its own in place, and the one for SIGTERM aborts.
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -33,7 +33,7 @@ def users(folder: Path, but: int) -> list[psutil.Process]:
 
 
 def sweep(folder: Path, parent: int) -> None:
-    """Kills the users of the folder, and those that they started meanwhile, but the parent; then removes it."""
+    """Kills the users of the folder, and those that they started meanwhile, but the parent."""
     deadline = time.monotonic() + _SWEEP_S
     while (processes := users(folder, parent)) and time.monotonic() < deadline:
         for process in processes:
@@ -42,10 +42,10 @@ def sweep(folder: Path, parent: int) -> None:
             except psutil.Error:
                 continue
         psutil.wait_procs(processes, timeout=1.0)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
     parent = os.getppid()  # it has Ray's files open as well, and may be stopping in order
     sys.stdin.buffer.read()
     sweep(Path(sys.argv[1]), parent)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)

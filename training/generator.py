@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from shared.base_model import load_base, load_tokenizer
+from shared.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
 from shared.copying import CopyTokens
 from shared.packing import run, use_packed_attention
 from shared.settings import Settings
@@ -219,13 +219,16 @@ def _dev_loss(model: Any, batches: dict[str, list[Batch]]) -> dict[str, float]:
 def _save(model: Any, config: GeneratorConfig, settings: Settings, history: list[dict[str, Any]]) -> None:
     """The adapter in peft's format, and the run's manifest; replaced at once: a killed run leaves a whole one."""
     work = config.out / "saving"
+    # By its name: the folder that the base was read from means nothing on another machine.
+    named = EMBEDDED_HUB_ID if settings.base_model == EMBEDDED else settings.base_model
+    model.peft_config["default"].base_model_name_or_path = named
     model.save_pretrained(work)
     for file in work.iterdir():
         if file.suffix in {".safetensors", ".json"}:
             file.replace(config.out / file.name)
     shutil.rmtree(work)
     manifest = {
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items()},
+        "config": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k != "out"},
         "base_model": settings.base_model,
         "torch": torch.__version__,
         "history": history,
