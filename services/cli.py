@@ -89,7 +89,7 @@ def demo(
     documents = _notes(notes)
     settings = _settings(data, port)
     with _started(settings) as runtime:
-        complete = _stream(runtime.settings, documents)
+        complete = _stream(runtime, documents)
         if keep:
             _print_addresses(runtime)
             _watch(runtime)
@@ -330,6 +330,8 @@ def _ray_silenced() -> Iterator[None]:
 
 def _run(settings: Settings) -> Iterator[Runtime]:
     from services.runtime import Runtime, RuntimeFailure
+    from shared.store import StoreError
+    from shared.streams import StreamError
 
     def interrupt(number: int, _: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -362,7 +364,7 @@ def _run(settings: Settings) -> Iterator[Runtime]:
         yield runtime
     except KeyboardInterrupt:
         pass
-    except RuntimeFailure as error:
+    except (RuntimeFailure, StoreError, StreamError) as error:
         failure = str(error)
     finally:
         # Once more means at once; the watchdog then does what is left.
@@ -454,13 +456,14 @@ def _notes(file: Path) -> list[Document]:
     return list(documents.values())
 
 
-def _stream(settings: Settings, documents: Sequence[Document]) -> bool:
+def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
     """Sends the documents, waits for each on Kafka, and prints it from Redis. Whether all came out, and right."""
     from services.rendering import note, summary
     from shared.messages import check_offsets
     from shared.store import ResultStore
     from shared.streams import Sink, Source
 
+    settings = runtime.settings
     source = Source(
         settings,
         f"biobracket-demo-{secrets.token_hex(8)}",
@@ -477,6 +480,7 @@ def _stream(settings: Settings, documents: Sequence[Document]) -> bool:
             sink.send(settings.topic_documents, document.id.encode(), document.model_dump_json().encode())
         sink.flush()
         while waiting:
+            runtime.check()
             for record in source.poll(0.5, 100):
                 if record.key in waiting:
                     waiting.remove(record.key)

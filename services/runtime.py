@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, TYPE_CHECKING, Self
 
 import httpx
 import psutil  # type: ignore[import-untyped]
@@ -29,6 +29,11 @@ from pydantic import BaseModel, ValidationError
 from services import watchdog
 from shared import settings as settings_module
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from ray.serve.schema import ApplicationStatusOverview
+
+    from services.embedded import Broker, Valkey
 
 Report = Callable[[str, float], None]
 
@@ -95,7 +100,7 @@ class Runtime:
         self._given = settings
         self._report = report
         self._cleanup = contextlib.ExitStack()
-        self._servers: list[object] = []
+        self._servers: list[Broker | Valkey] = []
         self.settings = settings
         """The settings with the addresses in force; after :meth:`start`."""
 
@@ -131,8 +136,8 @@ class Runtime:
     def check(self) -> None:
         """:class:`RuntimeFailure` where a server died."""
         for server in self._servers:
-            if not server.alive:  # type: ignore[attr-defined]
-                raise RuntimeFailure(f"{server.name}: ended by itself; see {server.log}")  # type: ignore[attr-defined]
+            if not server.alive:
+                raise RuntimeFailure(f"{server.name}: ended by itself; see {server.log}")
 
     def _start(self) -> None:
         data = self._given.data
@@ -149,9 +154,12 @@ class Runtime:
             | {"http_port": port}
         )
         self._set_environment()
-        from shared.streams import ensure_topics
+        from shared.streams import StreamError, ensure_topics
 
-        ensure_topics(self.settings)
+        try:
+            ensure_topics(self.settings)
+        except StreamError as error:
+            raise RuntimeFailure(str(error)) from None
         self._report("starting Ray", 0.2)
         self._start_ray(scratch)
         self._start_application()
@@ -320,9 +328,9 @@ class Runtime:
             out.write(addresses.model_dump_json(indent=2))
 
 
-def _reason(application: object) -> str:
+def _reason(application: ApplicationStatusOverview) -> str:
     """The last line of what Serve says of a failed deployment: the class and message of the error."""
-    messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]  # type: ignore[attr-defined]
+    messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return f"services: {lines[-1] if lines else 'did not start'}"
 

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
+
+from services.query.api import Busy
+from services.query.deployment import _cause, _probe
+from shared.errors import DocumentError, Overloaded
+from shared.store import StoreError
+
+
+def far(error: Exception) -> RayTaskError:
+    """The error as it arrives from another actor."""
+    return RayTaskError("extract", "Traceback: zq17", error).as_instanceof_cause()
+
+
+def test_the_documents_fault_arrives_as_it_was_raised() -> None:
+    cause = _cause(far(DocumentError("types", "is empty", "leave it out")))
+    assert isinstance(cause, DocumentError)
+    assert str(cause) == "types: is empty; leave it out"
+    assert not isinstance(cause, RayTaskError)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (StoreError("redis: gone", retryable=True), StoreError),
+        (Overloaded("generation: full"), Busy),
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), Busy),
+    ],
+)
+def test_what_passes_is_told_apart(error: Exception, kind: type[Exception]) -> None:
+    assert isinstance(_cause(far(error)), kind)
+    assert isinstance(_cause(far(far(error))), kind)
+
+
+def test_other_errors_lose_their_message() -> None:
+    cause = _cause(far(KeyError("zq17")))
+    assert type(cause) is RuntimeError
+    assert str(cause) == "KeyError"
+
+
+def test_probe() -> None:
+    async def answers() -> bool:
+        return True
+
+    async def fails() -> None:
+        raise KeyError("zq17")
+
+    assert asyncio.run(_probe("store", "start it", answers())) is None
+    assert asyncio.run(_probe("store", "start it", fails())) == "store: does not answer; start it"
