@@ -65,11 +65,14 @@ def sink(stream: Settings) -> Iterator[Sink]:
 
 @pytest.fixture
 def source(stream: Settings) -> Iterator[Callable[..., Source]]:
-    """Makes members of the group `g` on the documents topic, which are closed at the end."""
+    """Makes members of one group on the documents topic, which are closed at the end.
+
+    The group is the test's own: Tansu can keep a dead leader, and then later members of a group get no partitions.
+    """
     members: list[Source] = []
 
     def make(**callbacks: streams.Callback) -> Source:
-        members.append(Source(stream, "g", [stream.topic_documents], **callbacks))
+        members.append(Source(stream, stream.topic_documents, [stream.topic_documents], **callbacks))
         return members[-1]
 
     yield make
@@ -223,7 +226,7 @@ def test_lag_counts_what_waits(stream: Settings, sink: Sink, source: Callable[..
 
 
 def test_lag_of_a_group_is_seen_from_outside(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
-    outside = Lag(stream, "g", stream.topic_documents)
+    outside = Lag(stream, stream.topic_documents, stream.topic_documents)
     assert outside.read() == 0
     _fill(sink, stream, 12)
     assert outside.read() == 12
