@@ -39,6 +39,7 @@ def model_revision(settings: Settings) -> str:
 def _revision(base_model: str, folder: Path | None) -> str:
     digest = hashlib.sha256(f"{SCHEME}\x1f{base_model}".encode())
     for file in sorted(folder.glob("*")) if folder else ():
-        if file.suffix in {".safetensors", ".json"}:
+        # Not the manifest of its training: it changes nothing that the model says.
+        if file.suffix == ".safetensors" or file.name in {"adapter_config.json", CALIBRATION_FILE}:
             digest.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from kafka import KafkaAdminClient
 
 from services import embedded
 from services.embedded import Broker, ServerError, Valkey
@@ -146,7 +147,12 @@ def test_a_missing_wheel_is_named(server: Broker | Valkey, monkeypatch: pytest.M
 
 def test_the_broker_takes_topics(tmp_path: Path) -> None:
     with Broker(tmp_path) as server:
-        ensure_topics(Settings(kafka=server.url))
+        settings = Settings(kafka=server.url)
+        ensure_topics(settings)
+        admin = KafkaAdminClient(bootstrap_servers=server.url)
+        topics = set(admin.list_topics())
+        admin.close()
+    assert {settings.topic_documents, settings.topic_entities, settings.topic_dead_letters} <= topics
 
 
 def test_valkey_keeps_its_password_and_its_data(tmp_path: Path) -> None:

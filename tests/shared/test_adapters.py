@@ -56,7 +56,8 @@ def test_the_revision_changes_with_the_base(folder: Path) -> None:
     assert revision(folder, "base") != revision(folder, "other")
 
 
-def test_the_card_is_no_part_of_the_revision(folder: Path) -> None:
+@pytest.mark.parametrize("name", ["README.md", "training.json"])
+def test_the_card_and_the_manifest_are_no_part_of_the_revision(folder: Path, name: str) -> None:
     before = revision(folder)
-    (folder / "README.md").write_text("another card")
+    (folder / name).write_text("another")
     assert revision(folder) == before
