@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from services.extractor import Extractor
     from shared.messages import Candidate, Document, Extraction
+    from training import reports
     from training.corpora import Example
-    from training.evaluation import Score, Scores, Span
+    from training.evaluation import Scores
     from training.generator import Report
 
 out = Console()
@@ -30,9 +31,6 @@ err = Console(stderr=True)
 
 train = typer.Typer(help="Make models.", no_args_is_help=True)
 
-CorpusOption = Annotated[
-    str, typer.Option("--corpus", help="A folder of corpora, or a name below the folder BIOBRACKET_CORPORA names.")
-]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first so many texts; 0 takes all.")]
 
 
@@ -126,7 +124,7 @@ def train_calibration(
         for name in corpora.split(","):
             examples = _examples(read(corpus_folder(name, settings), split), limit)
             seen.clear()
-            _extract(extractor, examples, f"{name} {split}")
+            _extract(extractor, _documents(examples), f"{name} {split}")
             truth = {(str(i), m.start, m.end, m.type) for i, e in enumerate(examples) for m in e.mentions}
             gold.update(type_ for _, _, _, type_ in truth)
             observations += [
@@ -147,95 +145,170 @@ def train_calibration(
 
 
 def evaluate(
-    corpus: CorpusOption,
+    corpus: Annotated[
+        str,
+        typer.Option(
+            "--corpus",
+            help="Any folder of <split>.jsonl files in the format of the README, also of a corpus the model was not "
+            "trained on; or a name below the folder BIOBRACKET_CORPORA names.",
+        ),
+    ],
     split: Annotated[str, typer.Option("--split", help="Its file: `test` for reporting, `dev` for tuning.")] = "test",
     limit: LimitOption = 0,
     mapping: Annotated[
-        list[str] | None, typer.Option("--map", help="A label of the corpus and its type's key, `label=key`; repeated.")
+        list[str] | None,
+        typer.Option(
+            "--map",
+            help="A label of the corpus and its type's key, `label=key`; `label=` leaves the label out; repeated. "
+            "Labels that are keys or names of types need none.",
+        ),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object; `micro.f1` is the strict micro F1.")
     ] = False,
-    save: Annotated[
-        Path | None, typer.Option("--predictions", help="File for the extractions, one JSON object a line.")
+    folder: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder for scores.json, scores.md, plots and predictions.jsonl."),
     ] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", help="Score the predictions.jsonl of an earlier report instead of running the model."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option("--against", help="Compare with another run: its predictions.jsonl.")
+    ] = None,
+    resamples: Annotated[
+        int, typer.Option("--resamples", min=100, help="Resamples of intervals and comparison.")
+    ] = 1000,
 ) -> None:
-    """Strict scores on a corpus: exact boundaries and type, at document offsets."""
+    """Strict scores on a corpus: exact boundaries and type, at document offsets; with 95 % intervals and errors."""
     with _clear_errors():
-        from services.extractor import Extractor
-        from shared.adapters import model_revision
+        from training import predictions, reports
         from training.corpora import corpus_folder, read
-        from training.evaluation import score
+        from training.evaluation import Scores
+        from training.significance import compare, intervals
 
         settings = Settings()
-        folder = corpus_folder(corpus, settings)
-        types = dict(part.rpartition("=")[::2] for part in mapping or ())
-        examples = _examples(read(folder, split, types or None), limit)
-        extractor = Extractor.load(settings)
-        begun = time.monotonic()
-        extractions = _extract(extractor, examples, f"{folder.name} {split}")
-        seconds = time.monotonic() - begun
-        scores = score([_gold(e) for e in examples], [_predicted(e) for e in extractions])
-        if save is not None:
-            save.write_text("".join(e.model_dump_json() + "\n" for e in extractions), encoding="utf-8")
-        segments = sum(e.counts.segments for e in extractions)
+        place = corpus_folder(corpus, settings)
+        given = _mapping(mapping or ())
+        examples = _examples(read(place, split, given), limit)
+        documents = _documents(examples)
+        # All that can be wrong with the options, before a long run.
+        other = predictions.read(against, documents) if against else None
+        if folder is not None:
+            if against is not None and against.resolve() == (folder / reports.PREDICTIONS).resolve():
+                _fail("report: its folder holds the run that --against names, which would be lost; name another one")
+            reports.prepare(folder)
+        extractions, seconds = _extractions(source, documents, settings, f"{place.name} {split}")
+        if folder is not None:
+            predictions.write(folder / reports.PREDICTIONS, extractions)
+        scores = _scores(examples, extractions)
+        comparison = None
+        if against is not None and other is not None:
+            differences = compare(scores, _scores(examples, other), resamples=resamples)
+            comparison = reports.Comparison(str(against), _revisions(other), differences)
+        report = reports.Report(
+            run=reports.Run(
+                corpus=place.name,
+                split=split,
+                model_revision=_revisions(extractions),
+                segments=sum(e.counts.segments for e in extractions),
+                seconds=seconds,
+                mapping=given,
+            ),
+            scores=sum(scores, Scores()),
+            intervals=intervals(scores, resamples=resamples),
+            resamples=resamples,
+            comparison=comparison,
+        )
+        if folder is not None:
+            report.save(folder)
     if as_json:
-        head = {
-            "corpus": folder.name,
-            "split": split,
-            "model_revision": model_revision(settings),
-            "seconds": seconds,
-            "segments": segments,
-        }
-        print(json.dumps({**head, **scores.as_dict()}))
-        return
-    _print_scores(scores, f"{folder.name} {split}")
-    out.print(
-        f"{len(examples)} texts, {segments} segments, {seconds:.0f} s, model revision {model_revision(settings)}",
-        highlight=False,
-    )
+        print(json.dumps(report.as_dict()))
+    else:
+        _print_report(report)
+
+
+def _mapping(given: Sequence[str]) -> dict[str, str]:
+    mapping: dict[str, str] = {}
+    for part in given:
+        label, _, key = (found.strip() for found in part.rpartition("="))
+        if not label:
+            _fail(f"map: `{part}` is not `label=key`, such as Gene=protein, or `label=` to leave the label out")
+        if mapping.setdefault(label, key) != key:
+            _fail(f"map: the label {label} is given twice, as `{mapping[label]}` and as `{key}`; keep one of them")
+    return mapping
 
 
 def _examples(found: list[Example], limit: int) -> list[Example]:
     return found[:limit] if limit else found
 
 
-def _extract(extractor: Extractor, examples: Sequence[Example], what: str) -> list[Extraction]:
+def _documents(examples: Sequence[Example]) -> list[Document]:
     from shared.messages import Document
 
     # The place in the list is the id: a corpus may use one twice.
-    documents: list[Document] = [
-        Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)
-    ]
+    return [Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)]
+
+
+def _extractions(
+    source: Path | None, documents: Sequence[Document], settings: Settings, what: str
+) -> tuple[list[Extraction], float | None]:
+    """The extractions of a file, or those of the model with the seconds it took."""
+    if source is not None:
+        from training.predictions import read
+
+        return read(source, documents), None
+    from services.extractor import Extractor
+
+    extractor = Extractor.load(settings)
+    begun = time.monotonic()
+    extractions = _extract(extractor, documents, what)
+    return extractions, time.monotonic() - begun
+
+
+def _extract(extractor: Extractor, documents: Sequence[Document], what: str) -> list[Extraction]:
     with _progress() as progress:
         task = progress.add_task(what, total=sum(len(d.text) for d in documents))
         done: Callable[[Extraction], None] = lambda e: progress.advance(task, e.counts.characters)  # noqa: E731
         return extractor.extract(documents, done)
 
 
-def _gold(example: Example) -> list[Span]:
-    return [(m.start, m.end, m.type) for m in example.mentions]
+def _scores(examples: Sequence[Example], extractions: Sequence[Extraction]) -> list[Scores]:
+    """The scores of each text."""
+    from training.evaluation import score
+
+    return [
+        score(
+            example.text,
+            [(m.start, m.end, m.type) for m in example.mentions],
+            [(e.start, e.end, e.type) for e in extraction.entities],
+        )
+        for example, extraction in zip(examples, extractions, strict=True)
+    ]
 
 
-def _predicted(extraction: Extraction) -> list[Span]:
-    return [(e.start, e.end, e.type) for e in extraction.entities]
+def _revisions(extractions: Sequence[Extraction]) -> str:
+    return ", ".join(sorted({e.model_revision for e in extractions}))
 
 
-def _print_scores(scores: Scores, title: str) -> None:
-    table = Table(title=title)
-    for column in ("", "precision", "recall", "F1", "gold", "predicted"):
-        table.add_column(column, justify="left" if not column else "right")
-
-    def row(name: str, s: Any) -> None:
-        table.add_row(name, f"{s.precision:.4f}", f"{s.recall:.4f}", f"{s.f1:.4f}", str(s.gold), str(s.predicted))
-
-    by_gold: list[tuple[str, Score]] = sorted(scores.types.items(), key=lambda t: -t[1].gold)
-    for key, of_type in by_gold:
-        row(key, of_type)
-    table.add_section()
-    row("nested alone", scores.nested)
-    row("micro", scores.micro)
-    out.print(table)
+def _print_report(report: reports.Report) -> None:
+    for table in (report.overview(), report.types(), report.errors(), report.against()):
+        if table is not None:
+            shown = Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+            for column in table.columns:
+                shown.add_column(column, justify="right" if shown.columns else "left", overflow="fold")
+            for row in table.rows:
+                shown.add_row(*row)
+            out.print(shown)
+            out.print()
+    run = report.run
+    out.print(
+        f"{run.corpus} {run.split}: {report.scores.documents} texts, {run}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _shares(given: str) -> dict[str, float]:
@@ -257,10 +330,12 @@ def _clear_errors() -> Iterator[None]:
     from shared.base_model import BaseModelError
     from shared.calibration import CalibrationError
     from training.corpora import CorpusError
+    from training.predictions import PredictionsError
+    from training.reports import ReportError
 
     try:
         yield
-    except (BaseModelError, CalibrationError, CorpusError, FileNotFoundError) as error:
+    except (BaseModelError, CalibrationError, CorpusError, PredictionsError, ReportError, FileNotFoundError) as error:
         _fail(str(error))
 
 

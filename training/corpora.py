@@ -56,51 +56,79 @@ def corpus_folder(name: str, settings: Settings) -> Path:
 
 
 def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[Example]:
-    """The texts of ``<folder>/<split>.jsonl``.
+    """The texts of ``<folder>/<split>.jsonl``, at least one.
 
-    ``types`` maps the corpus's labels to canonical keys; by default the mapping known for the folder's name, else each
-    label must be a key or a name of a type (``Disease``, ``cell_line``).
+    A label's type is that of the mapping known for the folder's name, else the type whose key or name the label is
+    (``Disease``, ``cell_line``). ``types`` adds to that and goes before it: labels to canonical keys, or to the empty
+    string where a label's mentions are to be left out.
     """
     file = folder / f"{split}.jsonl"
     if not file.is_file():
         have = ", ".join(sorted(f.stem for f in folder.glob("*.jsonl"))) or "none"
         raise CorpusError(f"split: no file {split}.jsonl in the corpus folder; it has: {have}")
-    mapping = types or CORPUS_TYPES.get(folder.name)
     rows = list(_rows(file))
-    labels = {mention["type"] for _, row in rows for mention in row["entities"]}
-    if mapping is None:
-        mapping = {label: entity_types.key_of(label) or label for label in labels}
-    if unknown := sorted(labels - mapping.keys()) + sorted(set(mapping.values()) - TYPES.keys()):
-        raise CorpusError(
-            f"types: {file.name} has labels without a type of the inventory: {', '.join(unknown)}; map each to a key "
-            "with --map label=key"
-        )
-    keys = tuple(dict.fromkeys(mapping.values()))
+    if not rows:
+        raise CorpusError(f"split: {file.name} has no texts; name another one")
+    mapping = _mapping(file, {mention["type"] for _, row in rows for mention in row["entities"]}, types or {})
+    keys = tuple(dict.fromkeys(key for key in mapping.values() if key))
     return [_example(file, number, row, mapping, keys) for number, row in rows]
 
 
+def _mapping(file: Path, labels: set[str], given: dict[str, str]) -> dict[str, str]:
+    """The key of each label, empty where it is left out."""
+    known = CORPUS_TYPES.get(file.parent.name)
+    if known is None:
+        known = {label: key for label in sorted(labels) if (key := entity_types.key_of(label))}
+    mapping = known | given
+    if unknown := sorted(labels - mapping.keys()):
+        raise CorpusError(
+            f"types: {file.name} has labels without a type of the inventory: {', '.join(unknown)}; give each a type "
+            "with --map label=key, or leave it out with --map label="
+        )
+    if unknown := sorted(set(mapping.values()) - TYPES.keys() - {""}):
+        raise CorpusError(
+            f"types: no type of the inventory has the key {', '.join(unknown)}; the keys are: {', '.join(TYPES)}"
+        )
+    if unknown := sorted(label for label, key in given.items() if not key and label not in labels | known.keys()):
+        raise CorpusError(
+            f"types: {file.name} has no label {', '.join(unknown)} to leave out; its labels are: "
+            f"{', '.join(sorted(labels)) or 'none'}"
+        )
+    if not any(mapping.values()):
+        raise CorpusError(f"types: no label of {file.name} has a type; give at least one with --map label=key")
+    return mapping
+
+
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8") as lines:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     row = json.loads(line)
-                    row["id"], row["text"], row["entities"]
-                except (ValueError, KeyError, TypeError):
+                    row["text"].encode()  # a lone surrogate is no text
+                    well_formed = "id" in row and all(
+                        isinstance(m["start"], int) and isinstance(m["end"], int) and isinstance(m["type"], str)
+                        for m in row["entities"]
+                    )
+                except (ValueError, KeyError, TypeError, AttributeError):
+                    well_formed = False
+                if not well_formed:
                     raise CorpusError(
-                        f"{file.name}, line {number}: not a JSON object with id, text and entities"
-                    ) from None
+                        f"{file.name}, line {number}: not a JSON object with id, text and entities, each of which has "
+                        "start, end and type"
+                    )
                 yield number, row
 
 
 def _example(file: Path, number: int, row: dict[str, Any], mapping: dict[str, str], keys: tuple[str, ...]) -> Example:
-    text = str(row["text"])
+    text: str = row["text"]
     mentions = []
     for mention in row["entities"]:
         start, end = mention["start"], mention["end"]
         if not (0 <= start < end <= len(text)) or text[start:end] != mention.get("text", text[start:end]):
             raise CorpusError(f"{file.name}, line {number}: entities: offsets do not give the mention's text")
-        mentions.append(Mention(start, end, mapping[mention["type"]]))
+        if key := mapping[mention["type"]]:
+            mentions.append(Mention(start, end, key))
     lang: Lang = row.get("lang") or detect(text)
     if lang not in ("zh", "en"):
         raise CorpusError(f"{file.name}, line {number}: lang: must be `zh` or `en`")

@@ -29,18 +29,60 @@ def test_labels_that_are_keys_need_no_mapping(tmp_path):
     assert example.lang == "en"
 
 
+GENE = {**ROW, "entities": [{**EGFR, "type": "GENE"}, {**EGFR, "type": "Protein"}]}
+
+
 def test_a_given_mapping(tmp_path):
-    row = {**ROW, "entities": [{**ROW["entities"][0], "type": "GENE"}]}
-    folder = write(tmp_path / "mine", row)
-    assert read(folder, "train", {"GENE": "dna"})[0].mentions[0].type == "dna"
-    with pytest.raises(CorpusError, match="GENE"):
-        read(folder, "train")
+    folder = write(tmp_path / "mine", GENE)
+    (example,) = read(folder, "train", {"GENE": "dna"})
+    assert [m.type for m in example.mentions] == ["dna", "protein"]  # a label that names a type needs no mapping
+    assert set(example.types) == {"dna", "protein"}
+    (example,) = read(folder, "train", {"GENE": "dna", "Protein": "rna"})
+    assert [m.type for m in example.mentions] == ["dna", "rna"]
+
+
+def test_a_given_mapping_goes_before_the_known_one_of_the_corpus(tmp_path):
+    (example,) = read(write(tmp_path / "genia", ROW), "train", {"protein": "dna", "cell_line": ""})
+    assert [m.type for m in example.mentions] == ["dna"]
+    assert set(example.types) == {"dna", "rna", "cell_type"}
+
+
+def test_a_label_is_left_out_on_purpose_only(tmp_path):
+    folder = write(tmp_path / "mine", GENE)
+    (example,) = read(folder, "train", {"GENE": ""})
+    assert example.mentions == (Mention(4, 8, "protein"),)
+    assert example.types == ("protein",)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "says"),
+    [
+        ({}, "GENE; give each a type with --map label=key, or leave it out with --map label="),
+        ({"GENE": "gene"}, "has the key gene; the keys are: protein, "),
+        ({"GENE": "dna", "Celll": ""}, "no label Celll to leave out; its labels are: GENE, Protein"),
+        ({"GENE": "", "Protein": ""}, "no label of train.jsonl has a type"),
+    ],
+)
+def test_a_wrong_mapping_names_the_remedy(tmp_path, mapping, says):
+    with pytest.raises(CorpusError, match=says):
+        read(write(tmp_path / "mine", GENE), "train", mapping)
+
+
+def test_a_file_without_texts_is_refused(tmp_path):
+    with pytest.raises(CorpusError, match="no texts"):
+        read(write(tmp_path / "mine"), "train")
 
 
 @pytest.mark.parametrize(
     ("row", "says"),
     [
         ({"id": "1", "text": "secret"}, "line 1"),
+        ({"text": "secret", "entities": []}, "line 1"),
+        ({**ROW, "text": 5}, "line 1"),
+        ({**ROW, "text": "secret \ud800"}, "line 1"),
+        ({**ROW, "entities": ["secret"]}, "line 1"),
+        ({**ROW, "entities": [{"start": 4, "end": 8}]}, "line 1"),
+        ({**ROW, "entities": [{**EGFR, "start": "secret"}]}, "line 1"),
         ({**ROW, "entities": [{"start": 4, "end": 99, "type": "protein"}]}, "offsets"),
         ({**ROW, "entities": [{"start": 3, "end": 8, "type": "protein", "text": "EGFR"}]}, "offsets"),
         ({**ROW, "lang": "fr"}, "lang"),
