@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 
 import services
-from services import model_commands
+from services import corpus_commands, model_commands
 from shared.errors import DocumentError
 from shared.settings import Settings
 
@@ -44,6 +44,7 @@ cli = typer.Typer(
 
 cli.add_typer(model_commands.train, name="train")
 cli.command()(model_commands.evaluate)
+cli.command()(corpus_commands.convert)
 
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the embedded servers' files; BIOBRACKET_DATA else.")
