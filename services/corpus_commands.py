@@ -96,8 +96,7 @@ def _print_summary(summary: Summary, reading: Reading, to: Path) -> None:
     _print_counts("left out", reading.left_out)
     _print_counts("noted", reading.notes)
     if None in keys.values():
-        # `evaluate` takes either its own mapping or the whole of one given.
-        given = [shlex.quote(f"{label}={key or 'KEY'}") for label, key in sorted(keys.items())]
+        given = [shlex.quote(f"{label}=KEY") for label, key in sorted(keys.items()) if key is None]
         told = " --map ".join([f"--corpus {shlex.quote(str(to.parent))} --split {shlex.quote(to.stem)}", *given])
         out.print(f"next: biobracket evaluate {told}", markup=False, highlight=False, soft_wrap=True)
 

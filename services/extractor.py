@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from services.generation.batching import Batcher
 from services.generation.config import GenerationConfig
@@ -18,9 +19,13 @@ from services.pipeline.config import PipelineConfig
 from services.selection.confidence import ConfidenceSelector
 from services.selection.selector import Selector
 from shared.adapters import adapter_folder, model_revision
+from shared.base_model import load_tokenizer
 from shared.calibration import Calibration
+from shared.copying import CopyTokens
 from shared.messages import Candidate, Document, Entity, Extraction, Parsed, Segment, TaggedLine
 from shared.settings import Settings
+from training.corpora import Example, corpus_folder, documents_of, read
+from training.evaluation import Scores, score_all
 
 
 class NoCache:
@@ -109,3 +114,35 @@ class Extractor:
             return list(await asyncio.gather(*(one(document) for document in documents)))
         finally:
             batcher.close()
+
+
+class DevScores:
+    """Strict micro F1 on the first texts of each corpus's dev split, of a model in training; it can be pickled.
+
+    Greedy mentions with the default calibration: the thresholds of a model that still changes mean nothing.
+    """
+
+    def __init__(self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int) -> None:
+        """``corpora``: by name, with the mapping of their labels (none: the known one)."""
+        self._settings = settings
+        self._corpora = corpora
+        self._texts = texts
+        self._examples: dict[str, list[Example]] = {}
+
+    def __call__(self, model: Any) -> dict[str, float]:
+        """The scores of a causal model with packed attention, by corpus."""
+        if not self._examples:
+            self._examples = {
+                name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]
+                for name, types in self._corpora.items()
+            }
+        generation = GenerationConfig()
+        engine = CopyEngine(model, CopyTokens(load_tokenizer(self._settings)), generation)
+        extractor = Extractor(
+            engine, ConfidenceSelector(Calibration.default()), model_revision="training", generation=generation
+        )
+        scores = {}
+        for name, examples in self._examples.items():
+            found = score_all(examples, extractor.extract(documents_of(examples)))
+            scores[name] = sum(found, Scores()).micro.f1
+        return scores

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from shared.messages import Candidate, Document, Extraction
     from training import reports
     from training.corpora import Example
-    from training.evaluation import Scores
-    from training.generator import Report
 
 out = Console()
 err = Console(stderr=True)
@@ -36,62 +34,31 @@ LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first
 
 @train.command("generator")
 def train_generator(
-    folder: Annotated[Path, typer.Option("--out", help="Folder of the adapter.")],
-    corpora: Annotated[
-        str, typer.Option("--corpora", help="Corpora with their shares of tokens, `name=share` separated by commas.")
-    ] = "genia=0.33,cmeee_v2=0.45,bc5cdr=0.22",
-    minutes: Annotated[float, typer.Option(min=0.01, help="Minutes to train.")] = 60.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to train on at most.")] = 10**9,
-    batch_tokens: Annotated[int, typer.Option(min=64, help="Tokens of a batch.")] = 2048,
-    accumulate: Annotated[int, typer.Option(min=1, help="Batches to a step.")] = 1,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Highest learning rate.")] = 8e-4,
-    seed: Annotated[int, typer.Option(help="Seed of order and initial weights.")] = 13,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the model: minutes to begin, a fifth faster on a CPU.")
-    ] = False,
-    init: Annotated[Path | None, typer.Option("--init", help="Adapter to go on from.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the model; a run of it that was cut off goes on.")],
+    config_file: Annotated[
+        str, typer.Option("--config", help="A YAML file, or the name of one in training/configs.")
+    ] = "gemma-3-270m",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of it and its value, `minutes=30`; repeated.")
+    ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="As a Ray Train job, or in this process alone.")
+    ] = True,
 ) -> None:
-    """Fine-tune an adapter of the base model on corpora of both languages."""
+    """Fine-tune a generator on corpora of both languages. The fields of the configuration: training/config.py."""
     with _clear_errors():
-        from training.generator import GeneratorConfig
-        from training.generator import train as run
+        from services.extractor import DevScores
+        from training import job
+        from training.config import CONFIGS, GeneratorConfig
+        from training.progress import plot
 
-        config = GeneratorConfig(
-            out=folder,
-            corpora=_shares(corpora),
-            minutes=minutes,
-            max_tokens=max_tokens,
-            batch_tokens=batch_tokens,
-            accumulate=accumulate,
-            rank=rank,
-            alpha=2 * rank,
-            learning_rate=learning_rate,
-            seed=seed,
-            compile=compiled,
-            init=init,
-            resume=resume,
-        )
-        with _progress() as progress:
-            task = progress.add_task("preparing", total=60 * minutes)
-
-            def report(now: Report) -> None:
-                rate = now.tokens / now.seconds
-                progress.update(
-                    task,
-                    completed=max(now.seconds, now.tokens / max_tokens * 60 * minutes),
-                    description=f"step {now.step}, loss {now.loss:.4f}, {rate:.0f} tokens/s",
-                )
-                if now.dev is not None or not err.is_terminal:
-                    dev = "".join(f", dev {name} {loss:.4f}" for name, loss in (now.dev or {}).items())
-                    err.print(
-                        f"step {now.step}: {now.tokens} tokens, {now.seconds:.0f} s, loss {now.loss:.4f}{dev}",
-                        highlight=False,
-                    )
-
-            made = run(config, Settings(), report)
-    err.print(f"adapter in {made}; next: BIOBRACKET_ADAPTER={made} biobracket train calibration", highlight=False)
+        named = CONFIGS / f"{config_file}.yaml"
+        config = GeneratorConfig.load(named if named.is_file() else Path(config_file), overrides or ())
+        settings = Settings()
+        measure = DevScores(settings, {name: c.types for name, c in config.corpora.items()}, config.measure_texts)
+        (job.run if on_ray else job.run_here)(config, settings, folder, measure)
+        plot(folder)
+    out.print(f"{folder}; next: BIOBRACKET_ADAPTER={folder} biobracket train calibration", highlight=False)
 
 
 @train.command("calibration")
@@ -106,7 +73,7 @@ def train_calibration(
         from shared.adapters import CALIBRATION_FILE, adapter_folder
         from shared.calibration import Calibration
         from training.calibration import Observation, expected_calibration_error, fit
-        from training.corpora import corpus_folder, read
+        from training.corpora import corpus_folder, documents_of, read
 
         settings = Settings()
         folder = adapter_folder(settings)
@@ -124,7 +91,7 @@ def train_calibration(
         for name in corpora.split(","):
             examples = _examples(read(corpus_folder(name, settings), split), limit)
             seen.clear()
-            _extract(extractor, _documents(examples), f"{name} {split}")
+            _extract(extractor, documents_of(examples), f"{name} {split}")
             truth = {(str(i), m.start, m.end, m.type) for i, e in enumerate(examples) for m in e.mentions}
             gold.update(type_ for _, _, _, type_ in truth)
             observations += [
@@ -184,15 +151,15 @@ def evaluate(
     """Strict scores on a corpus: exact boundaries and type, at document offsets; with 95 % intervals and errors."""
     with _clear_errors():
         from training import predictions, reports
-        from training.corpora import corpus_folder, read
-        from training.evaluation import Scores
+        from training.corpora import corpus_folder, documents_of, read
+        from training.evaluation import Scores, score_all
         from training.significance import compare, intervals
 
         settings = Settings()
         place = corpus_folder(corpus, settings)
         given = _mapping(mapping or ())
         examples = _examples(read(place, split, given), limit)
-        documents = _documents(examples)
+        documents = documents_of(examples)
         # All that can be wrong with the options, before a long run.
         other = predictions.read(against, documents) if against else None
         if folder is not None:
@@ -202,10 +169,10 @@ def evaluate(
         extractions, seconds = _extractions(source, documents, settings, f"{place.name} {split}")
         if folder is not None:
             predictions.write(folder / reports.PREDICTIONS, extractions)
-        scores = _scores(examples, extractions)
+        scores = score_all(examples, extractions)
         comparison = None
         if against is not None and other is not None:
-            differences = compare(scores, _scores(examples, other), resamples=resamples)
+            differences = compare(scores, score_all(examples, other), resamples=resamples)
             comparison = reports.Comparison(str(against), _revisions(other), differences)
         report = reports.Report(
             run=reports.Run(
@@ -244,13 +211,6 @@ def _examples(found: list[Example], limit: int) -> list[Example]:
     return found[:limit] if limit else found
 
 
-def _documents(examples: Sequence[Example]) -> list[Document]:
-    from shared.messages import Document
-
-    # The place in the list is the id: a corpus may use one twice.
-    return [Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)]
-
-
 def _extractions(
     source: Path | None, documents: Sequence[Document], settings: Settings, what: str
 ) -> tuple[list[Extraction], float | None]:
@@ -272,20 +232,6 @@ def _extract(extractor: Extractor, documents: Sequence[Document], what: str) -> 
         task = progress.add_task(what, total=sum(len(d.text) for d in documents))
         done: Callable[[Extraction], None] = lambda e: progress.advance(task, e.counts.characters)  # noqa: E731
         return extractor.extract(documents, done)
-
-
-def _scores(examples: Sequence[Example], extractions: Sequence[Extraction]) -> list[Scores]:
-    """The scores of each text."""
-    from training.evaluation import score
-
-    return [
-        score(
-            example.text,
-            [(m.start, m.end, m.type) for m in example.mentions],
-            [(e.start, e.end, e.type) for e in extraction.entities],
-        )
-        for example, extraction in zip(examples, extractions, strict=True)
-    ]
 
 
 def _revisions(extractions: Sequence[Extraction]) -> str:
@@ -311,31 +257,20 @@ def _print_report(report: reports.Report) -> None:
     )
 
 
-def _shares(given: str) -> dict[str, float]:
-    shares: dict[str, float] = {}
-    for part in given.split(","):
-        name, _, share = part.partition("=")
-        try:
-            shares[name.strip()] = float(share or 1.0)
-        except ValueError:
-            _fail(f"corpora: `{part}` is not `name=share`, such as genia=0.4")
-        if not name.strip() or shares[name.strip()] <= 0:
-            _fail(f"corpora: `{part}` needs a name and a share above 0")
-    return shares
-
-
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Errors that name a setting and its remedy are printed without a traceback."""
     from shared.base_model import BaseModelError
     from shared.calibration import CalibrationError
+    from training.config import ConfigError, TrainingError
     from training.corpora import CorpusError
     from training.predictions import PredictionsError
     from training.reports import ReportError
 
+    ours = (BaseModelError, CalibrationError, ConfigError, CorpusError, PredictionsError, ReportError, TrainingError)
     try:
         yield
-    except (BaseModelError, CalibrationError, CorpusError, PredictionsError, ReportError, FileNotFoundError) as error:
+    except (*ours, FileNotFoundError) as error:
         _fail(str(error))
 
 

@@ -87,14 +87,35 @@ def load_tokenizer(settings: Settings) -> Any:
     return AutoTokenizer.from_pretrained(base_folder(settings))
 
 
-def load_base(settings: Settings, dtype: torch.dtype | None = None) -> Any:
-    """The base model as ``transformers`` loads it, in evaluation mode. BaseModelError where it cannot be had."""
+def load_base(settings: Settings, dtype: torch.dtype | None = None, *, four_bit: bool = False) -> Any:
+    """The base model as ``transformers`` loads it, in evaluation mode. BaseModelError where it cannot be had.
+
+    ``four_bit``: its linear layers as 4-bit NormalFloat (QLoRA, arXiv 2305.14314), on the current CUDA device; products
+    are computed in ``dtype``.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     source = base_folder(settings)
+    dtype = dtype or torch.bfloat16
+    options: dict[str, Any] = {}
+    if four_bit:
+        if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+            raise BaseModelError(
+                "tuning: qlora needs a CUDA device and bitsandbytes; `pip install biobracket[gpu]` there, or set "
+                "tuning to lora"
+            )
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype or torch.bfloat16)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except OSError:
         raise BaseModelError(
             f"base_model: `{source}` is neither a folder with a model nor a hub id that can be reached; install the "

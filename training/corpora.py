@@ -7,7 +7,7 @@ Offsets count Unicode code points, ``end`` is exclusive. Types are mapped to the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from shared import entity_types
 from shared.entity_types import CORPUS_TYPES, TYPES
 from shared.language import detect
-from shared.messages import Lang
+from shared.messages import Document, Lang
 from shared.settings import Settings
 
 
@@ -72,6 +72,11 @@ def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[
     mapping = _mapping(file, {mention["type"] for _, row in rows for mention in row["entities"]}, types or {})
     keys = tuple(dict.fromkeys(key for key in mapping.values() if key))
     return [_example(file, number, row, mapping, keys) for number, row in rows]
+
+
+def documents_of(examples: Sequence[Example]) -> list[Document]:
+    """The texts as documents. The place in the list is the id: a corpus may use one twice."""
+    return [Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)]
 
 
 def _mapping(file: Path, labels: set[str], given: dict[str, str]) -> dict[str, str]:

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared.pieces import split
+
+if TYPE_CHECKING:
+    from shared.messages import Extraction
+    from training.corpora import Example
 
 Span = tuple[int, int, str]  # start, end, canonical type
 
@@ -200,6 +204,18 @@ def score(text: str, gold: Iterable[Span], predicted: Iterable[Span]) -> Scores:
         gold=Counter(_error(span, said) or "missed" for span in truth - said),
     )
     return scores
+
+
+def score_all(examples: Sequence[Example], extractions: Sequence[Extraction]) -> list[Scores]:
+    """The scores of each text of a corpus. ValueError where there are not as many extractions."""
+    return [
+        score(
+            example.text,
+            [(m.start, m.end, m.type) for m in example.mentions],
+            [(e.start, e.end, e.type) for e in extraction.entities],
+        )
+        for example, extraction in zip(examples, extractions, strict=True)
+    ]
 
 
 def nested(spans: Iterable[Span]) -> set[Span]:

@@ -1,71 +1,87 @@
-"""Fine-tuning of the generator: a low-rank adapter that copies text with brackets.
+"""Fine-tuning of the generator: an adapter (or a whole model) that copies text with brackets.
 
-The loop is a plain function of one process. The loss is the negative log-likelihood of the right action among the
-admissible ones (:mod:`shared.copying`): the same few logits that decoding looks at, so the projection onto the full
-vocabulary is never computed.
+The loop is a plain function that every worker of a run calls; with one worker it needs neither Ray nor a process
+group (:mod:`training.job` is the Ray Train job around it). The loss is the negative log-likelihood of the right action
+among the admissible ones (:mod:`shared.copying`): the same few logits that decoding looks at, so the projection onto
+the full vocabulary is never computed.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import math
+import platform
 import random
 import shutil
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shared.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
 from shared.copying import CopyTokens
 from shared.packing import run, use_packed_attention
 from shared.settings import Settings
+from training.config import GeneratorConfig, TrainingError
 from training.corpora import corpus_folder, read
-from training.tasks import Batch, Item, Mixer, items, pack
+from training.tasks import Batch, Item, Mixer, items, pack, shares
 
+MANIFEST = "training.json"
+_STATE = "state.pt"
+_BEST = "best.safetensors"
+_PACKAGES = ("biobracket", "torch", "transformers", "peft")
 
-@dataclass(frozen=True)
-class GeneratorConfig:
-    """What a run is made of. ``minutes`` or ``max_tokens`` ends it, whichever comes first; the learning rate falls
-    linearly to nothing by then."""
-
-    out: Path
-    corpora: dict[str, float] = field(default_factory=lambda: {"genia": 0.33, "cmeee_v2": 0.45, "bc5cdr": 0.22})
-    minutes: float = 60.0
-    max_tokens: int = 10**9
-    batch_tokens: int = 2048
-    accumulate: int = 1
-    rank: int = 32
-    alpha: int = 64
-    learning_rate: float = 8e-4
-    warmup_steps: int = 40
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    max_units: int = 160
-    seed: int = 13
-    compile: bool = False
-    dev_batches: int = 4
-    dev_every: int = 100
-    save_minutes: float = 5.0
-    init: Path | None = None  # an adapter to go on from
-    resume: bool = False
+Measure = Callable[[Any], dict[str, float]]
+"""F1 on the dev split of each corpus, of a model as it stands."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """A line of progress. Losses are nats a decision."""
+    """A line of progress. Losses are nats a decision; ``tokens`` are those of all workers."""
 
     step: int
     tokens: int
     seconds: float
     loss: float
-    dev: dict[str, float] | None
     learning_rate: float
+    dev: dict[str, float] | None = None
+    f1: dict[str, float] | None = None
+
+
+class Checkpoints(Protocol):
+    """Where a run keeps what it can be resumed from."""
+
+    def latest(self) -> contextlib.AbstractContextManager[Path | None]:
+        """A folder with the newest checkpoint, for as long as the context lasts; none where there is none."""
+        ...
+
+    def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        """Keeps what ``write`` puts into the folder that it is given. Called by all workers; the first's is kept."""
+        ...
+
+
+class Objective(nn.Module):
+    """Mean negative log-likelihood of a batch's right actions, in nats. A module, so that DDP can wrap it."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        return decision_loss(self.model, batch)
 
 
 def decision_loss(model: Any, batch: Batch) -> Tensor:
@@ -78,15 +94,20 @@ def decision_loss(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(logits, batch.right)
 
 
+def plain(model: Any) -> Any:
+    """The causal model below an adapter, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _parts(model: Any) -> tuple[Any, Any]:
-    causal_model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_model = plain(model)
     return causal_model.get_decoder(), causal_model.get_output_embeddings()
 
 
 class MasterAdamW:
-    """AdamW on float32 copies of bfloat16 parameters: a bfloat16 weight loses updates below 1/256 of its size."""
+    """AdamW on float32 copies of the parameters: a bfloat16 weight loses updates below 1/256 of its size."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter], learning_rate: float, weight_decay: float) -> None:
+    def __init__(self, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
         self.parameters = parameters
         self.masters = [p.detach().float().clone() for p in parameters]
         self.optimizer = torch.optim.AdamW(
@@ -106,36 +127,186 @@ class MasterAdamW:
                 parameter.copy_(master)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"masters": self.masters, "optimizer": self.optimizer.state_dict()}
+        """Everything as whole tensors on the CPU, whatever is shared out. All workers must call it."""
+        state = [self.optimizer.state[m] for m in self.masters]
+        return {
+            "masters": [_whole(m) for m in self.masters],
+            "state": [{name: _whole(value) for name, value in one.items()} for one in state],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for master, saved, parameter in zip(self.masters, state["masters"], self.parameters, strict=True):
-            master.copy_(saved)
-            parameter.data.copy_(saved)
-        self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for master, parameter, saved, one in zip(
+                self.masters, self.parameters, state["masters"], state["state"], strict=True
+            ):
+                master.copy_(_like(saved, master))
+                parameter.copy_(master)
+                if one:
+                    self.optimizer.state[master] = {
+                        name: _like(value, master) if value.shape == saved.shape and value.dim() else value.clone()
+                        for name, value in one.items()
+                    }
 
 
-def train(config: GeneratorConfig, settings: Settings, report: Callable[[Report], None] = lambda _: None) -> Path:
-    """Train an adapter and save it in ``config.out``, with ``training.json`` beside it. Returns the folder.
+def _whole(tensor: Tensor) -> Tensor:
+    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return full.detach().cpu()
 
-    With ``resume`` the last ``checkpoint.pt`` of the folder is gone on from.
+
+def _like(whole: Tensor, other: Tensor) -> Tensor:
+    whole = whole.to(other.device)
+    if isinstance(other, DTensor):
+        return distribute_tensor(whole, other.device_mesh, other.placements)
+    return whole.clone()
+
+
+@dataclass
+class _Progress:
+    """What a checkpoint holds beside weights and optimiser; the same in every worker."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    worse: int = 0  # scores since the best one
+
+
+def train(
+    config: GeneratorConfig,
+    settings: Settings,
+    checkpoints: Checkpoints,
+    report: Callable[[Report], None] = lambda _: None,
+    measure: Measure | None = None,
+) -> None:
+    """Trains, and leaves the result as the last checkpoint: see :func:`export`. Goes on from the newest one.
+
+    Every worker of an initialised process group calls it with the same arguments; ``report`` is called in the first
+    one alone. ``measure`` is what ``measure_every`` calls.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
-
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    mixer, dev_batches, data = _data(config, settings, device)
+    model = build(config, settings, device)
+    if config.compile:
+        for layer in _parts(model)[0].layers:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+    objective: Any = Objective(model)
+    if size > 1 and config.parallel == "fsdp":
+        _share_out(objective)
+    elif size > 1:
+        objective = nn.parallel.DistributedDataParallel(objective)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
+
+    now = _Progress()
+    best: dict[str, Tensor] = {}
+    with checkpoints.latest() as found:
+        if found is not None:
+            state = torch.load(found / _STATE, weights_only=True)
+            optimizer.load_state_dict(state.pop("optimizer"))
+            now = _Progress(**state)
+            if (found / _BEST).is_file():
+                best = load_file(found / _BEST)
+
+    def save() -> None:
+        # Here, and not in `write`: what is shared out is gathered by all workers together.
+        state = {"optimizer": optimizer.state_dict(), **asdict(now)}
+        weights = best or _weights(model)
+
+        def write(folder: Path) -> None:
+            torch.save(state, folder / _STATE)
+            _write_model(model, weights, folder, settings)
+            if best:
+                save_file(best, folder / _BEST)
+            manifest = _manifest(config, settings, data, size) | {"history": now.history}
+            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+        checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
+
+    # The order is a function of the seed: worker r of n takes every n-th group from the r-th, after those seen.
+    groups = islice(iter(mixer), now.step * config.accumulate * size + rank, None, size)
+    losses: list[float] = []
+    before, begun, saved = now.seconds, time.monotonic(), now.seconds
+    while (progress := max(now.seconds / (60 * config.minutes), now.tokens / config.max_tokens)) < 1.0:
+        if config.patience and now.worse >= config.patience:
+            break
+        warm = min(1.0, (now.step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        rate = config.learning_rate * warm * (1.0 - progress)
+        loss, tokens = _step(objective, groups, config, device)
+        optimizer.step(rate, config.clip)
+        # The first worker's clock is everybody's, so that all of them end at the same step.
+        told = _sum([loss / size, tokens, 0.0 if rank else before + time.monotonic() - begun], device)
+        losses.append(told[0])
+        now.step, now.tokens, now.seconds = now.step + 1, now.tokens + round(told[1]), told[2]
+        if not math.isfinite(told[0]):
+            raise TrainingError("learning_rate: the loss is no longer finite; lower it")
+        due = config.measure_every and now.step % config.measure_every == 0 and measure is not None
+        if now.step % 10 == 0 or due:
+            dev = _dev_loss(objective, dev_batches) if now.step % config.dev_every == 0 else None
+            f1 = _measured(objective, model, measure, rank) if due and measure is not None else None
+            line = Report(now.step, now.tokens, now.seconds, sum(losses) / len(losses), rate, dev, f1)
+            now.history.append(asdict(line))
+            if f1 is not None:
+                mean = sum(f1.values()) / len(f1)
+                now.worse = 0 if mean > now.best else now.worse + 1
+                if mean > now.best:
+                    now.best, best = mean, _weights(model)
+            if rank == 0:
+                report(line)
+            losses.clear()
+        if now.seconds - saved > 60 * config.save_minutes:
+            saved = now.seconds
+            save()
+    save()
+
+
+def _data(
+    config: GeneratorConfig, settings: Settings, device: torch.device
+) -> tuple[Mixer, dict[str, list[Batch]], dict[str, Any]]:
+    """The training stream, the dev batches of each corpus, and what the manifest says of the data."""
     tokens = CopyTokens(load_tokenizer(settings))
     train_items: dict[str, list[Item]] = {}
     dev_batches: dict[str, list[Batch]] = {}
-    for name in config.corpora:
+    data: dict[str, Any] = {}
+    for name, corpus in config.corpora.items():
         folder = corpus_folder(name, settings)
-        train_items[name] = items(read(folder, "train"), tokens, config.max_units)
-        dev_batches[name] = _dev_batches(items(read(folder, "dev"), tokens, config.max_units), config, device)
-    mixer = Mixer(train_items, config.corpora, config.batch_tokens, config.seed)
+        train_items[name] = items(read(folder, "train", corpus.types), tokens, config.max_units)
+        dev = Mixer(
+            {name: items(read(folder, "dev", corpus.types), tokens, config.max_units)},
+            {name: 1.0},
+            config.batch_tokens,
+            seed=0,  # the same texts whatever the run's seed: losses can be compared
+        )
+        groups: Iterator[list[Item]] = iter(dev)
+        dev_batches[name] = [pack(next(groups), config.batch_tokens, device) for _ in range(config.dev_batches)]
+        data[name] = {
+            f"{split}_sha256": hashlib.sha256((folder / f"{split}.jsonl").read_bytes()).hexdigest()
+            for split in ("train", "dev")
+        } | {"segments": len(train_items[name]), "tokens": sum(map(len, train_items[name]))}
+    given = {name: corpus.share for name, corpus in config.corpora.items()}
+    mix = shares(train_items, given, config.temperature)
+    for name, share in mix.items():
+        data[name]["share"] = round(share, 4)
+    return Mixer(train_items, mix, config.batch_tokens, config.seed, config.negatives), dev_batches, data
 
-    base = use_packed_attention(load_base(settings)).to(device)
-    if config.init is not None:
+
+def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> Any:
+    """The model to train on a device; what is trained requires gradients."""
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
+    four_bit = config.tuning == "qlora"
+    base = use_packed_attention(load_base(settings, dtype, four_bit=four_bit))
+    if not four_bit:  # that one is on its device, and cannot be moved
+        base = base.to(device)
+    base.requires_grad_(False)
+    if config.tuning == "full":
+        model = base
+        _parts(model)[0].layers.requires_grad_(True)
+    elif config.init is not None:
         model = PeftModel.from_pretrained(base, config.init, is_trainable=True, autocast_adapter_dtype=False)
     else:
         lora = LoraConfig(
@@ -146,106 +317,132 @@ def train(config: GeneratorConfig, settings: Settings, report: Callable[[Report]
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(base, lora, autocast_adapter_dtype=False)
-    parameters = [p for n, p in model.named_parameters() if "lora_" in n]
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-        parameter.data = parameter.data.to(torch.bfloat16)
-    if config.compile:
-        for layer in _parts(model)[0].layers:
-            layer.forward = torch.compile(layer.forward, dynamic=False)
-    optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.to(dtype)
+    return model
 
-    step = seen = 0
-    before = 0.0  # seconds of earlier sittings
-    history: list[dict[str, Any]] = []
-    config.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = config.out / "checkpoint.pt"
-    if config.resume and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        optimizer.load_state_dict(state["optimizer"])
-        step, seen, before, history = state["step"], state["tokens"], state["seconds"], state["history"]
 
-    begun = saved = time.monotonic()
-    groups = iter(mixer)
-    for _ in range(step * config.accumulate):  # the order is a function of the seed: skip what was seen
-        next(groups)
-    losses: list[float] = []
-    while True:
-        seconds = before + time.monotonic() - begun
-        progress = max(seconds / (60 * config.minutes), seen / config.max_tokens)
-        if progress >= 1.0:
-            break
-        rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * (1.0 - progress)
-        for _ in range(config.accumulate):
-            batch = pack(next(groups), config.batch_tokens, device)
-            loss = decision_loss(model, batch) / config.accumulate
+def _share_out(objective: Objective) -> None:
+    """Each worker keeps its share of every layer (FSDP2), in place; what is outside of them stays whole once used."""
+    from torch.distributed.fsdp import fully_shard
+
+    for layer in _parts(objective.model)[0].layers:
+        fully_shard(layer)
+    fully_shard(objective, reshard_after_forward=False)
+
+
+def _step(
+    objective: Any, groups: Iterator[list[Item]], config: GeneratorConfig, device: torch.device
+) -> tuple[float, int]:
+    """Gradients of a step; the worker's mean loss and tokens."""
+    total, tokens = 0.0, 0
+    for i in range(config.accumulate):
+        last = i == config.accumulate - 1
+        quiet = objective.no_sync() if not last and hasattr(objective, "no_sync") else contextlib.nullcontext()
+        batch = pack(next(groups), config.batch_tokens, device)
+        with quiet:
+            loss = objective(batch) / config.accumulate
             loss.backward()
-            losses.append(loss.item() * config.accumulate)
-            seen += batch.tokens
-        optimizer.step(rate, config.clip)
-        step += 1
-        if step % 10 == 0:
-            dev = _dev_loss(model, dev_batches) if step % config.dev_every == 0 else None
-            now = Report(step, seen, before + time.monotonic() - begun, sum(losses) / len(losses), dev, rate)
-            losses.clear()
-            history.append(vars(now))
-            report(now)
-            if not math.isfinite(now.loss):
-                raise RuntimeError("the loss is no longer finite; lower learning_rate")
-        if time.monotonic() - saved > 60 * config.save_minutes:
-            saved = time.monotonic()
-            _save(model, config, settings, history)
-            _save_checkpoint(checkpoint, optimizer, step, seen, before + saved - begun, history)
-    _save(model, config, settings, history)
-    checkpoint.unlink(missing_ok=True)
-    return config.out
+        total += loss.item()
+        tokens += batch.tokens
+    return total, tokens
 
 
-def _dev_batches(found: list[Item], config: GeneratorConfig, device: torch.device) -> list[Batch]:
-    fixed = Mixer({"dev": found}, {"dev": 1.0}, config.batch_tokens, config.seed)
-    groups: Iterator[list[Item]] = iter(fixed)
-    return [pack(next(groups), config.batch_tokens, device) for _ in range(config.dev_batches)]
+def _sum(values: list[float], device: torch.device) -> list[float]:
+    """Sums over all workers."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return [float(v) for v in tensor.tolist()]
 
 
 @torch.no_grad()
-def _dev_loss(model: Any, batches: dict[str, list[Batch]]) -> dict[str, float]:
+def _dev_loss(objective: Any, batches: Mapping[str, list[Batch]]) -> dict[str, float]:
+    """Every worker computes the same: where the model is shared out, none can do without the others."""
+    return {name: sum(objective(batch).item() for batch in found) / len(found) for name, found in batches.items()}
+
+
+def _measured(objective: Any, model: Any, measure: Measure, rank: int) -> dict[str, float]:
+    """F1 on the dev splits. By the first worker alone, but by all of them where each has only a share of the model."""
+    shared_out = hasattr(objective, "unshard")
+    told: list[Any] = [None]
+    if rank == 0 or shared_out:
+        if shared_out:
+            objective.unshard()
+        model.eval()
+        with torch.compiler.set_stance("force_eager"):  # its shapes are not those of the batches
+            told = [measure(plain(model))]
+        model.train()
+        if shared_out:
+            objective.reshard()
+    if dist.is_initialized():
+        dist.broadcast_object_list(told)
+    found: dict[str, float] = told[0]
+    return found
+
+
+def _weights(model: Any) -> dict[str, Tensor]:
+    """Whole tensors on the CPU by name: an adapter's, else all of the model's. All workers must call it."""
+    adapter = hasattr(model, "peft_config")
+    # Clones: those on the CPU would change with the next step.
+    return {n: _whole(p).clone() for n, p in model.named_parameters() if p.requires_grad or not adapter}
+
+
+def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, settings: Settings) -> None:
+    """The adapter in peft's format, or the whole model in transformers', with the given weights."""
+    if hasattr(model, "peft_config"):
+        # By its name: the folder that the base was read from means nothing on another machine.
+        named = EMBEDDED_HUB_ID if settings.base_model == EMBEDDED else settings.base_model
+        model.peft_config["default"].base_model_name_or_path = named
+    else:
+        load_tokenizer(settings).save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+
+
+def _manifest(config: GeneratorConfig, settings: Settings, data: dict[str, Any], workers: int) -> dict[str, Any]:
+    """What a run was made of."""
     return {
-        name: sum(decision_loss(model, batch).item() for batch in found) / len(found)
-        for name, found in batches.items()
-        if found
-    }
-
-
-def _save(model: Any, config: GeneratorConfig, settings: Settings, history: list[dict[str, Any]]) -> None:
-    """The adapter in peft's format, and the run's manifest; replaced at once: a killed run leaves a whole one."""
-    work = config.out / "saving"
-    # By its name: the folder that the base was read from means nothing on another machine.
-    named = EMBEDDED_HUB_ID if settings.base_model == EMBEDDED else settings.base_model
-    model.peft_config["default"].base_model_name_or_path = named
-    model.save_pretrained(work)
-    for file in work.iterdir():
-        if file.suffix in {".safetensors", ".json"}:
-            file.replace(config.out / file.name)
-    shutil.rmtree(work)
-    manifest = {
-        "config": {k: str(v) if isinstance(v, Path) else v for k, v in vars(config).items() if k != "out"},
+        "command": ["biobracket", *sys.argv[1:]],
+        "config": config.model_dump(mode="json", exclude={"storage", "init"}),
         "base_model": settings.base_model,
-        "torch": torch.__version__,
-        "history": history,
+        "workers": workers,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "data": data,
     }
-    (config.out / "training.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
-def _save_checkpoint(
-    file: Path, optimizer: MasterAdamW, step: int, tokens: int, seconds: float, history: list[dict[str, Any]]
-) -> None:
-    state = {
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "tokens": tokens,
-        "seconds": seconds,
-        "history": history,
-    }
-    part = file.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(file)
+class FolderCheckpoints:
+    """The newest checkpoint in a folder; replaced at once: a killed run leaves a whole one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextlib.contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield self._folder if self._folder.is_dir() else None
+
+    def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        del metrics
+        new, old = self._folder.with_suffix(".new"), self._folder.with_suffix(".old")
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir(parents=True)
+        write(new)
+        if self._folder.is_dir():
+            self._folder.rename(old)
+        new.rename(self._folder)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def export(checkpoint: Path, out: Path) -> Path:
+    """Copies model and manifest of a checkpoint into ``out``, without what only a resumed run needs."""
+    out.mkdir(parents=True, exist_ok=True)
+    for file in checkpoint.iterdir():
+        if file.is_file() and file.name not in (_STATE, _BEST):
+            shutil.copyfile(file, out / file.name)
+    return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from shared.copying import Action, CopyTokens, actions_of, nested_only
 from shared.packing import Block, causal
 from shared.pieces import split, to_piece_spans
 from shared.segmentation import segment
+from training.config import ConfigError
 from training.corpora import Example
 
 OPTIONS = len(Action)
@@ -29,6 +30,7 @@ class Line:
 
     ids: tuple[int, ...]
     decisions: tuple[tuple[int, tuple[int, ...], int], ...]
+    absent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class Item:
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(line.ids) for line in self.lines)
+
+    def thinned(self, negatives: float, draw: random.Random) -> Item:
+        """The item with that share of the lines of absent types, drawn; with one line at least."""
+        kept = tuple(line for line in self.lines if not line.absent or draw.random() < negatives)
+        return Item(self.prefix, kept or (draw.choice(self.lines),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,13 @@ def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> li
                 ]
                 header = tokens.header(entity_types.get(key).name(example.lang))
                 spans = nested_only(to_piece_spans(pieces, inside))
-                ids, decisions = tokens.line(pieces, actions_of(len(pieces), spans))
+                actions = actions_of(len(pieces), spans)
+                ids, decisions = tokens.line(pieces, actions)
                 lines.append(
                     Line(
                         (*header, *ids),
                         tuple((len(header) + d.at - 1, d.ids, d.taken) for d in decisions),
+                        absent=actions == [Action.ABSENT],
                     )
                 )
             out.append(Item(tuple(tokens.prefix(pieces)), tuple(lines)))
@@ -140,6 +149,23 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
     )
 
 
+def shares(
+    corpora: Mapping[str, Sequence[Item]], given: Mapping[str, float | None], temperature: float
+) -> dict[str, float]:
+    """The share of each corpus, which sum to one.
+
+    Those without a given share have ``tokens ** (1 / temperature)`` of what the given ones leave of one; where those
+    leave nothing, or none is given, all are relative to one another. (Temperature sampling as in multilingual BERT.)
+    """
+    sizes = {n: sum(map(len, corpora[n])) ** (1 / temperature) for n in corpora if given.get(n) is None}
+    fixed = {n: s for n in corpora if (s := given.get(n)) is not None}
+    left = 1.0 - sum(fixed.values()) if fixed and sizes else 1.0
+    if sizes and left <= 0:
+        raise ConfigError("corpora: the given shares leave nothing for the others; lower them, or give every one")
+    found = fixed | {n: left * size / sum(sizes.values()) for n, size in sizes.items()}
+    return {n: found[n] / sum(found.values()) for n in corpora}
+
+
 class Mixer:
     """An endless stream of item groups that fill batches, drawn from corpora by share of tokens.
 
@@ -147,10 +173,20 @@ class Mixer:
     The order is a function of the seed.
     """
 
-    def __init__(self, corpora: dict[str, list[Item]], shares: dict[str, float], size: int, seed: int) -> None:
+    def __init__(
+        self,
+        corpora: Mapping[str, Sequence[Item]],
+        shares: Mapping[str, float],
+        size: int,
+        seed: int,
+        negatives: float = 1.0,
+    ) -> None:
         self._random = random.Random(seed)  # noqa: S311 - an order, not a secret
         self._size = size
+        self._negatives = negatives
         self._corpora = {name: [i for i in found if len(i) <= size] for name, found in corpora.items()}
+        if empty := sorted(name for name, found in self._corpora.items() if not found):
+            raise ConfigError(f"batch_tokens: no text of {', '.join(empty)} fits a batch of {size} tokens; raise it")
         self.skipped = sum(len(i) > size for found in corpora.values() for i in found)
         self._shares = shares
         self._orders = {name: self._order(found) for name, found in self._corpora.items()}
@@ -160,7 +196,8 @@ class Mixer:
         while True:
             shuffled = found.copy()
             self._random.shuffle(shuffled)
-            yield from shuffled
+            for item in shuffled:
+                yield item if self._negatives == 1.0 else item.thinned(self._negatives, self._random)
 
     def __iter__(self) -> Iterator[list[Item]]:
         group: list[Item] = []

@@ -33,7 +33,7 @@ def test_convert(corpus):
     assert "2 texts (1 en, 1 zh), 3 mentions" in result.output
     assert "left out: 1 × discontinuous mention" in result.output
     told = [line for line in result.output.splitlines() if line.startswith("next: ")]
-    assert told[0].endswith("--split test --map DRUG=drug --map Disease=disease --map finding=KEY")
+    assert told[0].endswith("--split test --map finding=KEY")
     written = [json.loads(line) for line in to.read_text(encoding="utf-8").splitlines()]
     assert [(row["id"], row["lang"], len(row["entities"])) for row in written] == [("a", "en", 2), ("b", "zh", 1)]
 

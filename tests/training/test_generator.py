@@ -1,19 +1,23 @@
+import importlib.util
 import json
 
 import pytest
 import torch
-from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.extractor import Extractor
+from shared.base_model import BaseModelError
 from shared.calibration import Calibration
 from shared.copying import CopyTokens
 from shared.messages import Document
 from shared.packing import use_packed_attention
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
+from tests.training import distributed
+from training.config import CONFIGS, GeneratorConfig
 from training.corpora import Example, Mention
-from training.generator import GeneratorConfig, MasterAdamW, decision_loss, train
+from training.generator import FolderCheckpoints, MasterAdamW, decision_loss, export, train
 from training.tasks import items, pack
 
 GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]
@@ -41,9 +45,20 @@ def settings(tmp_path):
     return Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
 
 
-def config(out, **changes):
+def config(**changes):
     given = {"minutes": 10.0, "max_tokens": 6000, "batch_tokens": 256, "rank": 8, "alpha": 16, "warmup_steps": 2}
-    return GeneratorConfig(out=out, corpora={"toy": 1.0}, dev_batches=1, dev_every=10, **{**given, **changes})
+    given |= {"corpora": {"toy": {}}, "dev_batches": 1, "dev_every": 10, "precision": "float32"}
+    return GeneratorConfig.model_validate(given | changes)
+
+
+def trained(out, settings, report=lambda _: None, measure=None, **changes):
+    checkpoints = FolderCheckpoints(out / "checkpoint")
+    train(config(**changes), settings, checkpoints, report, measure)
+    return export(out / "checkpoint", out)
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
 
 
 @torch.no_grad()
@@ -65,17 +80,77 @@ def test_the_loss_is_that_of_the_plain_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_training_lowers_the_loss_and_its_adapter_is_served(settings, tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_lowers_the_loss_and_its_adapter_is_served(settings, tmp_path, precision):
     reports = []
-    out = train(config(tmp_path / "out", max_tokens=40_000, learning_rate=5e-3), settings, reports.append)
+    more = {"max_tokens": 40_000, "learning_rate": 5e-3, "precision": precision}
+    out = trained(tmp_path / "out", settings, reports.append, **more)
     assert reports[-1].dev["toy"] < reports[0].loss / 2
-    assert json.loads((out / "training.json").read_text())["config"]["rank"] == 8
+    manifest = json.loads((out / "training.json").read_text())
+    assert manifest["config"]["rank"] == 8
+    assert manifest["data"]["toy"]["segments"] == 60
     served = Extractor.load(settings.model_copy(update={"adapter": str(out)}), calibration=Calibration.default())
     (found,) = served.extract([Document(id="x", text="a gene cde is", types=("protein",))])
     assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
 
 
-def test_a_run_that_was_cut_off_goes_on(settings, tmp_path):
+@pytest.mark.slow
+def test_another_architecture_is_trained_and_served(tmp_path):
+    """That of the large configuration, without its four bits, which need CUDA."""
+    corpus(tmp_path / "corpora" / "toy")
+    base = make_tiny_model(tmp_path / "base", architecture="qwen3")
+    settings = Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
+    changes = {"tuning": "lora", "minutes": 10, "batch_tokens": 256, "accumulate": 1, "learning_rate": 5e-3}
+    changes |= {"max_tokens": 40_000, "gpu": False, "warmup_steps": 2, "precision": "float32", "measure_every": 0}
+    large = GeneratorConfig.load(CONFIGS / "qwen3-8b-qlora.yaml", ["corpora={toy: {}}"])
+    given = large.model_copy(update=changes)
+    train(given, settings, FolderCheckpoints(tmp_path / "checkpoint"))
+    out = export(tmp_path / "checkpoint", tmp_path / "out")
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 64
+    served = Extractor.load(settings.model_copy(update={"adapter": str(out)}), calibration=Calibration.default())
+    (found,) = served.extract([Document(id="x", text="a gene cde is", types=("protein",))])
+    assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("bitsandbytes") is None, reason="needs CUDA, bitsandbytes"
+)
+@pytest.mark.gpu
+def test_four_bits_are_trained(tmp_path):
+    corpus(tmp_path / "corpora" / "toy")
+    base = make_tiny_model(tmp_path / "base", architecture="qwen3")
+    settings = Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
+    reports = []
+    trained(tmp_path / "out", settings, reports.append, tuning="qlora", max_tokens=40_000, learning_rate=5e-3)
+    assert reports[-1].loss < reports[0].loss / 2
+
+
+def test_four_bits_without_a_gpu_name_the_remedy(settings, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(BaseModelError, match="tuning"):
+        trained(tmp_path / "out", settings, tuning="qlora")
+
+
+@pytest.mark.slow
+def test_a_whole_model_is_trained_and_served(settings, tmp_path):
+    more = {"max_tokens": 40_000, "learning_rate": 5e-3, "tuning": "full"}
+    out = trained(tmp_path / "out", settings, **more)
+    assert not (out / "adapter_config.json").exists()
+    served = Extractor.load(settings.model_copy(update={"base_model": str(out)}), calibration=Calibration.default())
+    (found,) = served.extract([Document(id="x", text="a gene cde is", types=("protein",))])
+    assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
+
+
+def test_equal_runs_are_equal(settings, tmp_path):
+    first, second = (weights(trained(tmp_path / name, settings, max_tokens=2000)) for name in "ab")
+    assert all(torch.equal(first[n], second[n]) for n in first)
+    other = weights(trained(tmp_path / "c", settings, max_tokens=2000, seed=14))
+    assert any(not torch.equal(first[n], other[n]) for n in first)
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(settings, tmp_path):
     class Killed(Exception):
         pass
 
@@ -83,23 +158,48 @@ def test_a_run_that_was_cut_off_goes_on(settings, tmp_path):
         if report.step >= 20:
             raise Killed
 
-    cut = config(tmp_path / "out", save_minutes=0.0, max_tokens=10**9)
+    whole = weights(trained(tmp_path / "whole", settings))
     with pytest.raises(Killed):
-        train(cut, settings, kill)
-    assert (tmp_path / "out" / "checkpoint.pt").is_file()
+        trained(tmp_path / "cut", settings, kill, save_minutes=1e-9)
     reports = []
-    resumed = config(tmp_path / "out", save_minutes=0.0, resume=True, max_tokens=9000)
-    out = train(resumed, settings, reports.append)
-    assert reports[0].step > 19
-    assert not (out / "checkpoint.pt").exists()
-    base = AutoModelForCausalLM.from_pretrained(settings.base_model)
-    assert PeftModel.from_pretrained(base, str(out)).peft_config["default"].r == 8
+    resumed = trained(tmp_path / "cut", settings, reports.append)
+    assert reports[0].step == 20
+    for name, weight in weights(resumed).items():
+        torch.testing.assert_close(weight, whole[name])
 
 
 def test_an_adapter_can_be_gone_on_from(settings, tmp_path):
-    first = train(config(tmp_path / "first"), settings)
-    second = train(config(tmp_path / "second", init=first, max_tokens=300), settings)
-    assert (second / "adapter_model.safetensors").is_file()
+    first = trained(tmp_path / "first", settings, max_tokens=600)
+    second = trained(tmp_path / "second", settings, init=str(first), max_tokens=300)
+    assert weights(second).keys() == weights(first).keys()
+
+
+def test_the_best_score_is_kept_and_patience_ends_the_run(settings, tmp_path):
+    scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
+    seen, reports = [], []
+
+    def measure(model):
+        seen.append({n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n})
+        return {"toy": next(scores)}
+
+    out = trained(tmp_path / "out", settings, reports.append, measure, measure_every=3, patience=2, max_tokens=10**9)
+    assert [r.f1["toy"] for r in reports if r.f1] == [0.1, 0.5, 0.4, 0.3]
+    best = {n.removesuffix(".default.weight").removesuffix(".weight"): w for n, w in seen[1].items()}
+    for name, weight in weights(out).items():
+        torch.testing.assert_close(weight, best[name.removeprefix("base_model.model.").removesuffix(".weight")])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_workers_do_what_one_does_with_twice_the_batches(settings, tmp_path, parallel):
+    alone = weights(trained(tmp_path / "alone", settings, accumulate=2, max_tokens=4000))
+    given = config(workers=2, parallel=parallel, max_tokens=4000)
+    torch.multiprocessing.spawn(
+        distributed.worker, (2, str(tmp_path / "rendezvous"), given, settings, tmp_path / "both"), nprocs=2
+    )
+    both = weights(export(tmp_path / "both" / "checkpoint", tmp_path / "both"))
+    for name, weight in both.items():
+        torch.testing.assert_close(weight, alone[name], atol=2e-5, rtol=1e-3)
 
 
 def test_updates_below_the_precision_of_bfloat16_add_up():

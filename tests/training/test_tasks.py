@@ -1,11 +1,15 @@
+import random
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from shared.copying import CopyTokens
 from tests.tiny import make_tiny_model
 from training.corpora import Example, Mention
-from training.tasks import Mixer, block_mask, items, pack
+from training.tasks import Item, Line, Mixer, block_mask, items, pack, shares
 
 EXAMPLE = Example(
     "1",
@@ -91,4 +95,46 @@ def test_the_mixer_keeps_shares_and_size(item):
 
 
 def test_the_mixer_leaves_out_what_fits_no_batch(item):
-    assert Mixer({"a": [item]}, {"a": 1.0}, len(item) - 1, seed=1).skipped == 1
+    assert Mixer({"a": [item, make(1)]}, {"a": 1.0}, len(item) - 1, seed=1).skipped == 1
+    with pytest.raises(ValueError, match="batch_tokens"):
+        Mixer({"a": [item]}, {"a": 1.0}, len(item) - 1, seed=1)
+
+
+def make(size, absent=False):
+    return Item((1,) * size, (Line((1,), ((0, (1, 2), 0),), absent=absent),))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from("abcd"), st.tuples(st.integers(1, 50), st.none() | st.floats(0.01, 0.2)), min_size=1
+    ),
+    st.floats(1.0, 10.0),
+)
+def test_shares_sum_to_one_and_keep_the_order_of_sizes(drawn, temperature):
+    corpora = {name: [make(size)] for name, (size, _) in drawn.items()}
+    found = shares(corpora, {name: share for name, (_, share) in drawn.items()}, temperature)
+    assert sum(found.values()) == pytest.approx(1.0)
+    free = sorted((size, found[name]) for name, (size, share) in drawn.items() if share is None)
+    assert [s for _, s in free] == pytest.approx(sorted(s for _, s in free))
+
+
+def test_temperature_evens_shares_out():
+    corpora = {"small": [make(9)], "large": [make(99)]}
+    by_size = shares(corpora, {}, 1.0)
+    assert by_size["large"] == pytest.approx(100 / 110)
+    assert by_size["large"] > shares(corpora, {}, 3.0)["large"] > 0.5
+
+
+def test_shares_that_leave_nothing_are_refused():
+    with pytest.raises(ValueError, match="corpora"):
+        shares({"a": [make(1)], "b": [make(1)]}, {"a": 1.0}, 2.0)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=8), st.floats(0, 1), st.integers())
+def test_thinning_keeps_every_present_line(absent, negatives, seed):
+    item = Item((1,), tuple(Line((i,), (), absent=a) for i, a in enumerate(absent)))
+    kept = item.thinned(negatives, random.Random(seed)).lines
+    assert {line for line in item.lines if not line.absent} <= set(kept)
+    assert 1 <= len(kept) <= len(item.lines)
+    assert list(kept) == sorted(kept, key=lambda line: line.ids)
+    assert item.thinned(1.0, random.Random(seed)) == item

@@ -1,0 +1,25 @@
+"""docs/training.md against the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from training.config import CONFIGS, CorpusConfig, GeneratorConfig
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+
+
+def test_tables_have_every_field_with_its_description() -> None:
+    expected = [
+        (name, field.description)
+        for config in (GeneratorConfig, CorpusConfig)
+        for name, field in config.model_fields.items()
+    ]
+    assert re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", TEXT, re.MULTILINE) == expected
+
+
+def test_every_configuration_is_named() -> None:
+    assert {file.stem for file in CONFIGS.glob("*.yaml")} == set(
+        re.findall(r"^\| `([\w-]+)` \| [^|]*\|$", TEXT, re.MULTILINE)
+    )

@@ -1,0 +1,42 @@
+import pytest
+
+from training.config import CONFIGS, DEFAULT, ConfigError, GeneratorConfig
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_ours_can_be_loaded(file):
+    assert GeneratorConfig.load(file).corpora
+
+
+def test_overrides_are_yaml_and_reach_inside():
+    config = GeneratorConfig.load(DEFAULT, ["minutes=3", "compile=false", "corpora.genia.share=0.9", "corpora.mine={}"])
+    assert (config.minutes, config.compile) == (3.0, False)
+    assert config.corpora["genia"].share == 0.9
+    assert config.corpora["mine"].share is None
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("minutes=0", "minutes"),
+        ("minuets=3", "minuets"),
+        ("corpora.genia.share=-1", "corpora.genia.share"),
+        ("corpora={}", "corpora"),
+    ],
+)
+def test_bad_values_name_the_field(override, field):
+    with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
+        GeneratorConfig.load(DEFAULT, [override])
+
+
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b""])
+def test_files_that_are_none(tmp_path, content):
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="config"):
+        GeneratorConfig.load(file)
+
+
+def test_a_missing_file_names_ours(tmp_path):
+    with pytest.raises(ConfigError, match="five-minutes"):
+        GeneratorConfig.load(tmp_path / "none.yaml")

@@ -1,0 +1,135 @@
+"""What a training run is made of: the fields of the files in ``training/configs``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+DEFAULT = CONFIGS / "gemma-3-270m.yaml"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; names the field and the remedy."""
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message names the field and the remedy."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CorpusConfig(_Frozen):
+    """A corpus in the mix."""
+
+    share: float | None = Field(
+        default=None, gt=0, description="Share of the tokens, relative to the others'; by its size where absent."
+    )
+    types: dict[str, str] | None = Field(
+        default=None, description="Its labels and their keys of the inventory; those known for its name where absent."
+    )
+
+
+class GeneratorConfig(_Frozen):
+    """A run. ``minutes`` or ``max_tokens`` ends it, whichever comes first; the learning rate falls to nothing by then.
+
+    Equal configurations, corpora and numbers of workers give equal runs where ``max_tokens`` ends them.
+    """
+
+    corpora: dict[str, CorpusConfig] = Field(min_length=1, description="Corpora by name or folder.")
+    temperature: float = Field(
+        default=2.0,
+        ge=1,
+        description="A corpus without a share has tokens ** (1 / temperature): 1 is by size, more is more even.",
+    )
+    negatives: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the lines of absent types that are trained on, drawn anew each time.",
+    )
+
+    tuning: Literal["lora", "full", "qlora"] = Field(
+        default="lora",
+        description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
+    )
+    rank: int = Field(default=32, ge=1, description="Rank of the adapter.")
+    alpha: int = Field(default=64, ge=1, description="Scale of the adapter: alpha / rank.")
+    init: Path | None = Field(default=None, description="Adapter to go on from.")
+
+    minutes: float = Field(default=60.0, gt=0, description="Minutes to train.")
+    max_tokens: int = Field(default=10**12, ge=1, description="Tokens to train on, of all workers.")
+    batch_tokens: int = Field(default=2048, ge=64, description="Tokens of a batch; every batch has this shape.")
+    accumulate: int = Field(default=1, ge=1, description="Batches of each worker to a step.")
+    max_units: int = Field(default=160, ge=8, description="Longest segment, as the pipeline cuts them.")
+    learning_rate: float = Field(default=8e-4, gt=0, description="Highest learning rate.")
+    warmup_steps: int = Field(default=40, ge=0, description="Steps in which it is reached.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
+    clip: float = Field(default=1.0, gt=0, description="Largest norm of a step's gradient.")
+    seed: int = Field(default=13, description="Seed of order and initial weights.")
+
+    workers: int = Field(default=1, ge=1, description="Processes that train side by side.")
+    gpu: bool = Field(default=False, description="Whether each worker has a GPU.")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="A whole model in each worker, or one shared out over all (for large bases)."
+    )
+    precision: Literal["bfloat16", "float32"] = Field(
+        default="bfloat16", description="Of weights and products; the optimiser always works in float32."
+    )
+    compile: bool = Field(default=False, description="Compile the layers: a minute to begin, a fifth faster on a CPU.")
+
+    dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
+    dev_batches: int = Field(default=4, ge=1, description="Batches of each dev split that they are taken from.")
+    measure_every: int = Field(default=0, ge=0, description="Steps between F1 scores on the dev splits; 0: none.")
+    measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split that they are taken from.")
+    patience: int = Field(
+        default=0, ge=0, description="Scores in a row without a better mean F1 that end the run; 0: none do."
+    )
+    save_minutes: float = Field(default=5.0, gt=0, description="Minutes between checkpoints.")
+    storage: str | None = Field(
+        default=None, description="Folder or URI (s3://, gs://) of the checkpoints; beside the adapter where absent."
+    )
+    max_failures: int = Field(default=3, ge=0, description="Workers that may be lost before the run fails.")
+
+    @classmethod
+    def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:
+        """The configuration of a YAML file, with ``field=value`` overrides.
+
+        :class:`ConfigError` where it is not one.
+        """
+        try:
+            given = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            ours = ", ".join(sorted(str(f.stem) for f in CONFIGS.glob("*.yaml")))
+            raise ConfigError(
+                f"config: {file} cannot be read ({error.strerror}); give a YAML file, or one of {CONFIGS.name}/: {ours}"
+            ) from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            raise ConfigError(f"config: {file} is not YAML; see {DEFAULT} for one that is") from None
+        if not isinstance(given, dict):
+            raise ConfigError(f"config: {file} holds no fields; see {DEFAULT} for one that does")
+        for override in overrides:
+            name, _, value = override.partition("=")
+            _put(given, name.strip().split("."), yaml.safe_load(value))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "file"
+            raise ConfigError(
+                f"config: {file}: {field}: {first['msg']}; see {DEFAULT} and training/config.py"
+            ) from None
+
+
+def _put(given: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        below = given.get(part)
+        given[part] = below = dict(below) if isinstance(below, dict) else {}
+        given = below
+    given[path[-1]] = value

@@ -1,0 +1,159 @@
+"""The Ray Train job around :func:`training.generator.train`: workers side by side, and lost ones replaced.
+
+Ray starts the workers, puts them into one process group, keeps the checkpoints that they report and starts all of them
+again from the newest one where one is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shared.base_model import BaseModelError
+from shared.settings import Settings
+from training.config import GeneratorConfig, TrainingError
+from training.corpora import CorpusError
+from training.generator import FolderCheckpoints, Measure, Report, export, train
+from training.progress import TensorBoard
+
+if TYPE_CHECKING:
+    from ray.train import TrainingFailedError
+
+
+class RayCheckpoints:
+    """Checkpoints that Ray Train keeps in the run's storage."""
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        """See :class:`training.generator.Checkpoints`."""
+        import ray.train
+
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            yield None
+            return
+        with checkpoint.as_directory() as folder:
+            yield Path(folder)
+
+    def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
+        """See :class:`training.generator.Checkpoints`; waits for all workers."""
+        import ray.train
+
+        if ray.train.get_context().get_world_rank() != 0:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            write(Path(folder))
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _worker(given: dict[str, Any]) -> None:
+    import ray.train
+    import torch
+
+    config: GeneratorConfig = given["config"]
+    if not config.gpu:
+        local = ray.train.get_context().get_local_world_size()
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+    else:
+        from ray.train.torch import get_device
+
+        torch.cuda.set_device(get_device())
+    board = TensorBoard(given["board"])
+
+    def report(line: Report) -> None:
+        board.add(line)
+        # Ray carries it to the terminal of whoever started the job.
+        print(line_of(line), file=sys.stderr, flush=True)
+
+    with closing(board):
+        train(config, given["settings"], RayCheckpoints(), report, given["measure"])
+
+
+def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
+    """The same in this process alone, with neither Ray nor other workers; ``storage`` must be a folder."""
+    if config.workers > 1:
+        raise TrainingError("workers: without Ray there is one; set workers to 1")
+    board = TensorBoard(str(out / "tensorboard"))
+
+    def report(line: Report) -> None:
+        board.add(line)
+        print(line_of(line), file=sys.stderr, flush=True)
+
+    folder = Path(config.storage or out) / "checkpoint"
+    with closing(board):
+        train(config, settings, FolderCheckpoints(folder), report, measure)
+    return export(folder, out)
+
+
+def line_of(report: Report) -> str:
+    """A report as a line of text."""
+    dev = "".join(f", dev {name} {loss:.4f}" for name, loss in (report.dev or {}).items())
+    f1 = "".join(f", F1 {name} {score:.4f}" for name, score in (report.f1 or {}).items())
+    rate = report.tokens / report.seconds if report.seconds else 0.0
+    return (
+        f"step {report.step}: {report.tokens} tokens, {report.seconds:.0f} s, {rate:.0f} tokens/s, "
+        f"loss {report.loss:.4f}{dev}{f1}"
+    )
+
+
+def run(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
+    """Runs the job on the cluster that RAY_ADDRESS names, else on this machine; the folder of the model.
+
+    A run of the same ``out`` that did not end is gone on from. :class:`TrainingError` where it fails.
+    """
+    import ray
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    out = out.resolve()
+    ours = not ray.is_initialized()
+    if ours:
+        local = "RAY_ADDRESS" not in os.environ
+        resources: dict[str, Any] = (
+            {"num_cpus": max(config.workers + 1, os.cpu_count() or 1), "include_dashboard": False} if local else {}
+        )
+        ray.init(address="local" if local else None, configure_logging=False, **resources)
+    try:
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={
+                "config": config,
+                "settings": settings,
+                "measure": measure,
+                "board": str(out / "tensorboard"),
+            },
+            torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=config.gpu),
+            run_config=ray.train.RunConfig(
+                name=out.name,
+                storage_path=config.storage or str(out / "checkpoints"),
+                failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingError(f"training failed more than {config.max_failures} times: {_causes(error)}") from None
+        if result.checkpoint is None:
+            raise TrainingError("training ended without a checkpoint; give it more `minutes`")
+        with result.checkpoint.as_directory() as folder:
+            return export(Path(folder), out)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _causes(error: TrainingFailedError) -> str:
+    """What each worker raised; the message only of our own errors: others' may quote the corpora."""
+    told = []
+    for rank, cause in getattr(error, "worker_failures", {}).items():
+        known = isinstance(cause, (BaseModelError, CorpusError, TrainingError))
+        told.append(f"worker {rank}: {cause if known else type(cause).__name__}")
+    return "; ".join(told) or type(error).__name__
