@@ -15,9 +15,8 @@ import math
 import platform
 import random
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
@@ -178,11 +177,12 @@ def train(
     checkpoints: Checkpoints,
     report: Callable[[Report], None] = lambda _: None,
     measure: Measure | None = None,
+    command: Sequence[str] = (),
 ) -> None:
     """Trains, and leaves the result as the last checkpoint: see :func:`export`. Goes on from the newest one.
 
     Every worker of an initialised process group calls it with the same arguments; ``report`` is called in the first
-    one alone. ``measure`` is what ``measure_every`` calls.
+    one alone. ``measure`` is what ``measure_every`` calls, ``command`` what the manifest names as such.
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     random.seed(config.seed)
@@ -221,7 +221,7 @@ def train(
             _write_model(model, weights, folder, settings)
             if best:
                 save_file(best, folder / _BEST)
-            manifest = _manifest(config, settings, data, size) | {"history": now.history}
+            manifest = _manifest(config, settings, data, size) | {"command": list(command), "history": now.history}
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
         checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
@@ -406,7 +406,6 @@ def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, settings:
 def _manifest(config: GeneratorConfig, settings: Settings, data: dict[str, Any], workers: int) -> dict[str, Any]:
     """What a run was made of."""
     return {
-        "command": ["biobracket", *sys.argv[1:]],
         "config": config.model_dump(mode="json", exclude={"storage", "init"}),
         "base_model": settings.base_model,
         "workers": workers,

@@ -68,11 +68,12 @@ def _worker(given: dict[str, Any]) -> None:
 
     def report(line: Report) -> None:
         board.add(line)
-        # Ray carries it to the terminal of whoever started the job.
-        print(line_of(line), file=sys.stderr, flush=True)
+        # Ray carries it to the terminal of whoever started the job; what is printed it would carry twice.
+        sys.stderr.write(line_of(line) + "\n")
+        sys.stderr.flush()
 
     with closing(board):
-        train(config, given["settings"], RayCheckpoints(), report, given["measure"])
+        train(config, given["settings"], RayCheckpoints(), report, given["measure"], given["command"])
 
 
 def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
@@ -87,8 +88,13 @@ def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Me
 
     folder = Path(config.storage or out) / "checkpoint"
     with closing(board):
-        train(config, settings, FolderCheckpoints(folder), report, measure)
+        train(config, settings, FolderCheckpoints(folder), report, measure, _command())
     return export(folder, out)
+
+
+def _command() -> list[str]:
+    """What was called: of the process that starts a job, not of its workers."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def line_of(report: Report) -> str:
@@ -127,6 +133,7 @@ def run(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure
                 "settings": settings,
                 "measure": measure,
                 "board": str(out / "tensorboard"),
+                "command": _command(),
             },
             torch_config=TorchConfig(backend="nccl" if config.gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(num_workers=config.workers, use_gpu=config.gpu),

@@ -34,10 +34,13 @@ def plot(folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     history = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["history"]
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    loss, f1 = figure.subplots(1, 2)
-    loss.plot([h["tokens"] for h in history], [h["loss"] for h in history], color="0.7", label="train")
-    for axes, key, title in ((loss, "dev", "loss, nats a decision"), (f1, "f1", "strict micro F1 on dev")):
+    curves = [("dev", "loss, nats a decision")]
+    if any(h["f1"] for h in history):
+        curves.append(("f1", "strict micro F1 on dev"))
+    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+        if key == "dev":
+            axes.plot([h["tokens"] for h in history], [h["loss"] for h in history], color="0.7", label="train")
         rows = [h for h in history if h[key]]
         for name in rows[0][key] if rows else ():
             axes.plot([h["tokens"] for h in rows], [h[key][name] for h in rows], marker="o", label=name)
