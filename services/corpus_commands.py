@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from services.model_commands import _clear_errors, _fail, _progress, err, out
+from shared.messages import Lang
+from training.formats import Format
+from training.formats.common import Discontinuous, Documents
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -23,12 +26,10 @@ def convert(
     source: Annotated[
         Path, typer.Argument(metavar="INPUT", help="A file; for brat a folder, for bioc a file or a folder.")
     ],
-    format_: Annotated[
-        Literal["brat", "bioc", "pubtator", "conll", "cblue"], typer.Option("--format", help="What it is in.")
-    ],
+    format_: Annotated[Format, typer.Option("--format", help="What it is in.")],
     to: Annotated[Path, typer.Option("--out", help="File to write, such as corpora/mine/train.jsonl.")],
     lang: Annotated[
-        Literal["zh", "en"] | None, typer.Option("--lang", help="Language of all texts; detected for each when absent.")
+        Lang | None, typer.Option("--lang", help="Language of all texts; detected for each when absent.")
     ] = None,
     types: Annotated[
         str | None, typer.Option("--types", help="Labels of the corpus to keep, comma separated; all when absent.")
@@ -41,7 +42,7 @@ def convert(
         bool, typer.Option("--skip-bad", help="Leave out and count what is wrong, instead of stopping at it.")
     ] = False,
     discontinuous: Annotated[
-        Literal["skip", "cover"],
+        Discontinuous,
         typer.Option("--discontinuous", help="Leave out discontinuous mentions, or take the span that covers them."),
     ] = "skip",
     type_infon: Annotated[
@@ -51,7 +52,7 @@ def convert(
         int | None, typer.Option("--column", min=2, help="Of conll: column of the tags, from 1; the last when absent.")
     ] = None,
     documents: Annotated[
-        Literal["sentence", "docstart"],
+        Documents,
         typer.Option("--documents", help="Of conll: a text for each sentence, or for each -DOCSTART- line."),
     ] = "sentence",
 ) -> None:

@@ -64,32 +64,28 @@ def _worker(given: dict[str, Any]) -> None:
         from ray.train.torch import get_device
 
         torch.cuda.set_device(get_device())
-    board = TensorBoard(given["board"])
-
-    def report(line: Report) -> None:
-        board.add(line)
-        # Ray carries it to the terminal of whoever started the job; what is printed it would carry twice.
-        sys.stderr.write(line_of(line) + "\n")
-        sys.stderr.flush()
-
-    with closing(board):
-        train(config, given["settings"], RayCheckpoints(), report, given["measure"], given["command"])
+    with closing(TensorBoard(given["board"])) as board:
+        train(config, given["settings"], RayCheckpoints(), _reporter(board), given["measure"], given["command"])
 
 
 def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
     """The same in this process alone, with neither Ray nor other workers; ``storage`` must be a folder."""
     if config.workers > 1:
         raise TrainingError("workers: without Ray there is one; set workers to 1")
-    board = TensorBoard(str(out / "tensorboard"))
+    folder = Path(config.storage or out) / "checkpoint"
+    with closing(TensorBoard(str(out / "tensorboard"))) as board:
+        train(config, settings, FolderCheckpoints(folder), _reporter(board), measure, _command())
+    return export(folder, out)
 
+
+def _reporter(board: TensorBoard) -> Callable[[Report], None]:
     def report(line: Report) -> None:
         board.add(line)
-        print(line_of(line), file=sys.stderr, flush=True)
+        # Ray carries it to the terminal of whoever started the job; what is printed it would carry twice.
+        sys.stderr.write(line_of(line) + "\n")
+        sys.stderr.flush()
 
-    folder = Path(config.storage or out) / "checkpoint"
-    with closing(board):
-        train(config, settings, FolderCheckpoints(folder), report, measure, _command())
-    return export(folder, out)
+    return report
 
 
 def _command() -> list[str]:

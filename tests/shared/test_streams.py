@@ -292,6 +292,7 @@ def test_topics_are_made_once(stream: Settings, source: Callable[..., Source]) -
     ensure_topics(stream)
     member = source()
     _until(member, lambda: len(member.assignment()) == 3)
+    assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
 
 
 def test_a_dead_letter_can_be_replayed(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
@@ -358,6 +359,7 @@ def test_commits_of_partitions_that_went_are_passed_over(stream: Settings, sourc
     _until(member, lambda: len(member.assignment()) == 3)
     member.commit({("gone", 0): 7})
     member.commit({})
+    assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
 
 
 def test_an_unknown_option_is_named() -> None:
