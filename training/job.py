@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.base_model import BaseModelError
 from shared.settings import Settings
-from training.config import GeneratorConfig, TrainingError
+from training.config import ConfigError, GeneratorConfig, TrainingError
 from training.corpora import CorpusError
 from training.generator import FolderCheckpoints, Measure, Report, export, train
 from training.progress import TensorBoard
@@ -157,6 +157,7 @@ def _causes(error: TrainingFailedError) -> str:
     """What each worker raised; the message only of our own errors: others' may quote the corpora."""
     told = []
     for rank, cause in getattr(error, "worker_failures", {}).items():
-        known = isinstance(cause, (BaseModelError, CorpusError, TrainingError))
+        cause = getattr(cause, "_base_exc", cause)  # Ray wraps what a worker raised
+        known = isinstance(cause, (BaseModelError, ConfigError, CorpusError, TrainingError))
         told.append(f"worker {rank}: {cause if known else type(cause).__name__}")
     return "; ".join(told) or type(error).__name__

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from services.extractor import Extractor
 from shared.calibration import Calibration
@@ -21,6 +23,7 @@ from tests.tiny import make_tiny_model
 from tests.training.test_generator import config, corpus
 from training import job
 from training.config import CONFIGS, TrainingError
+from training.corpora import CorpusError
 
 PATIENCE_S = 900.0
 
@@ -28,6 +31,13 @@ PATIENCE_S = 900.0
 def test_without_ray_there_is_one_worker(tmp_path):
     with pytest.raises(TrainingError, match="workers"):
         job.run_here(config(workers=2), Settings(), tmp_path)
+
+
+def test_causes_are_our_own_messages_and_nobody_elses():
+    failures = {0: CorpusError("corpus: no folder"), 1: ValueError("fever")}
+    wrapped = {rank: UserExceptionWithTraceback(error, "") for rank, error in failures.items()}
+    told = job._causes(WorkerGroupError("", wrapped))
+    assert told == "worker 0: corpus: no folder; worker 1: ValueError"
 
 
 @pytest.mark.slow
