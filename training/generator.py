@@ -36,6 +36,7 @@ from shared.packing import run, use_packed_attention
 from shared.settings import Settings
 from training.config import GeneratorConfig, TrainingError
 from training.corpora import corpus_folder, read
+from training.merged_lora import MergedLora
 from training.tasks import Batch, Item, Mixer, items, pack, shares
 
 MANIFEST = "training.json"
@@ -190,6 +191,10 @@ def train(
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     mixer, dev_batches, data = _data(config, settings, device)
     model = build(config, settings, device)
+    # A second copy of the weights: cheap beside a CPU's memory, not beside a large base on a GPU or in shares.
+    merged = (
+        MergedLora(model) if config.tuning == "lora" and device.type == "cpu" and config.parallel == "ddp" else None
+    )
     if config.compile:
         for layer in _parts(model)[0].layers:
             layer.forward = torch.compile(layer.forward, dynamic=False)
@@ -210,6 +215,8 @@ def train(
             now = _Progress(**state)
             if (found / _BEST).is_file():
                 best = load_file(found / _BEST)
+    if merged is not None:
+        merged.refresh()
 
     def save() -> None:
         # Here, and not in `write`: what is shared out is gathered by all workers together.
@@ -237,6 +244,8 @@ def train(
         rate = config.learning_rate * warm * (1.0 - progress)
         loss, tokens = _step(objective, groups, config, device)
         optimizer.step(rate, config.clip)
+        if merged is not None:
+            merged.refresh()
         # The first worker's clock is everybody's, so that all of them end at the same step.
         told = _sum([loss / size, tokens, 0.0 if rank else before + time.monotonic() - begun], device)
         losses.append(told[0])
