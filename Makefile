@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench lock clean
+.PHONY: help setup run test lint types bench ablation lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),--quiet)
 ARGS ?=
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install everything from requirements.lock
 
@@ -43,7 +43,10 @@ types: setup  ## mypy, strict
 	$(BIN)/mypy
 
 bench: setup  ## segments a second of the stream and of the bare engine; ARGS='--json' and others
-	$(BIN)/python benchmarks/stream.py $(ARGS)
+	$(BIN)/python -m benchmarks.stream $(ARGS)
+
+ablation: setup  ## train and score the base in several ways at equal compute; ARGS='--tokens 200000'
+	$(BIN)/python -m benchmarks.ablation $(ARGS)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock

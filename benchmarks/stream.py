@@ -28,13 +28,13 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import redis
 import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from benchmarks.hardware import hardware
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
@@ -185,24 +185,6 @@ def stream_once(documents: Sequence[Document], sink: Sink, source: Source, setti
         for record in source.poll(0.5, 1000):
             waiting.discard(Extraction.model_validate_json(record.value or b"").document_id)
     return time.perf_counter() - start
-
-
-def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, and the accelerator where there is one."""
-    cpu = platform.processor()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "system": platform.platform(),
-    }
 
 
 def side(seconds: Sequence[float], segments: int) -> dict[str, Any]:

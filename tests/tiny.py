@@ -16,10 +16,10 @@ from transformers import (
 
 
 def make_tiny_model(folder: Path, *, seed: int = 0, window: int = 512, architecture: str = "gemma3") -> Path:
-    """A model of two layers over single bytes (and ` [`, ` -`), saved in the folder. Returns it."""
+    """A model of two layers over single bytes (and ` [`, ` -`, ` |`), saved in the folder. Returns it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *letters, "Ġ[", "Ġ-"])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "["), ("Ġ", "-")]))
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *letters, "Ġ[", "Ġ-", "Ġ|"])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ġ", "["), ("Ġ", "-"), ("Ġ", "|")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     special = {"eos_token": "<eos>", "pad_token": "<pad>"} | (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT = CONFIGS / "gemma-3-270m.yaml"
@@ -55,6 +55,10 @@ class GeneratorConfig(_Frozen):
         description="Share of the lines of absent types that are trained on, drawn anew each time.",
     )
 
+    scheme: Literal["per-type", "labelled"] = Field(
+        default="per-type",
+        description="A line for each type, or all types in one line of labelled brackets (a comparison: not served).",
+    )
     tuning: Literal["lora", "full", "qlora"] = Field(
         default="lora",
         description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
@@ -96,6 +100,12 @@ class GeneratorConfig(_Frozen):
         default=None, description="Folder or URI (s3://, gs://) of the checkpoints; beside the adapter where absent."
     )
     max_failures: int = Field(default=3, ge=0, description="Workers that may be lost before the run fails.")
+
+    @model_validator(mode="after")
+    def _only_what_is_served_is_scored(self) -> Self:
+        if self.scheme == "labelled" and self.measure_every:
+            raise ValueError("measure_every: labelled brackets have no F1 while training; set it to 0")
+        return self
 
     @classmethod
     def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:

@@ -34,10 +34,11 @@ from shared.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokeniz
 from shared.copying import CopyTokens
 from shared.packing import run, use_packed_attention
 from shared.settings import Settings
+from training import labelled, tasks
 from training.config import GeneratorConfig, TrainingError
 from training.corpora import corpus_folder, read
 from training.merged_lora import MergedLora
-from training.tasks import Batch, Item, Mixer, items, pack, shares
+from training.tasks import Batch, Item, Mixer, pack, shares
 
 MANIFEST = "training.json"
 _STATE = "state.pt"
@@ -277,6 +278,7 @@ def _data(
 ) -> tuple[Mixer, dict[str, list[Batch]], dict[str, Any]]:
     """The training stream, the dev batches of each corpus, and what the manifest says of the data."""
     tokens = CopyTokens(load_tokenizer(settings))
+    items = labelled.items if config.scheme == "labelled" else tasks.items
     train_items: dict[str, list[Item]] = {}
     dev_batches: dict[str, list[Batch]] = {}
     data: dict[str, Any] = {}

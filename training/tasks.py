@@ -17,8 +17,6 @@ from shared.segmentation import segment
 from training.config import ConfigError
 from training.corpora import Example
 
-OPTIONS = len(Action)
-
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -53,8 +51,8 @@ class Item:
 class Batch:
     """A packed stream of exactly T tokens.
 
-    ``ids``, ``positions``: (T,); ``at``: (N,) index of the token before each decision; ``options``: (N, 4) first ids of
-    the admissible actions, padded with 0 where ``valid`` (N, 4) is false; ``right``: (N,) index of the right one.
+    ``ids``, ``positions``: (T,); ``at``: (N,) index of the token before each decision; ``options``: (N, K) first ids of
+    the admissible actions, padded with 0 where ``valid`` (N, K) is false; ``right``: (N,) index of the right one.
     """
 
     ids: Tensor
@@ -135,15 +133,16 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
         ids += [0] * (end - start)
         positions += range(end - start)
         layout.append(Block(start, end, causal(end - start, device=device)))
-    padded = [first + (0,) * (OPTIONS - len(first)) for first in options]
-    valid = [[i < len(first) for i in range(OPTIONS)] for first in options]
+    width = max(map(len, options), default=0)
+    padded = [first + (0,) * (width - len(first)) for first in options]
+    valid = [[i < len(first) for i in range(width)] for first in options]
     return Batch(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
         layout,
         torch.tensor(at, dtype=torch.long, device=device),
-        torch.tensor(padded, dtype=torch.long, device=device).view(-1, OPTIONS),
-        torch.tensor(valid, dtype=torch.bool, device=device).view(-1, OPTIONS),
+        torch.tensor(padded, dtype=torch.long, device=device).view(-1, width),
+        torch.tensor(valid, dtype=torch.bool, device=device).view(-1, width),
         torch.tensor(right, dtype=torch.long, device=device),
         tokens,
     )

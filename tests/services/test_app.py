@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from services.ingest.config import IngestConfig
-from services.runtime import RUNTIME_FILE, attached, running
+from services.runtime import RUNTIME_FILE, running
 from shared.messages import Document, Extraction, check_offsets
 from shared.settings import Settings
 from shared.store import ResultStore
 from shared.streams import Lag, Record, Sink, Source
+from tests.commands import PATIENCE_S, Command
 from tests.tiny import make_tiny_model
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 600.0
 TEXTS = {
     "en": "CD28 [1] activates T cells \U0001fac0 in patient %d.\r\nNo asthma.",
     "zh": "患者%d因右肺腺癌（T2N0）入院［见图］。",
@@ -50,71 +47,19 @@ def documents(batch: str, count: int) -> dict[str, Document]:
     return {d.id: d for d in made}
 
 
-class Command:
-    """A `biobracket` command that runs by itself, and what it printed."""
-
-    def __init__(self, folder: Path, model: Path, *arguments: str) -> None:
-        self.data = folder / "data"
-        self.output = folder / "output"
-        self.errors = folder / "errors"
-        settings = {"BASE_MODEL": str(model), "ADAPTER": "", "DATA": str(self.data), "HTTP_PORT": "0"}
-        # The model has little to share out, and on busy cores threads that wait for one another hardly advance.
-        settings["GENERATION_THREADS"] = "1"
-        own = {k: v for k, v in os.environ.items() if not k.startswith("BIOBRACKET_")}
-        with self.output.open("wb") as output, self.errors.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "from services.cli import main; main()", *arguments],
-                env=own | {f"BIOBRACKET_{name}": value for name, value in settings.items()},
-                stdout=output,
-                stderr=errors,
-            )
-
-    def wait_until_up(self, said: str) -> Settings:
-        """Waits for a word of the output; the settings with the addresses."""
-        deadline = time.monotonic() + PATIENCE_S
-        while said not in self.output.read_text():
-            assert self.process.poll() is None, self.errors.read_text()
-            assert time.monotonic() < deadline, self.errors.read_text()
-            time.sleep(0.2)
-        assert running(self.data) is not None
-        return attached(Settings(data=self.data))
-
-    def descendants(self) -> list[psutil.Process]:
-        return list(psutil.Process(self.process.pid).children(recursive=True))
-
-    def replica(self, name: str) -> int:
-        """The process id of a service's replica."""
-        title = f"ray::ServeReplica:biobracket:{name}"
-        (pid,) = [p.pid for p in self.descendants() if " ".join(p.cmdline()).startswith(title)]
-        return pid
-
-    def send(self, number: int) -> list[psutil.Process]:
-        """Sends a signal; the descendants that are still alive a minute after the process ended."""
-        descendants = self.descendants()
-        assert len(descendants) > 10
-        self.process.send_signal(number)
-        self.process.wait(PATIENCE_S)
-        deadline = time.monotonic() + 60
-        while (left := [p for p in descendants if _alive(p)]) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        return left
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
+def tiny(model: Path) -> dict[str, str]:
+    # The model has little to share out, and on busy cores threads that wait for one another hardly advance.
+    return {"BASE_MODEL": str(model), "ADAPTER": "", "GENERATION_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Command, Settings]]:
-    command = Command(tmp_path_factory.mktemp("up"), tiny_model, "up")
+    command = Command(tmp_path_factory.mktemp("up"), tiny(tiny_model), "up")
     try:
         yield command, command.wait_until_up("Ctrl-C")
     finally:
@@ -244,7 +189,7 @@ def test_demonstration_and_the_crash_of_its_parent(tmp_path: Path, tiny_model: P
     sent = documents("notes", 4)
     notes = tmp_path / "notes.jsonl"
     notes.write_text("".join(d.model_dump_json() + "\n" for d in sent.values()), encoding="utf-8")
-    command = Command(tmp_path, tiny_model, "demo", "--keep", "--notes", str(notes))
+    command = Command(tmp_path, tiny(tiny_model), "demo", "--keep", "--notes", str(notes))
     try:
         settings = command.wait_until_up("Ctrl-C")
         printed = command.output.read_text()

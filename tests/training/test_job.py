@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from services.extractor import Extractor
+from shared.adapters import model_revision
 from shared.calibration import Calibration
-from shared.messages import Document
+from shared.messages import Document, Extraction, check_offsets
 from shared.settings import Settings
+from tests.commands import Command
 from tests.tiny import make_tiny_model
 from tests.training.test_generator import config, corpus
 from training import job
@@ -46,7 +47,6 @@ def test_two_workers_of_which_one_is_killed(tmp_path):
     corpus(corpora / "toy")
     base = make_tiny_model(tmp_path / "base")
     out = tmp_path / "adapter"
-    own = {k: v for k, v in os.environ.items() if not k.startswith("BIOBRACKET_")}
     changes = {
         "max_tokens": 150_000,
         "minutes": 60,
@@ -60,21 +60,9 @@ def test_two_workers_of_which_one_is_killed(tmp_path):
     command += ["--set", "corpora=null", "--set", "corpora.toy={}"]
     for name, value in changes.items():
         command += ["--set", f"{name}={value}"]
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from services.cli import main; main()", *command],
-            env=own
-            | {
-                "BIOBRACKET_BASE_MODEL": str(base),
-                "BIOBRACKET_CORPORA": str(corpora),
-                "BIOBRACKET_ADAPTER": "",
-                "PYTHONPATH": os.pathsep.join(sys.path),
-            },
-            stdout=said,
-            stderr=subprocess.STDOUT,
-        )
+    process = Command(tmp_path, {"BASE_MODEL": str(base), "CORPORA": str(corpora), "ADAPTER": ""}, *command)
     killed = _kill_one_after_a_checkpoint(process, out)
-    assert process.wait(PATIENCE_S) == 0, (tmp_path / "said").read_text()
+    assert process.process.wait(PATIENCE_S) == 0, process.errors.read_text()
     manifest = json.loads((out / "training.json").read_text())
     steps = [line["step"] for line in manifest["history"]]
     # Gone on from a checkpoint: no step is told twice, and none is missing.
@@ -82,7 +70,7 @@ def test_two_workers_of_which_one_is_killed(tmp_path):
     assert manifest["history"][-1]["tokens"] > 140_000
     assert manifest["workers"] == 2
     assert manifest["command"][1:4] == ["train", "generator", "--config"]
-    said = (tmp_path / "said").read_text()
+    said = process.output.read_text() + process.errors.read_text()
     assert said.count("step 10:") == 1  # later ones are told again after the kill
     assert not psutil.pid_exists(killed)
     assert list((out / "tensorboard").glob("events.*"))
@@ -93,14 +81,47 @@ def test_two_workers_of_which_one_is_killed(tmp_path):
     assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
 
 
-def _kill_one_after_a_checkpoint(process: subprocess.Popen[bytes], out: Path) -> int:
+@pytest.mark.slow
+@pytest.mark.corpora
+@pytest.mark.timeout(2400)
+def test_five_minutes_of_training_are_served_by_the_application(corpora, tmp_path):
+    """The real base and corpora: two workers, one of them killed, and then the adapter behind the HTTP server."""
+    out = tmp_path / "adapter"
+    (training := tmp_path / "training").mkdir()
+    command = Command(
+        training, {"CORPORA": str(corpora)}, "train", "generator", "--config", "five-minutes", "--out", str(out)
+    )
+    _kill_one_after_a_checkpoint(command, out)
+    assert command.process.wait(PATIENCE_S) == 0, command.errors.read_text()
+    history = json.loads((out / "training.json").read_text())["history"]
+    assert history[-1]["loss"] < history[0]["loss"] / 2
+
+    text = "Aspirin and ibuprofen relieved the pain and the fever, but caused gastric ulcers and renal failure."
+    application = Command(tmp_path, {"ADAPTER": str(out)}, "up")
+    try:
+        served = application.wait_until_up("Ctrl-C")
+        address = f"http://{served.http_host}:{served.http_port}"
+        with httpx.Client(base_url=address, timeout=PATIENCE_S, trust_env=False) as client:
+            answer = client.post("/v1/extract", json={"text": text, "types": ["chemical", "disease"]})
+        found = Extraction.model_validate_json(answer.content)
+        assert found.model_revision == model_revision(Settings(adapter=str(out)))
+        assert found.model_revision != model_revision(Settings())
+        assert found.entities
+        assert all(check_offsets(text, entity) for entity in found.entities)
+        assert application.send(signal.SIGTERM) == []
+    finally:
+        application.process.kill()
+        application.process.wait()
+
+
+def _kill_one_after_a_checkpoint(command: Command, out: Path) -> int:
     deadline = time.monotonic() + PATIENCE_S
     while len(list(out.glob("checkpoints/**/state.pt"))) < 2:  # once there is a second one, the first is registered
-        assert process.poll() is None, (out.parent / "said").read_text()
+        assert command.process.poll() is None, command.errors.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if _trains(p)]
-    assert len(workers) == 2, [p.cmdline() for p in psutil.Process(process.pid).children(recursive=True)]
+    workers = [p for p in command.descendants() if _trains(p)]
+    assert len(workers) == 2, [p.cmdline() for p in command.descendants()]
     os.kill(workers[1].pid, signal.SIGKILL)
     return int(workers[1].pid)
 
