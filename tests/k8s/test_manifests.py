@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import shlex
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+import typer
 import yaml
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from services.cli import _configs
+from services.cli import _configs, cli
 from shared.settings import Settings
+from training.config import CONFIGS, GeneratorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = [
@@ -23,11 +27,14 @@ MANIFESTS = [
     for file in sorted((ROOT / "k8s").glob("*.yaml"))
     for manifest in yaml.safe_load_all(file.read_text())
 ]
-CORE = {"ConfigMap"}  # kinds of Kubernetes itself, which no custom resource definition describes
+# Kinds of Kubernetes itself, which no custom resource definition describes.
+CORE = {"ConfigMap", "PersistentVolumeClaim"}
+SERVING, TRAINING = "biobracket", "biobracket-training"  # of all manifests of one purpose
 
 
-def manifest(kind: str) -> dict[str, Any]:
-    (found,) = [m.values[0] for m in MANIFESTS if m.values[0]["kind"] == kind]
+def manifest(kind: str, name: str = SERVING) -> dict[str, Any]:
+    of_kind = [m.values[0] for m in MANIFESTS if m.values[0]["kind"] == kind]
+    (found,) = [m for m in of_kind if m["metadata"]["name"] == name]
     return found
 
 
@@ -35,10 +42,39 @@ def serve_config() -> ServeDeploySchema:
     return ServeDeploySchema.model_validate(yaml.safe_load(manifest("RayService")["spec"]["serveConfigV2"]))
 
 
-def pods() -> list[dict[str, Any]]:
-    cluster = manifest("RayService")["spec"]["rayClusterConfig"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+def cluster(name: str) -> dict[str, Any]:
+    if name == SERVING:
+        return manifest("RayService")["spec"]["rayClusterConfig"]
+    return manifest("RayJob", name)["spec"]["rayClusterSpec"]
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    groups = [cluster(name)["headGroupSpec"], *cluster(name)["workerGroupSpecs"]]
     return [group["template"]["spec"] for group in groups]
+
+
+def known_settings() -> set[str]:
+    """Environment variables; reads them: an invalid value raises here."""
+    return {
+        f"{config.model_config.get('env_prefix', '')}{field}".upper()
+        for config in _configs()
+        for field in type(config).model_fields
+    }
+
+
+def training_command() -> dict[str, Any]:
+    """Arguments of ``biobracket train generator`` as the command itself reads them: what it does not know raises."""
+    program, *words = shlex.split(manifest("RayJob", TRAINING)["spec"]["entrypoint"])
+    assert (program, words[:2]) == ("biobracket", ["train", "generator"])
+    command: Any = typer.main.get_command(cli)
+    for word in words[:2]:
+        command = command.commands[word]
+    return command.make_context("generator", words[2:]).params
+
+
+def training_config() -> GeneratorConfig:
+    given = training_command()
+    return GeneratorConfig.load(CONFIGS / f"{given['config_file']}.yaml", given["overrides"])
 
 
 def test_serve_runs_the_application() -> None:
@@ -47,28 +83,76 @@ def test_serve_runs_the_application() -> None:
     assert isinstance(getattr(importlib.import_module(module), name)(), Application)
 
 
-def test_every_setting_of_the_config_map_exists_and_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = manifest("ConfigMap")["data"]
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    known = set()
-    for config in _configs():  # reads the environment: an invalid value raises here
-        prefix = config.model_config.get("env_prefix", "")
-        known |= {f"{prefix}{field}".upper() for field in type(config).model_fields}
-    assert set(given) <= known
+@pytest.mark.parametrize("name", [SERVING, TRAINING])
+def test_every_setting_of_the_config_map_exists_and_is_valid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    given = manifest("ConfigMap", name)["data"]
+    for variable, value in given.items():
+        monkeypatch.setenv(variable, value)
+    assert set(given) - {"HF_HOME"} <= known_settings()
 
 
-def test_every_pod_gets_the_settings_and_is_confined() -> None:
-    name = manifest("ConfigMap")["metadata"]["name"]
-    for pod in pods():
+def test_every_setting_of_the_readme_exists() -> None:
+    assert set(re.findall(r"BIOBRACKET_\w+", (ROOT / "k8s" / "README.md").read_text())) <= known_settings()
+
+
+@pytest.mark.parametrize("name", [SERVING, TRAINING])
+def test_every_pod_gets_the_settings(name: str) -> None:
+    for pod in pods(name):
         (container,) = pod["containers"]
         assert {"configMapRef": {"name": name}} in container["envFrom"]
+
+
+def test_every_pod_is_confined() -> None:
+    submitter = manifest("RayJob", TRAINING)["spec"]["submitterPodTemplate"]["spec"]
+    for pod in [*pods(SERVING), *pods(TRAINING), submitter]:
+        (container,) = pod["containers"]
         assert pod["securityContext"]["runAsNonRoot"]
         assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
 
 
-def test_ray_is_the_version_that_is_installed() -> None:
-    assert manifest("RayService")["spec"]["rayClusterConfig"]["rayVersion"] == version("ray")
+@pytest.mark.parametrize("name", [SERVING, TRAINING])
+def test_ray_is_the_version_that_is_installed(name: str) -> None:
+    assert cluster(name)["rayVersion"] == version("ray")
+
+
+def test_each_training_worker_has_a_pod_with_a_gpu() -> None:
+    config = training_config()
+    (group,) = cluster(TRAINING)["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    assert config.gpu
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert {group["replicas"], group["minReplicas"], group["maxReplicas"]} == {config.workers}
+    assert training_command()["on_ray"]
+
+
+def test_training_steps_are_as_large_as_the_configuration_has_them() -> None:
+    config, base = training_config(), GeneratorConfig.load(CONFIGS / f"{training_command()['config_file']}.yaml")
+    assert config.workers * config.accumulate == base.workers * base.accumulate
+    assert config.parallel == "ddp"  # four-bit weights cannot be shared out
+
+
+def test_training_has_the_base_model_of_its_configuration() -> None:
+    text = (CONFIGS / f"{training_command()['config_file']}.yaml").read_text()
+    assert f"BIOBRACKET_BASE_MODEL={manifest('ConfigMap', TRAINING)['data']['BIOBRACKET_BASE_MODEL']}\n" in text
+
+
+def test_what_training_reads_and_leaves_is_in_a_volume_of_all_pods() -> None:
+    claim = manifest("PersistentVolumeClaim", TRAINING)
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    data = manifest("ConfigMap", TRAINING)["data"]
+    folders = [training_command()["folder"], Path(data["BIOBRACKET_CORPORA"]), Path(data["HF_HOME"])]
+    assert training_config().storage is None  # checkpoints are below the first folder
+    for pod in pods(TRAINING):
+        (container,) = pod["containers"]
+        (mount,) = container["volumeMounts"]
+        (volume,) = pod["volumes"]
+        assert (mount["name"], volume["persistentVolumeClaim"]["claimName"]) == (volume["name"], TRAINING)
+        assert all(folder.is_relative_to(mount["mountPath"]) for folder in folders)
+
+
+def test_a_finished_training_job_gives_its_gpus_back() -> None:
+    assert manifest("RayJob", TRAINING)["spec"]["shutdownAfterJobFinishes"]
 
 
 def test_topics_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
