@@ -28,6 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from services import watchdog
 from shared import settings as settings_module
+from shared.ray_node import on_loopback
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ _LOGICAL_CPUS = 16
 _OBJECT_STORE_BYTES = 256 * 2**20
 # One replica of each: the machine is one, and a second copy of the model would only share its cores.
 _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION")
-_LOOPBACK = "127.0.0.1"
 # Ray gives its node half a minute, which on busy cores can be too short.
 _RAY_ATTEMPTS = 3
 _POLL_S = 0.25
@@ -239,21 +239,14 @@ class Runtime:
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         self._cleanup.callback(ray.shutdown)
-        # Else Ray replaces a loopback address by one that other machines reach, and listens everywhere.
-        from ray._private import services as ray_services
-
-        ray_services.resolve_ip_for_localhost = lambda host: host
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for attempt in range(1, _RAY_ATTEMPTS + 1):
             try:
                 ray.init(
-                    address="local",
+                    **on_loopback(),
                     num_cpus=_LOGICAL_CPUS,
-                    include_dashboard=False,
-                    _node_ip_address=_LOOPBACK,
                     object_store_memory=_OBJECT_STORE_BYTES,
                     log_to_driver=False,
-                    configure_logging=False,
                     _temp_dir=str(scratch),
                 )
                 break

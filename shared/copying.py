@@ -128,6 +128,7 @@ class CopyTokens:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: dict[str, tuple[int, ...]] = {}
+        self._copies: dict[str, tuple[int, ...]] = {}
         self.bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
         self.open = self.ids("[")
         self.spaced_open = self.ids(" [")
@@ -146,6 +147,7 @@ class CopyTokens:
         if ids is None:
             if len(self._ids) > 200_000:  # a few tens of MB; a stream of ever new words must not grow without end
                 self._ids.clear()
+                self._copies.clear()
             ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
             self._ids[text] = ids
         return ids
@@ -164,8 +166,11 @@ class CopyTokens:
 
     def copy(self, pieces: Pieces, i: int, *, after_open: bool) -> tuple[int, ...]:
         """Tokens of piece i in a line; an opening bracket before it has taken its space."""
-        core = escape(pieces.core(i))
-        return self.ids(f" {core}" if pieces.spaced(i) and not after_open else core)
+        text = pieces.text[pieces.cores[i] if after_open else pieces.starts[i] : pieces.ends[i]]
+        ids = self._copies.get(text)
+        if ids is None:
+            ids = self._copies[text] = self.ids(escape(text))
+        return ids
 
     def line(self, pieces: Pieces, actions: Sequence[Action]) -> tuple[list[int], list[Decision]]:
         """Tokens of a line and its decisions. Tokens after the last decision are left out: nothing depends on them."""

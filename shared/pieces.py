@@ -55,6 +55,8 @@ def split(text: str) -> Pieces:
 
 def to_piece_spans(pieces: Pieces, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Character spans as half-open piece ranges; a span whose ends are no piece boundaries is left out."""
+    if not spans:
+        return []
     first = {core: i for i, core in enumerate(pieces.cores)}
     last = {end: i for i, end in enumerate(pieces.ends)}
     return [(first[s], last[e] + 1) for s, e in spans if s in first and e in last and first[s] <= last[e]]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT = CONFIGS / "gemma-3-270m.yaml"
@@ -63,9 +63,18 @@ class GeneratorConfig(_Frozen):
         default="lora",
         description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
     )
-    rank: int = Field(default=32, ge=1, description="Rank of the adapter.")
-    alpha: int = Field(default=64, ge=1, description="Scale of the adapter: alpha / rank.")
-    init: Path | None = Field(default=None, description="Adapter to go on from.")
+    rank: int = Field(default=32, ge=1, description="Rank of a new adapter; with `init` that one's own holds.")
+    alpha: int = Field(default=64, ge=1, description="Scale of a new adapter: alpha / rank; with `init` its own holds.")
+    init: Path | None = Field(
+        default=None,
+        description="Adapter to go on from; with `tuning: full` it is merged into the base before that is trained.",
+    )
+    export_rank: int = Field(
+        default=0,
+        ge=0,
+        description="With `tuning: full`: train linear weights only, and leave their difference to the base as an "
+        "adapter of this rank; 0: train all of the layers, and leave the whole model.",
+    )
 
     minutes: float = Field(default=60.0, gt=0, description="Minutes to train.")
     max_tokens: int = Field(default=10**12, ge=1, description="Tokens to train on, of all workers.")
@@ -101,11 +110,34 @@ class GeneratorConfig(_Frozen):
     )
     max_failures: int = Field(default=3, ge=0, description="Workers that may be lost before the run fails.")
 
-    @model_validator(mode="after")
-    def _only_what_is_served_is_scored(self) -> Self:
-        if self.scheme == "labelled" and self.measure_every:
-            raise ValueError("measure_every: labelled brackets have no F1 while training; set it to 0")
-        return self
+    @field_validator("corpora")
+    @classmethod
+    def _shares_leave_something(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
+        given = [corpus.share for corpus in corpora.values() if corpus.share is not None]
+        if len(given) < len(corpora) and sum(given) >= 1:
+            raise ValueError("the given shares leave nothing for the others; lower them, or give every one")
+        return corpora
+
+    @field_validator("export_rank")
+    @classmethod
+    def _is_of_full_tuning(cls, rank: int, info: ValidationInfo) -> int:
+        if rank and info.data.get("tuning", "full") != "full":
+            raise ValueError("only `tuning: full` has it; set tuning to full, or export_rank to 0")
+        return rank
+
+    @field_validator("measure_every")
+    @classmethod
+    def _is_of_what_is_served(cls, steps: int, info: ValidationInfo) -> int:
+        if steps and info.data.get("scheme") == "labelled":
+            raise ValueError("labelled brackets have no F1 while training; set it to 0")
+        return steps
+
+    @field_validator("parallel")
+    @classmethod
+    def _can_be_shared_out(cls, parallel: str, info: ValidationInfo) -> str:
+        if parallel == "fsdp" and info.data.get("tuning") == "qlora":
+            raise ValueError("4-bit weights cannot be shared out; set it to ddp")
+        return parallel
 
     @classmethod
     def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:
@@ -132,9 +164,8 @@ class GeneratorConfig(_Frozen):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise ConfigError(
-                f"config: {file}: {field}: {first['msg']}; see {DEFAULT} and training/config.py"
-            ) from None
+            message = first["msg"].removeprefix("Value error, ")  # pydantic's, before what a validator says
+            raise ConfigError(f"config: {file}: {field}: {message}; see {DEFAULT} and training/config.py") from None
 
 
 def _put(given: dict[str, Any], path: list[str], value: Any) -> None:

@@ -9,6 +9,7 @@ the full vocabulary is never computed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import math
@@ -34,11 +35,11 @@ from shared.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokeniz
 from shared.copying import CopyTokens
 from shared.packing import run, use_packed_attention
 from shared.settings import Settings
-from training import labelled, tasks
-from training.config import GeneratorConfig, TrainingError
-from training.corpora import corpus_folder, read
+from training import labelled, low_rank, tasks
+from training.config import ConfigError, GeneratorConfig, TrainingError
+from training.corpora import Example, corpus_folder, read
 from training.merged_lora import MergedLora
-from training.tasks import Batch, Item, Mixer, pack, shares
+from training.tasks import Batch, Item, Mixer, grouped, pack, shares
 
 MANIFEST = "training.json"
 _STATE = "state.pt"
@@ -171,6 +172,19 @@ class _Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
     worse: int = 0  # scores since the best one
+    losses: list[float] = field(default_factory=list)  # since the last line
+
+
+def check(config: GeneratorConfig, settings: Settings) -> None:
+    """What would fail in every worker fails here once: corpora, their labels, and the adapter to go on from.
+
+    :class:`training.corpora.CorpusError` or :class:`training.config.ConfigError`.
+    """
+    if config.init is not None:
+        _init_folder(config.init)
+    for name, corpus in config.corpora.items():
+        for split in ("train", "dev"):
+            read(corpus_folder(name, settings), split, corpus.types)
 
 
 def train(
@@ -209,6 +223,14 @@ def train(
 
     now = _Progress()
     best: dict[str, Tensor] = {}
+
+    def weights() -> dict[str, Tensor]:
+        """As :func:`_weights`, or where only their difference is left, the trained ones alone and in full precision."""
+        if not config.export_rank:
+            return _weights(model)
+        names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        return {name: _whole(m).clone() for name, m in zip(names, optimizer.masters, strict=True)}
+
     with checkpoints.latest() as found:
         if found is not None:
             state = torch.load(found / _STATE, weights_only=True)
@@ -219,24 +241,44 @@ def train(
     if merged is not None:
         merged.refresh()
 
-    def save() -> None:
+    def save(*, last: bool = False) -> None:
         # Here, and not in `write`: what is shared out is gathered by all workers together.
         state = {"optimizer": optimizer.state_dict(), **asdict(now)}
-        weights = best or _weights(model)
+        given = best or weights()
 
         def write(folder: Path) -> None:
             torch.save(state, folder / _STATE)
-            _write_model(model, weights, folder, settings)
             if best:
                 save_file(best, folder / _BEST)
             manifest = _manifest(config, settings, data, size) | {"command": list(command), "history": now.history}
+            if not config.export_rank:
+                _write_model(model, given, folder, settings)
+            elif last:  # it takes a second copy of the base, and a while
+                manifest["export"] = _write_difference(given, config, folder, settings)
             (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
         checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
 
+    def tell(rate: float, dev: dict[str, float] | None, f1: dict[str, float] | None) -> None:
+        nonlocal best
+        if now.losses:
+            loss = sum(now.losses) / len(now.losses)
+            now.losses.clear()
+        else:  # no step since the last line, of which this is the rest
+            part = now.history.pop()
+            loss, rate, dev = (part[name] for name in ("loss", "learning_rate", "dev"))
+        line = Report(now.step, now.tokens, now.seconds, loss, rate, dev, f1)
+        now.history.append(asdict(line))
+        if f1 is not None:
+            mean = sum(f1.values()) / len(f1)
+            now.worse = 0 if mean > now.best else now.worse + 1
+            if mean > now.best:
+                now.best, best = mean, weights()
+        if rank == 0:
+            report(line)
+
     # The order is a function of the seed: worker r of n takes every n-th group from the r-th, after those seen.
     groups = islice(iter(mixer), now.step * config.accumulate * size + rank, None, size)
-    losses: list[float] = []
     before, begun, saved = now.seconds, time.monotonic(), now.seconds
     while (progress := max(now.seconds / (60 * config.minutes), now.tokens / config.max_tokens)) < 1.0:
         if config.patience and now.worse >= config.patience:
@@ -249,7 +291,7 @@ def train(
             merged.refresh()
         # The first worker's clock is everybody's, so that all of them end at the same step.
         told = _sum([loss / size, tokens, 0.0 if rank else before + time.monotonic() - begun], device)
-        losses.append(told[0])
+        now.losses.append(told[0])
         now.step, now.tokens, now.seconds = now.step + 1, now.tokens + round(told[1]), told[2]
         if not math.isfinite(told[0]):
             raise TrainingError("learning_rate: the loss is no longer finite; lower it")
@@ -257,20 +299,15 @@ def train(
         if now.step % 10 == 0 or due:
             dev = _dev_loss(objective, dev_batches) if now.step % config.dev_every == 0 else None
             f1 = _measured(objective, model, measure, rank) if due and measure is not None else None
-            line = Report(now.step, now.tokens, now.seconds, sum(losses) / len(losses), rate, dev, f1)
-            now.history.append(asdict(line))
-            if f1 is not None:
-                mean = sum(f1.values()) / len(f1)
-                now.worse = 0 if mean > now.best else now.worse + 1
-                if mean > now.best:
-                    now.best, best = mean, _weights(model)
-            if rank == 0:
-                report(line)
-            losses.clear()
+            tell(rate, dev, f1)
         if now.seconds - saved > 60 * config.save_minutes:
             saved = now.seconds
             save()
-    save()
+    # The last weights are mostly the best. By the history, which all workers have, also those of a run that had ended.
+    measured = now.history and now.history[-1]["step"] == now.step and now.history[-1]["f1"] is not None
+    if config.measure_every and measure is not None and not measured:
+        tell(0.0, None, _measured(objective, model, measure, rank))
+    save(last=True)
 
 
 def _data(
@@ -278,25 +315,19 @@ def _data(
 ) -> tuple[Mixer, dict[str, list[Batch]], dict[str, Any]]:
     """The training stream, the dev batches of each corpus, and what the manifest says of the data."""
     tokens = CopyTokens(load_tokenizer(settings))
-    items = labelled.items if config.scheme == "labelled" else tasks.items
     train_items: dict[str, list[Item]] = {}
     dev_batches: dict[str, list[Batch]] = {}
     data: dict[str, Any] = {}
     for name, corpus in config.corpora.items():
         folder = corpus_folder(name, settings)
-        train_items[name] = items(read(folder, "train", corpus.types), tokens, config.max_units)
-        dev = Mixer(
-            {name: items(read(folder, "dev", corpus.types), tokens, config.max_units)},
-            {name: 1.0},
-            config.batch_tokens,
-            seed=0,  # the same texts whatever the run's seed: losses can be compared
-        )
-        groups: Iterator[list[Item]] = iter(dev)
-        dev_batches[name] = [pack(next(groups), config.batch_tokens, device) for _ in range(config.dev_batches)]
-        data[name] = {
-            f"{split}_sha256": hashlib.sha256((folder / f"{split}.jsonl").read_bytes()).hexdigest()
-            for split in ("train", "dev")
-        } | {"segments": len(train_items[name]), "tokens": sum(map(len, train_items[name]))}
+        with _uncollected():
+            train_items[name] = _items(read(folder, "train", corpus.types), tokens, config)
+        dev_batches[name] = [
+            pack(group, config.batch_tokens, device)
+            for group in dev_groups(name, read(folder, "dev", corpus.types), tokens, config)
+        ]
+        data[name] = {f"{split}_sha256": _sha256(folder / f"{split}.jsonl") for split in ("train", "dev")}
+        data[name] |= {"segments": len(train_items[name]), "tokens": sum(map(len, train_items[name]))}
     given = {name: corpus.share for name, corpus in config.corpora.items()}
     mix = shares(train_items, given, config.temperature)
     for name, share in mix.items():
@@ -304,11 +335,57 @@ def _data(
     return Mixer(train_items, mix, config.batch_tokens, config.seed, config.negatives), dev_batches, data
 
 
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without the garbage collector, which would look through millions of objects that stay, time and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+def _items(examples: Sequence[Example], tokens: CopyTokens, config: GeneratorConfig) -> list[Item]:
+    of_scheme = labelled.items if config.scheme == "labelled" else tasks.items
+    return of_scheme(examples, tokens, config.max_units)
+
+
+def dev_groups(name: str, examples: Sequence[Example], tokens: CopyTokens, config: GeneratorConfig) -> list[list[Item]]:
+    """``dev_batches`` groups of a dev split, fewer where it is smaller; no more of it is tokenised than that takes.
+
+    The same texts whatever the run's seed, so that losses can be compared.
+    """
+    shuffled = random.Random(0).sample(examples, len(examples))  # noqa: S311 - an order, not a secret
+    found = (item for example in shuffled for item in _items([example], tokens, config))
+    fitting = (item for item in found if len(item) <= config.batch_tokens)
+    groups = list(islice(grouped(fitting, config.batch_tokens), config.dev_batches))
+    if not groups:
+        raise ConfigError(f"batch_tokens: no dev text of {name} fits a batch of {config.batch_tokens} tokens; raise it")
+    return groups
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _init_folder(folder: Path) -> str:
+    """The folder of the adapter to go on from; ConfigError where it holds none."""
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigError(
+            f"init: no adapter_config.json in {folder}; give the folder of an adapter made by `biobracket train "
+            "generator`, or leave the field out"
+        )
+    return str(folder)
+
+
 def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> Any:
     """The model to train on a device; what is trained requires gradients."""
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
+    dtype = _dtype(config)
     four_bit = config.tuning == "qlora"
     base = use_packed_attention(load_base(settings, dtype, four_bit=four_bit))
     if not four_bit:  # that one is on its device, and cannot be moved
@@ -316,9 +393,17 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
     base.requires_grad_(False)
     if config.tuning == "full":
         model = base
-        _parts(model)[0].layers.requires_grad_(True)
+        if config.init is not None:
+            model = PeftModel.from_pretrained(base, _init_folder(config.init)).merge_and_unload()
+            model.requires_grad_(False)
+        if config.export_rank:  # a difference of low rank says nothing of norms
+            for weight in low_rank.linear_weights(model).values():
+                weight.requires_grad_(True)
+        else:
+            _parts(model)[0].layers.requires_grad_(True)
     elif config.init is not None:
-        model = PeftModel.from_pretrained(base, config.init, is_trainable=True, autocast_adapter_dtype=False)
+        folder = _init_folder(config.init)
+        model = PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=False)
     else:
         lora = LoraConfig(
             r=config.rank,
@@ -333,6 +418,10 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
             parameter.requires_grad_(True)
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def _dtype(config: GeneratorConfig) -> torch.dtype:
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
 
 
 def _share_out(objective: Objective) -> None:
@@ -414,10 +503,21 @@ def _write_model(model: Any, weights: dict[str, Tensor], folder: Path, settings:
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
 
 
+def _write_difference(
+    weights: Mapping[str, Tensor], config: GeneratorConfig, folder: Path, settings: Settings
+) -> dict[str, float]:
+    """The way from the base to the given weights as an adapter; what the manifest says of it."""
+    model, kept = low_rank.adapter(load_base(settings, _dtype(config)), weights, config.export_rank)
+    _write_model(model, _weights(model), folder, settings)
+    return {"kept": round(kept, 4)}
+
+
 def _manifest(config: GeneratorConfig, settings: Settings, data: dict[str, Any], workers: int) -> dict[str, Any]:
     """What a run was made of."""
+    # Where there is an adapter to go on from, rank and scale are its own: they stand in the adapter's configuration.
+    hidden = {"storage", "init"} | ({"rank", "alpha"} if config.init is not None else set())
     return {
-        "config": config.model_dump(mode="json", exclude={"storage", "init"}),
+        "config": config.model_dump(mode="json", exclude=hidden),
         "base_model": settings.base_model,
         "workers": workers,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},

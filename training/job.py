@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.base_model import BaseModelError
+from shared.ray_node import on_loopback
 from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, TrainingError
 from training.corpora import CorpusError
-from training.generator import FolderCheckpoints, Measure, Report, export, train
+from training.generator import FolderCheckpoints, Measure, Report, check, export, train
 from training.progress import TensorBoard
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Me
     """The same in this process alone, with neither Ray nor other workers; ``storage`` must be a folder."""
     if config.workers > 1:
         raise TrainingError("workers: without Ray there is one; set workers to 1")
+    check(config, settings)
     folder = Path(config.storage or out) / "checkpoint"
     with closing(TensorBoard(str(out / "tensorboard"))) as board:
         train(config, settings, FolderCheckpoints(folder), _reporter(board), measure, _command())
@@ -105,10 +107,12 @@ def line_of(report: Report) -> str:
 
 
 def run(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
-    """Runs the job on the cluster that RAY_ADDRESS names, else on this machine; the folder of the model.
+    """Runs the job on the cluster that RAY_ADDRESS names, else on this machine alone; the folder of the model.
 
-    A run of the same ``out`` that did not end is gone on from. :class:`TrainingError` where it fails.
+    A run of the same ``out`` that did not end is gone on from. :class:`TrainingError` where it fails. What is wrong
+    with configuration or corpora is told before any worker starts.
     """
+    check(config, settings)
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -116,11 +120,10 @@ def run(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure
     out = out.resolve()
     ours = not ray.is_initialized()
     if ours:
-        local = "RAY_ADDRESS" not in os.environ
-        resources: dict[str, Any] = (
-            {"num_cpus": max(config.workers + 1, os.cpu_count() or 1), "include_dashboard": False} if local else {}
-        )
-        ray.init(address="local" if local else None, configure_logging=False, **resources)
+        if "RAY_ADDRESS" in os.environ:
+            ray.init(configure_logging=False)
+        else:
+            ray.init(**on_loopback(), num_cpus=max(config.workers + 1, os.cpu_count() or 1))
     try:
         trainer = TorchTrainer(
             _worker,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,16 +153,29 @@ def shares(
 ) -> dict[str, float]:
     """The share of each corpus, which sum to one.
 
-    Those without a given share have ``tokens ** (1 / temperature)`` of what the given ones leave of one; where those
-    leave nothing, or none is given, all are relative to one another. (Temperature sampling as in multilingual BERT.)
+    Those without a given share have ``tokens ** (1 / temperature)`` of what the given ones leave of one, which must be
+    something; where all or none are given, they are relative to one another. (Temperature sampling as in multilingual
+    BERT.)
     """
     sizes = {n: sum(map(len, corpora[n])) ** (1 / temperature) for n in corpora if given.get(n) is None}
     fixed = {n: s for n in corpora if (s := given.get(n)) is not None}
     left = 1.0 - sum(fixed.values()) if fixed and sizes else 1.0
-    if sizes and left <= 0:
-        raise ConfigError("corpora: the given shares leave nothing for the others; lower them, or give every one")
     found = fixed | {n: left * size / sum(sizes.values()) for n, size in sizes.items()}
     return {n: found[n] / sum(found.values()) for n in corpora}
+
+
+def grouped(found: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Items one after the other in groups that fit a batch; the last one need not fill it."""
+    group: list[Item] = []
+    used = 0
+    for item in found:
+        if used + len(item) > size:
+            yield group
+            group, used = [], 0
+        group.append(item)
+        used += len(item)
+    if group:
+        yield group
 
 
 class Mixer:
@@ -199,15 +212,12 @@ class Mixer:
                 yield item if self._negatives == 1.0 else item.thinned(self._negatives, self._random)
 
     def __iter__(self) -> Iterator[list[Item]]:
-        group: list[Item] = []
-        used = 0
+        return grouped(self._drawn(), self._size)
+
+    def _drawn(self) -> Iterator[Item]:
         while True:
             # The corpus furthest behind its share of tokens is next: shares hold at any moment, not only on the mean.
             name = min(self._shares, key=lambda n: self.seen[n] / self._shares[n])
             item = next(self._orders[name])
-            if used + len(item) > self._size:
-                yield group
-                group, used = [], 0
-            group.append(item)
-            used += len(item)
             self.seen[name] += len(item)
+            yield item

@@ -20,10 +20,15 @@ class FirstOnly(FolderCheckpoints):
             super().save(metrics, write)
 
 
+def score(model: object) -> dict[str, float]:
+    """An F1 that costs nothing: what is tested is who takes part."""
+    return {"toy": 0.5}
+
+
 def worker(rank: int, size: int, rendezvous: str, config: GeneratorConfig, settings: Settings, out: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=size)
     try:
-        train(config, settings, FirstOnly(out / "checkpoint"))
+        train(config, settings, FirstOnly(out / "checkpoint"), measure=score)
     finally:
         dist.destroy_process_group()

@@ -9,9 +9,9 @@ def test_ours_can_be_loaded(file):
 
 
 def test_overrides_are_yaml_and_reach_inside():
-    config = GeneratorConfig.load(DEFAULT, ["minutes=3", "compile=false", "corpora.genia.share=0.9", "corpora.mine={}"])
+    config = GeneratorConfig.load(DEFAULT, ["minutes=3", "compile=false", "corpora.genia.share=0.1", "corpora.mine={}"])
     assert (config.minutes, config.compile) == (3.0, False)
-    assert config.corpora["genia"].share == 0.9
+    assert config.corpora["genia"].share == 0.1
     assert config.corpora["mine"].share is None
 
 
@@ -22,11 +22,23 @@ def test_overrides_are_yaml_and_reach_inside():
         ("minuets=3", "minuets"),
         ("corpora.genia.share=-1", "corpora.genia.share"),
         ("corpora={}", "corpora"),
+        ("corpora.mine={}", "corpora: the given shares leave nothing"),
+        ("scheme=labelled", "measure_every: labelled"),
+        ("export_rank=8", "export_rank: only `tuning: full`"),
     ],
 )
 def test_bad_values_name_the_field(override, field):
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
         GeneratorConfig.load(DEFAULT, [override])
+
+
+def test_four_bits_are_not_shared_out():
+    with pytest.raises(ConfigError, match="parallel: 4-bit"):
+        GeneratorConfig.load(CONFIGS / "qwen3-8b-qlora.yaml", ["parallel=fsdp"])
+
+
+def test_full_tuning_has_an_export_rank():
+    assert GeneratorConfig.load(DEFAULT, ["tuning=full", "export_rank=8"]).export_rank == 8
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b""])

@@ -1,8 +1,10 @@
 import importlib.util
 import json
+from itertools import count
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -15,9 +17,10 @@ from shared.packing import use_packed_attention
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
 from tests.training import distributed
-from training.config import CONFIGS, GeneratorConfig
-from training.corpora import Example, Mention
-from training.generator import FolderCheckpoints, MasterAdamW, decision_loss, export, train
+from training import generator
+from training.config import CONFIGS, ConfigError, GeneratorConfig
+from training.corpora import CorpusError, Example, Mention, read
+from training.generator import FolderCheckpoints, MasterAdamW, build, check, decision_loss, export, train
 from training.tasks import items, pack
 
 GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]
@@ -174,6 +177,133 @@ def test_an_adapter_can_be_gone_on_from(settings, tmp_path):
     assert weights(second).keys() == weights(first).keys()
 
 
+def test_an_adapter_to_go_on_from_has_its_own_rank(settings, tmp_path):
+    first = trained(tmp_path / "first", settings, max_tokens=300, rank=4)
+    second = trained(tmp_path / "second", settings, init=str(first), max_tokens=300)
+    assert json.loads((second / "adapter_config.json").read_text())["r"] == 4
+    assert "rank" not in json.loads((second / "training.json").read_text())["config"]
+
+
+def test_full_tuning_begins_with_the_adapter_merged(settings, tmp_path):
+    first = trained(tmp_path / "first", settings, max_tokens=600)
+    base = AutoModelForCausalLM.from_pretrained(settings.base_model, dtype=torch.float32)
+    expected = PeftModel.from_pretrained(base, str(first)).merge_and_unload()
+    model = build(config(tuning="full", init=str(first)), settings, torch.device("cpu"))
+    assert not hasattr(model, "peft_config")
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, _ in model.named_parameters() if ".layers." in name}
+    for (name, weight), (other, merged) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
+        assert name == other
+        torch.testing.assert_close(weight.detach(), merged.detach())
+
+
+def changes(folder):
+    """B A of each adapted layer: the factors' signs mean nothing."""
+    found = weights(folder)
+    return {n: found[n] @ found[n.replace("lora_B", "lora_A")] for n in found if "lora_B" in n}
+
+
+def test_the_adapter_of_a_full_tuning_does_not_depend_on_where_the_run_was_cut_off(settings, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(report):
+        if report.step == 6:
+            raise Killed
+
+    more = {"tuning": "full", "export_rank": 4, "max_tokens": 1800, "measure_every": 3}
+    scores = {3: 0.4, 6: 0.5}  # the best is the second, in the cut-off run found once it goes on
+
+    def measure():
+        step = count(3, 3)
+        return lambda model: {"toy": scores.get(next(step), 0.1)}
+
+    whole = trained(tmp_path / "whole", settings, measure=measure(), **more)
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", settings, kill, measure(), save_minutes=1e-9, **more)
+    assert not (tmp_path / "cut" / "checkpoint" / "adapter_model.safetensors").exists()
+    late = measure()
+    late(None)  # what was measured before the checkpoint
+    resumed = trained(tmp_path / "cut", settings, measure=late, **more)
+    for name, change in changes(resumed).items():
+        torch.testing.assert_close(change, changes(whole)[name], atol=1e-5, rtol=1e-3)
+    manifest = json.loads((resumed / "training.json").read_text())
+    assert 0 < manifest["export"]["kept"] <= 1
+    assert [line["step"] for line in manifest["history"] if line["f1"]][:2] == [3, 6]
+
+
+@pytest.mark.slow
+def test_a_whole_model_of_low_rank_is_served_as_an_adapter(settings, tmp_path):
+    more = {"max_tokens": 40_000, "learning_rate": 5e-3, "tuning": "full", "export_rank": 16}
+    out = trained(tmp_path / "out", settings, **more)
+    assert json.loads((out / "adapter_config.json").read_text())["r"] == 16
+    assert not (out / "model.safetensors").exists()
+    served = Extractor.load(settings.model_copy(update={"adapter": str(out)}), calibration=Calibration.default())
+    (found,) = served.extract([Document(id="x", text="a gene cde is", types=("protein",))])
+    assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
+
+
+def test_the_last_weights_are_measured_and_a_run_that_ended_stays_as_it_is(settings, tmp_path):
+    scores, reports = iter([0.1, 0.2]), []
+    more = {"measure_every": 4, "max_tokens": 1500}
+    out = trained(tmp_path / "out", settings, reports.append, lambda model: {"toy": next(scores)}, **more)
+    last = reports[-1]
+    assert [r.step for r in reports if r.f1] == [4, last.step]
+    assert last.step % 4 != 0
+    manifest = json.loads((out / "training.json").read_text())
+    assert manifest["history"][-1]["f1"] == {"toy": 0.2}
+    before = weights(out)
+    again = trained(tmp_path / "out", settings, reports.append, lambda model: {"toy": next(scores)}, **more)
+    assert reports[-1] is last
+    assert json.loads((again / "training.json").read_text())["history"] == manifest["history"]
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(again).items())
+
+
+def test_a_line_at_the_last_step_is_not_told_twice_in_the_history(settings, tmp_path):
+    ten, reports = [], []
+    trained(tmp_path / "ten", settings, ten.append, max_tokens=3000)
+    more = {"measure_every": 1000, "max_tokens": ten[0].tokens}
+    out = trained(tmp_path / "out", settings, reports.append, lambda model: {"toy": 0.5}, **more)
+    told = [line["step"] for line in json.loads((out / "training.json").read_text())["history"]]
+    assert told == [10]
+    first, last = reports
+    assert (first.step, first.loss, first.dev) == (last.step, last.loss, last.dev)
+    assert (first.f1, last.f1) == (None, {"toy": 0.5})
+
+
+def test_what_is_wrong_is_told_before_anything_is_loaded(settings, tmp_path):
+    check(config(), settings)
+    with pytest.raises(CorpusError, match="no folder `none`"):
+        check(config(corpora={"none": {}}), settings)
+    with pytest.raises(CorpusError, match="types"):
+        check(config(corpora={"toy": {"types": {"protein": "no such key"}}}), settings)
+    with pytest.raises(ConfigError, match=r"init: no adapter_config\.json"):
+        check(config(init=str(tmp_path)), settings)
+    (tmp_path / "corpora" / "toy" / "dev.jsonl").unlink()
+    with pytest.raises(CorpusError, match="dev"):
+        check(config(), settings)
+
+
+def test_dev_texts_are_the_same_for_every_seed_and_no_more_than_needed(settings, monkeypatch):
+    seen = []
+
+    def counted(examples, *given):
+        seen.extend(examples)
+        return items(examples, *given)
+
+    monkeypatch.setattr(generator.tasks, "items", counted)
+    tokens = CopyTokens(AutoTokenizer.from_pretrained(settings.base_model))
+    examples = read(settings.corpora / "toy", "dev")
+    first = generator.dev_groups("toy", examples, tokens, config(seed=1))
+    assert len(first) == 1
+    assert len(seen) == len(first[0]) + 1  # the one that did not fit any more
+    assert first == generator.dev_groups("toy", examples, tokens, config(seed=2))
+    everything = generator.dev_groups("toy", examples, tokens, config(dev_batches=10**6))
+    assert sum(map(len, everything)) == len(examples)  # each once, however many batches are asked for
+    with pytest.raises(ConfigError, match="batch_tokens: no dev text of toy"):
+        generator.dev_groups("toy", examples, tokens, config().model_copy(update={"batch_tokens": 8}))
+
+
 def test_the_best_score_is_kept_and_patience_ends_the_run(settings, tmp_path):
     scores = iter([0.1, 0.5, 0.4, 0.3, 0.2, 0.1])
     seen, reports = [], []
@@ -193,13 +323,14 @@ def test_the_best_score_is_kept_and_patience_ends_the_run(settings, tmp_path):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_workers_do_what_one_does_with_twice_the_batches(settings, tmp_path, parallel):
     alone = weights(trained(tmp_path / "alone", settings, accumulate=2, max_tokens=4000))
-    given = config(workers=2, parallel=parallel, max_tokens=4000)
+    given = config(workers=2, parallel=parallel, max_tokens=4000, measure_every=1000)
     torch.multiprocessing.spawn(
         distributed.worker, (2, str(tmp_path / "rendezvous"), given, settings, tmp_path / "both"), nprocs=2
     )
     both = weights(export(tmp_path / "both" / "checkpoint", tmp_path / "both"))
     for name, weight in both.items():
         torch.testing.assert_close(weight, alone[name], atol=2e-5, rtol=1e-3)
+    assert json.loads((tmp_path / "both" / "training.json").read_text())["history"][-1]["f1"] == {"toy": 0.5}
 
 
 def test_updates_below_the_precision_of_bfloat16_add_up():

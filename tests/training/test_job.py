@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import ray
+from ray._private import services
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
@@ -32,6 +34,29 @@ PATIENCE_S = 900.0
 def test_without_ray_there_is_one_worker(tmp_path):
     with pytest.raises(TrainingError, match="workers"):
         job.run_here(config(workers=2), Settings(), tmp_path)
+
+
+@pytest.mark.parametrize("call", [job.run, job.run_here])
+def test_what_is_wrong_is_told_before_ray_is_started(tmp_path, monkeypatch, call):
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("started"))
+    with pytest.raises(CorpusError, match="no folder `none`"):
+        call(config(corpora={"none": {}}), Settings(), tmp_path)
+
+
+def test_a_node_of_our_own_listens_on_loopback_only(tmp_path, monkeypatch):
+    class Started(Exception):
+        pass
+
+    def init(**given):
+        raise Started(given)
+
+    monkeypatch.setattr(services, "resolve_ip_for_localhost", services.resolve_ip_for_localhost)  # undone afterwards
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    corpus(tmp_path / "toy")
+    with pytest.raises(Started) as started:
+        job.run(config(corpora={str(tmp_path / "toy"): {}}), Settings(), tmp_path / "out")
+    assert started.value.args[0]["_node_ip_address"] == "127.0.0.1"
 
 
 def test_causes_are_our_own_messages_and_nobody_elses():

@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoTokenizer
 from shared.copying import CopyTokens
 from tests.tiny import make_tiny_model
 from training.corpora import Example, Mention
-from training.tasks import Item, Line, Mixer, block_mask, items, pack, shares
+from training.tasks import Item, Line, Mixer, block_mask, grouped, items, pack, shares
 
 EXAMPLE = Example(
     "1",
@@ -125,9 +126,12 @@ def test_temperature_evens_shares_out():
     assert by_size["large"] > shares(corpora, {}, 3.0)["large"] > 0.5
 
 
-def test_shares_that_leave_nothing_are_refused():
-    with pytest.raises(ValueError, match="corpora"):
-        shares({"a": [make(1)], "b": [make(1)]}, {"a": 1.0}, 2.0)
+@given(st.lists(st.integers(1, 9), max_size=20))
+def test_groups_fit_and_hold_every_item_in_order(sizes):
+    found = list(grouped([make(size) for size in sizes], 10))
+    assert [len(item.prefix) for group in found for item in group] == sizes
+    assert all(0 < sum(map(len, group)) <= 10 for group in found)
+    assert all(sum(map(len, group)) + len(after[0]) > 10 for group, after in pairwise(found))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.floats(0, 1), st.integers())
