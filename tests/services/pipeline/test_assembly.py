@@ -112,18 +112,26 @@ class Memory:
 
 
 class Generator:
-    """Remembers what it was asked for, and how many requests were under way at once."""
+    """Remembers what it was asked for, and how many requests were under way at once.
+
+    It answers none before ``together`` of them have met.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
         self.requests: list[int] = []
         self.running = self.most = 0
+        self.together = 1
+        self._met = asyncio.Event()
 
     async def __call__(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         self.requests.append(len(segments))
         self.running += 1
         self.most = max(self.most, self.running)
-        await asyncio.sleep(0)
+        if self.running >= self.together:
+            self._met.set()
+        await asyncio.wait_for(self._met.wait(), timeout=60)
+        await asyncio.sleep(0.01 if self.together > 1 else 0)  # one more than allowed would come in now
         self.running -= 1
         self.asked += [(segment.text, type_) for segment in segments for type_ in types]
         # In another order than asked: the order is free.
@@ -209,6 +217,7 @@ def test_what_repeats_is_generated_once() -> None:
 
 def test_a_long_document_goes_in_chunks_side_by_side() -> None:
     bench = Bench(chunk_segments=3, chunks_in_flight=2)
+    bench.generator.together = 2
     text = "\n\n".join(f"CD{n} binds." for n in range(20))
     assert bench.extract(text, types=["dna"]).counts.entities == 20
     assert sorted(bench.generator.requests) == [2, 3, 3, 3, 3, 3, 3]
