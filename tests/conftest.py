@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
@@ -14,6 +15,11 @@ from pydantic import SecretStr
 
 from services.embedded import Broker, Valkey
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from shared.copying import CopyTokens
 
 # No deadline: a busy machine is no reason to fail.
 hypothesis.settings.register_profile("biobracket", deadline=None, max_examples=60)
@@ -55,6 +61,23 @@ def settings(broker: Broker, valkey: Valkey, tmp_path: Path, fresh: Callable[[st
     with redis.Redis.from_url(valkey.url) as client:
         client.flushall()
     return fresh(broker.url).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path})
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+    """The tokenizer of a tiny base model."""
+    from shared.base_model import load_tokenizer  # here: it loads PyTorch, which most tests can do without
+    from tests.tiny import make_tiny_model
+
+    return load_tokenizer(Settings(base_model=str(make_tiny_model(tmp_path_factory.mktemp("tiny")))))
+
+
+@pytest.fixture(scope="session")
+def tokens(tokenizer: PreTrainedTokenizerBase) -> CopyTokens:
+    """What lines over that tokenizer are made of."""
+    from shared.copying import CopyTokens
+
+    return CopyTokens(tokenizer)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,10 @@ class GeneratorConfig(_Frozen):
     precision: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="Of weights and products; the optimiser always works in float32."
     )
-    compile: bool = Field(default=False, description="Compile the layers: a minute to begin, a fifth faster on a CPU.")
+    compile: bool = Field(
+        default=False,
+        description="Compile the layers: minutes to begin, then faster, on some CPUs by a few percent only.",
+    )
 
     dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
     dev_batches: int = Field(default=4, ge=1, description="Batches of each dev split that they are taken from.")

@@ -35,13 +35,13 @@ class _Said:
 
 
 class Walk:
-    """A line under way, token by token. ``spans`` has the mentions closed so far; ``done`` when the line is."""
+    """A line of ``pieces`` under way, by token. ``spans`` has the mentions closed so far; ``done`` when the line is."""
 
     def __init__(self, tokens: CopyTokens, pieces: Pieces, types: Sequence[str], lang: Lang) -> None:
         bar = tokens.ids(" |")
         if bar[0] == tokens.ids(" ")[0]:
             raise ValueError("base_model: its tokenizer does not tell ` |` and a space apart by their first token")
-        self._tokens, self._pieces = tokens, pieces
+        self._tokens, self.pieces = tokens, pieces
         self._closings = [
             _Said((*bar, *tokens.ids(f" {entity_types.get(key).name(lang)}"), *tokens.close), "close", key)
             for key in types
@@ -76,22 +76,22 @@ class Walk:
         if self.done:
             return []
         said = []
-        if self._copied < len(self._pieces):
+        if self._copied < len(self.pieces):
             said.append(_Said(self._copy(), "copy"))
             if len(self._open) < MAX_DEPTH:
-                spaced = self._pieces.spaced(self._copied) and not self._after_open
+                spaced = self.pieces.spaced(self._copied) and not self._after_open
                 said.append(_Said(self._tokens.spaced_open if spaced else self._tokens.open, "open"))
         if self._open and self._open[-1] < self._copied:
             said += self._closings
         if not self._started:
             said.append(_Said(self._tokens.absent, "absent"))
-        if self._copied == len(self._pieces) and not self._open:
+        if self._copied == len(self.pieces) and not self._open:
             said.append(_Said(self._tokens.newline, "end"))
         return said
 
     def _copy(self) -> tuple[int, ...]:
-        core = escape(self._pieces.core(self._copied)).replace("|", "\\|")
-        return self._tokens.ids(f" {core}" if self._pieces.spaced(self._copied) and not self._after_open else core)
+        core = escape(self.pieces.core(self._copied)).replace("|", "\\|")
+        return self._tokens.ids(f" {core}" if self.pieces.spaced(self._copied) and not self._after_open else core)
 
     def _apply(self, said: _Said) -> None:
         self._started = True
@@ -112,7 +112,7 @@ def header(tokens: CopyTokens, types: Sequence[str], lang: Lang) -> tuple[int, .
     return tokens.ids(("、" if lang == "zh" else ", ").join(names) + ":")
 
 
-def line(walk: Walk, pieces: int, spans: Iterable[Typed]) -> tuple[list[int], list[tuple[int, tuple[int, ...], int]]]:
+def line(walk: Walk, spans: Iterable[Typed]) -> tuple[list[int], list[tuple[int, tuple[int, ...], int]]]:
     """Tokens of the line of spans that nest, and its decisions: tokens before, admissible ids, which is right.
 
     Spans that cannot be said (that cross, or nest too deep) are left out. Tokens after the last decision are too:
@@ -134,20 +134,21 @@ def line(walk: Walk, pieces: int, spans: Iterable[Typed]) -> tuple[list[int], li
         say("absent")
     else:
         stack: list[Typed] = []
-        for i in range(pieces + 1):
+        for i in range(len(walk.pieces) + 1):
             while stack and stack[-1][1] == i:
                 say("close", stack.pop()[2])
             for span in kept:
                 if span[0] == i:
                     say("open")
                     stack.append(span)
-            if i < pieces:
+            if i < len(walk.pieces):
                 say("copy")
     del ids[decisions[-1][0] if decisions else 0 :]
     return ids, decisions
 
 
 def _nested(spans: Iterable[Typed]) -> list[Typed]:
+    """As :func:`shared.copying.nested_only`, for mentions of several types, which may share a span."""
     kept: list[Typed] = []
     for start, end, type_ in sorted(set(spans), key=lambda s: (s[0], -s[1], s[2])):
         around = [k for k in kept if k[0] <= start and end <= k[1]]
@@ -175,7 +176,7 @@ def items(examples: Iterable[Example], tokens: CopyTokens, max_units: int) -> li
                 )
             ]
             asked = header(tokens, example.types, example.lang)
-            ids, decisions = line(Walk(tokens, pieces, example.types, example.lang), len(pieces), spans)
+            ids, decisions = line(Walk(tokens, pieces, example.types, example.lang), spans)
             decided = tuple((len(asked) + at - 1, options, right) for at, options, right in decisions)
             out.append(Item(tuple(tokens.prefix(pieces)), (Line((*asked, *ids), decided, absent=not spans),)))
     return out

@@ -133,7 +133,7 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
         ids += [0] * (end - start)
         positions += range(end - start)
         layout.append(Block(start, end, causal(end - start, device=device)))
-    width = max(map(len, options), default=0)
+    width = max(map(len, options), default=1)
     padded = [first + (0,) * (width - len(first)) for first in options]
     valid = [[i < len(first) for i in range(width)] for first in options]
     return Batch(

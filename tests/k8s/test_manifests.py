@@ -173,7 +173,8 @@ def test_manifest_follows_the_schema_of_its_kind(manifest: dict[str, Any]) -> No
         definition = yaml.safe_load(file.read_text())["spec"]
         if definition["group"] == group and definition["names"]["kind"] == manifest["kind"]:
             (schema,) = [v["schema"]["openAPIV3Schema"] for v in definition["versions"] if v["name"] == served]
-            jsonschema.validate(manifest, closed(schema))
+            problems = jsonschema.Draft202012Validator(closed(schema)).iter_errors(manifest)
+            assert [(each.json_path, each.message) for each in problems] == []
             return
     pytest.fail(f"no definition of {manifest['kind']} in BIOBRACKET_CRDS")
 

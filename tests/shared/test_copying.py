@@ -1,23 +1,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from shared import tagging
 from shared.copying import MAX_DEPTH, Action, CopyTokens, State, actions_of, nested_only, spans_of, tagged_text
 from shared.pieces import split
-from tests.tiny import make_tiny_model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def tokens(tokenizer):
-    return CopyTokens(tokenizer)
-
 
 pieces_and_spans = st.integers(1, 12).flatmap(
     lambda n: st.tuples(

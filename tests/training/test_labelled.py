@@ -1,27 +1,13 @@
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from shared.copying import CopyTokens
 from shared.pieces import split
-from tests.tiny import make_tiny_model
 from training.corpora import Example, Mention
 from training.labelled import MAX_DEPTH, Walk, header, items, line
 from training.tasks import pack
 
 TYPES = ("protein", "dna", "cell_line", "cell_type")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def tokens(tokenizer):
-    return CopyTokens(tokenizer)
 
 
 def walked(walk, ids):
@@ -67,7 +53,7 @@ def test_what_a_line_says_is_read_back(tokens, data):
     text = data.draw(st.sampled_from(["T | [cells] of\\ IL-2, 1 2", "|", "急性白血病 (AML) 患者|", "a  b\n c"]))
     pieces = split(text)
     spans = data.draw(typed_spans(len(pieces)))
-    ids, decisions = line(Walk(tokens, pieces, TYPES, "en"), len(pieces), spans)
+    ids, decisions = line(Walk(tokens, pieces, TYPES, "en"), spans)
     walk = walked(Walk(tokens, pieces, TYPES, "en"), ids)
     assert [d[0] for d in decisions] == sorted({d[0] for d in decisions})
     # The tokens that were left out are those that nothing had to be decided for, and the last decision's own.

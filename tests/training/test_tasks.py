@@ -5,10 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from shared.copying import CopyTokens
-from tests.tiny import make_tiny_model
 from training.corpora import Example, Mention
 from training.tasks import Item, Line, Mixer, block_mask, grouped, items, pack, shares
 
@@ -22,13 +19,8 @@ EXAMPLE = Example(
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    return AutoTokenizer.from_pretrained(make_tiny_model(tmp_path_factory.mktemp("tiny")))
-
-
-@pytest.fixture(scope="module")
-def item(tokenizer):
-    (made,) = items([EXAMPLE], CopyTokens(tokenizer), 160)
+def item(tokens):
+    (made,) = items([EXAMPLE], tokens, 160)
     return made
 
 
@@ -52,8 +44,8 @@ def test_a_decision_follows_its_token(item, tokenizer):
     assert opened == ["Protein:The", "Protein:The [CD28] gene binds."]
 
 
-def test_long_texts_become_several_items(tokenizer):
-    found = items([EXAMPLE], CopyTokens(tokenizer), 8)
+def test_long_texts_become_several_items(tokens, tokenizer):
+    found = items([EXAMPLE], tokens, 8)
     assert len(found) == 2
     assert "".join(tokenizer.decode(i.prefix[1:-1]) for i in found).replace(" ", "") == EXAMPLE.text.replace(" ", "")
 
