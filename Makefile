@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench ablation lock clean
+.PHONY: help setup run test lint types bench ablation selectors lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),--quiet)
 ARGS ?=
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install everything from requirements.lock
 
@@ -47,6 +47,9 @@ bench: setup  ## segments a second of the stream and of the bare engine; ARGS='-
 
 ablation: setup  ## train and score the base in several ways at equal compute; ARGS='--tokens 200000'
 	$(BIN)/python -m benchmarks.ablation $(ARGS)
+
+selectors: setup  ## the same candidates, decided with and without each part of the selector
+	$(BIN)/python -m benchmarks.selectors $(ARGS)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock

@@ -29,7 +29,7 @@ from benchmarks.hardware import hardware
 from services.extractor import Extractor
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
-from services.selection.confidence import ConfidenceSelector
+from services.selection.selector import Selector
 from shared.adapters import adapter_folder
 from shared.base_model import load_base, load_tokenizer
 from shared.calibration import Calibration
@@ -43,9 +43,9 @@ from training import predictions
 from training.config import DEFAULT, GeneratorConfig
 from training.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation import Scores, score_all
-from training.generator import MANIFEST
 from training.job import run_here
 from training.labelled import Walk, header
+from training.loop import MANIFEST
 from training.significance import Difference, Interval, compare, intervals
 
 err = Console(stderr=True)
@@ -156,7 +156,7 @@ def _extractor(variant: Variant, settings: Settings) -> Extractor:
     if variant.scheme == "per-type":
         return Extractor.load(settings, calibration=Calibration.default())
     engine = LabelledEngine.load(settings)
-    selector = ConfidenceSelector(Calibration.default())
+    selector = Selector(Calibration.default())
     return Extractor(engine, selector, model_revision="labelled", generation=GenerationConfig())
 
 

@@ -22,7 +22,7 @@ from pydantic_settings import BaseSettings
 from rich.console import Console
 
 import services
-from services import corpus_commands, model_commands
+from services import corpus_commands, index_commands, model_commands
 from shared.errors import DocumentError
 from shared.settings import Settings
 
@@ -43,6 +43,7 @@ cli = typer.Typer(
 )
 
 cli.add_typer(model_commands.train, name="train")
+cli.add_typer(index_commands.index, name="index")
 cli.command()(model_commands.evaluate)
 cli.command()(corpus_commands.convert)
 

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from services.generation.batching import Batcher
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import Engine, TagRequest
 from services.parsing.brackets import parse_lines
 from services.pipeline.assembly import Pipeline
 from services.pipeline.config import PipelineConfig
-from services.selection.confidence import ConfidenceSelector
+from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
-from shared.adapters import adapter_folder, model_revision
+from shared.adapters import model_revision
 from shared.base_model import load_tokenizer
+from shared.batching import Batcher
 from shared.calibration import Calibration
 from shared.copying import CopyTokens
 from shared.messages import Candidate, Document, Entity, Extraction, Parsed, Segment, TaggedLine
@@ -51,7 +52,7 @@ class Extractor:
         observe: Callable[[tuple[Candidate, ...]], None] = lambda candidates: None,
     ) -> None:
         self.engine = engine
-        self._selector = selector
+        self.selector = selector
         self._model_revision = model_revision
         self._generation = generation
         self._observe = observe
@@ -63,12 +64,11 @@ class Extractor:
         observe: Callable[[tuple[Candidate, ...]], None] = lambda candidates: None,
         calibration: Calibration | None = None,
     ) -> Extractor:
-        """Base model, adapter and calibration of the settings."""
+        """Base model, adapter, selector and calibration of the settings."""
         config = GenerationConfig()
-        calibration = calibration or Calibration.for_adapter(adapter_folder(settings))
         return cls(
             CopyEngine.load(settings, config),
-            ConfidenceSelector(calibration),
+            Selector.load(settings, calibration),
             model_revision=model_revision(settings),
             generation=config,
             observe=observe,
@@ -81,11 +81,28 @@ class Extractor:
         return asyncio.run(self._extract(list(documents), done))
 
     async def _extract(self, documents: list[Document], done: Callable[[Extraction], None]) -> list[Extraction]:
-        batcher = Batcher(self.engine, batch_tokens=self._generation.batch_tokens, max_queued=10**9)
+        # One thread for both: they would only share the cores.
+        executor = ThreadPoolExecutor(max_workers=1)
+        generator: Batcher[TagRequest, list[TaggedLine]] = Batcher(
+            self.engine.tag,
+            self.engine.tokens,
+            batch_tokens=self._generation.batch_tokens,
+            max_queued=10**9,
+            full="",
+            executor=executor,
+        )
+        selector: Batcher[tuple[Candidate, ...], tuple[Entity, ...]] = Batcher(
+            self.selector.select,
+            self.selector.tokens,
+            batch_tokens=SelectionConfig().batch_tokens,
+            max_queued=10**9,
+            full="",
+            executor=executor,
+        )
         turns = asyncio.Semaphore(64)  # enough to fill a batch, and no more state than that
 
         async def generate(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-            lines = await batcher.tag([TagRequest(segment, types) for segment in segments])
+            lines = await generator.ask([TagRequest(segment, types) for segment in segments])
             return tuple(line for found in lines for line in found)
 
         async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
@@ -93,7 +110,8 @@ class Extractor:
 
         async def select(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
             self._observe(candidates)
-            return self._selector.select(candidates)
+            (entities,) = await selector.ask([candidates])
+            return entities
 
         pipeline = Pipeline(
             generate=generate,
@@ -113,7 +131,7 @@ class Extractor:
         try:
             return list(await asyncio.gather(*(one(document) for document in documents)))
         finally:
-            batcher.close()
+            executor.shutdown()
 
 
 class DevScores:
@@ -138,9 +156,7 @@ class DevScores:
             }
         generation = GenerationConfig()
         engine = CopyEngine(model, CopyTokens(load_tokenizer(self._settings)), generation)
-        extractor = Extractor(
-            engine, ConfidenceSelector(Calibration.default()), model_revision="training", generation=generation
-        )
+        extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training", generation=generation)
         scores = {}
         for name, examples in self._examples.items():
             found = score_all(examples, extractor.extract(documents_of(examples)))

@@ -61,22 +61,50 @@ def train_generator(
     out.print(f"{folder}; next: BIOBRACKET_ADAPTER={folder} biobracket train calibration", highlight=False)
 
 
+@train.command("selector")
+def train_selector(
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder of the selector; a run of it that was cut off goes on.")
+    ],
+    config_file: Annotated[
+        str, typer.Option("--config", help="A YAML file, or the name of one in training/configs.")
+    ] = "selector",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of it and its value, `minutes=30`; repeated.")
+    ] = None,
+    on_ray: Annotated[
+        bool, typer.Option("--ray/--no-ray", help="As a Ray Train job, or in this process alone.")
+    ] = True,
+) -> None:
+    """Train the selector's span encoder on corpora of both languages. The fields: training/config.py."""
+    with _clear_errors():
+        from training import job
+        from training.config import CONFIGS, SelectorConfig
+        from training.progress import plot
+
+        named = CONFIGS / f"{config_file}.yaml"
+        config = SelectorConfig.load(named if named.is_file() else Path(config_file), overrides or ())
+        (job.run if on_ray else job.run_here)(config, Settings(), folder)
+        plot(folder)
+    out.print(f"{folder}; next: BIOBRACKET_SELECTOR={folder} biobracket train calibration", highlight=False)
+
+
 @train.command("calibration")
 def train_calibration(
     corpora: Annotated[str, typer.Option("--corpora", help="Corpora, separated by commas.")] = "genia,cmeee_v2,bc5cdr",
     split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "dev",
     limit: LimitOption = 0,
 ) -> None:
-    """Fit confidence and thresholds of the adapter that BIOBRACKET_ADAPTER names, and save them beside it."""
+    """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
     with _clear_errors():
         from services.extractor import Extractor
-        from shared.adapters import CALIBRATION_FILE, adapter_folder
+        from shared.adapters import CALIBRATION_FILE, adapter_folder, selector_folder
         from shared.calibration import Calibration
         from training.calibration import Observation, expected_calibration_error, fit
         from training.corpora import corpus_folder, documents_of, read
 
         settings = Settings()
-        folder = adapter_folder(settings)
+        folder = selector_folder(settings) or adapter_folder(settings)
         if folder is None:
             _fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
         seen: dict[tuple[str, int, int, str], Candidate] = {}
@@ -94,14 +122,13 @@ def train_calibration(
             _extract(extractor, documents_of(examples), f"{name} {split}")
             truth = {(str(i), m.start, m.end, m.type) for i, e in enumerate(examples) for m in e.mentions}
             gold.update(type_ for _, _, _, type_ in truth)
-            observations += [
-                Observation(key[3], found.generator_confidence, found.greedy, key in truth)
-                for key, found in sorted(seen.items())
-            ]
+            keys = sorted(seen)
+            judged = extractor.selector.judge([seen[key] for key in keys])
+            observations += [Observation(key[3], known, key in truth) for key, known in zip(keys, judged, strict=True)]
         calibration = fit(observations, gold)
         calibration.save(folder / CALIBRATION_FILE)
         error = expected_calibration_error(
-            [calibration.probability(o.type, o.confidence, o.greedy) for o in observations],
+            [calibration.probability(o.type, o.known) for o in observations],
             [o.correct for o in observations],
         )
     out.print(
@@ -122,6 +149,9 @@ def evaluate(
     ],
     split: Annotated[str, typer.Option("--split", help="Its file: `test` for reporting, `dev` for tuning.")] = "test",
     limit: LimitOption = 0,
+    selector: Annotated[
+        str, typer.Option("--selector", help="`on`: that of the settings; `off`: the generator's confidence alone.")
+    ] = "on",
     mapping: Annotated[
         list[str] | None,
         typer.Option(
@@ -156,6 +186,10 @@ def evaluate(
         from training.significance import compare, intervals
 
         settings = Settings()
+        if selector not in ("on", "off"):
+            _fail(f"selector: `{selector}` is neither `on` nor `off`")
+        if selector == "off":
+            settings = settings.model_copy(update={"selector": ""})
         place = corpus_folder(corpus, settings)
         given = _mapping(mapping or ())
         examples = _examples(read(place, split, given), limit)
@@ -262,12 +296,23 @@ def _clear_errors() -> Iterator[None]:
     """Errors that name a setting and its remedy are printed without a traceback."""
     from shared.base_model import BaseModelError
     from shared.calibration import CalibrationError
+    from shared.errors import ExemplarError, SelectorError
     from training.config import ConfigError, TrainingError
     from training.corpora import CorpusError
     from training.predictions import PredictionsError
     from training.reports import ReportError
 
-    ours = (BaseModelError, CalibrationError, ConfigError, CorpusError, PredictionsError, ReportError, TrainingError)
+    ours = (
+        BaseModelError,
+        CalibrationError,
+        ConfigError,
+        CorpusError,
+        ExemplarError,
+        PredictionsError,
+        ReportError,
+        SelectorError,
+        TrainingError,
+    )
     try:
         yield
     except (*ours, FileNotFoundError) as error:

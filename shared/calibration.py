@@ -1,9 +1,11 @@
 """Calibration: from the generator's confidence to a probability, and the threshold of each type.
 
-Platt scaling (Platt 1999), ``p = sigmoid(slope * logit(confidence) + intercept)``, one pair of numbers a type for the
-spans of the generator's best line and one for those beyond it, whose confidences mean different things: the first
+Platt scaling (Platt 1999), ``p = sigmoid(slope * logit(confidence) + intercept)``, where there is a span encoder with
+the log-odds of its head and the vote of the nearest exemplars as further terms. There is one set of numbers a type for
+the spans of the generator's best line and one for those beyond it, whose confidences mean different things: the first
 multiplies in the presence of the type, the second are what the greedy line turned down. ``training.calibration`` fits
-it on a dev split; it lies beside the adapter whose generator it belongs to.
+it on a dev split; it lies beside the selector that it belongs to, or where there is none, beside the generator's
+adapter.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,15 +37,30 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Judgement(NamedTuple):
+    """What is known of a candidate.
+
+    ``head``: log-odds of the span encoder's head; ``vote``: of the nearest exemplars, from -1, all of them rejected, to
+    1, all accepted. Both are 0 where there is no encoder or no exemplar.
+    """
+
+    confidence: float
+    greedy: bool
+    head: float = 0.0
+    vote: float = 0.0
+
+
 class Scaling(_Frozen):
-    """``sigmoid(slope * logit(confidence) + intercept)``; never falling, so that ranking is the generator's."""
+    """``sigmoid(slope * logit(confidence) + head * log-odds + vote * vote + intercept)``, falling with none of them."""
 
     slope: float = Field(default=1.0, ge=0.0, description="Factor on the log-odds; 0 where confidence tells nothing.")
+    head: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds of the span encoder's head.")
+    vote: float = Field(default=0.0, ge=0.0, description="Factor on the vote of the nearest exemplars.")
     intercept: float = Field(default=0.0, description="Shift of the log-odds.")
 
-    def probability(self, confidence: float) -> float:
+    def probability(self, known: Judgement) -> float:
         """The calibrated probability, in 0..1."""
-        x = self.slope * logit(confidence) + self.intercept
+        x = self.slope * logit(known.confidence) + self.head * known.head + self.vote * known.vote + self.intercept
         return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
@@ -78,7 +95,7 @@ class Calibration(_Frozen):
 
     @classmethod
     def for_adapter(cls, folder: Path | None) -> Calibration:
-        """The calibration in an adapter's folder; the default one where there is no folder or no such file in it."""
+        """That in the folder of an adapter or a selector; the default one where there is no folder or no file in it."""
         file = folder / CALIBRATION_FILE if folder is not None else None
         return cls.load(file) if file is not None and file.exists() else cls.default()
 
@@ -104,10 +121,10 @@ class Calibration(_Frozen):
         """How a type is decided."""
         return self.types.get(type_, self.unfitted)
 
-    def probability(self, type_: str, generator_confidence: float, greedy: bool) -> float:
-        """The probability that a candidate is right, in 0..1."""
+    def probability(self, type_: str, known: Judgement) -> float:
+        """The probability that a candidate of a type is right, in 0..1."""
         fitted = self.of(type_)
-        return (fitted.greedy if greedy else fitted.beyond).probability(generator_confidence)
+        return (fitted.greedy if known.greedy else fitted.beyond).probability(known)
 
     def threshold(self, type_: str) -> float:
         """The least probability of a candidate that is kept."""

@@ -25,3 +25,11 @@ class DocumentError(ValueError):
 
 class Overloaded(RuntimeError):
     """A service has too much waiting and took nothing on; nothing is wrong with the document, try again later."""
+
+
+class SelectorError(ValueError):
+    """A selector that cannot be used; names the file, the field and the remedy."""
+
+
+class ExemplarError(ValueError):
+    """Exemplars or an index that cannot be used; names the file or field and the remedy, never a mention."""

@@ -138,7 +138,7 @@ class Parsed(Message):
 class Evidence(Message):
     """A labelled exemplar near a candidate, which the selector's decision rests on."""
 
-    text: str = Field(description="The exemplar's mention.")
+    text: str | None = Field(description="The exemplar's mention; none where its source may not be passed on.")
     type: str = Field(description="Its entity type key.")
     accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
     similarity: float = Field(description="Cosine similarity to the candidate, from -1 to 1.")

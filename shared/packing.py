@@ -113,6 +113,17 @@ def causal(length: int, past: int = 0, device: torch.device | str = "cpu") -> Te
     return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
 
 
+def both_ways(
+    length: int, window: int | None = None, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor | None]:
+    """Masks of a block whose tokens all see one another, and of its sliding layers, as :func:`sliding` gives it."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    if window is None or length <= window:
+        return mask, None
+    at = torch.arange(length, device=device)
+    return mask, (at[:, None] - at[None, :]).abs() < window
+
+
 def sliding(mask: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> Tensor | None:
     """The mask of sliding layers, by position; none where every admissible key is inside the window."""
     if window is None or int(queries.max()) < window:

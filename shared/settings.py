@@ -62,6 +62,11 @@ class Settings(BaseSettings):
         default="models/gemma-3-270m-biobracket",
         description="Folder of the adapter; a relative path is taken from the working folder, else the project.",
     )
+    selector: str = Field(
+        default="",
+        description="Folder of the selector's span encoder, found as the adapter's; none: the generator's confidence "
+        "alone decides.",
+    )
     cache: Path = Field(default_factory=_cache_home, description="Folder for the dequantised base model.")
 
     # Folders

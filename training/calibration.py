@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.calibration import Calibration, Scaling, TypeCalibration, logit
+from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
 
 # With fewer candidates a type takes the numbers of all types together. Below it, two parameters rest on chance.
 MIN_OBSERVATIONS = 30
@@ -29,8 +29,7 @@ class Observation:
     """One candidate of the dev split and whether it is a gold mention, boundaries and type exact."""
 
     type: str
-    confidence: float
-    greedy: bool
+    known: Judgement
     correct: bool
 
 
@@ -59,13 +58,13 @@ def fit(observations: Sequence[Observation], gold: Mapping[str, int]) -> Calibra
 
 
 def _fit_type(observations: Sequence[Observation], gold: int, prior: TypeCalibration) -> TypeCalibration:
-    greedy = [o for o in observations if o.greedy]
-    beyond = [o for o in observations if not o.greedy]
+    greedy = [o for o in observations if o.known.greedy]
+    beyond = [o for o in observations if not o.known.greedy]
     scaling = {
         True: _platt(greedy, prior.greedy) if len(greedy) >= MIN_OBSERVATIONS else prior.greedy,
         False: _platt(beyond, prior.beyond) if len(beyond) >= MIN_OBSERVATIONS else prior.beyond,
     }
-    probabilities = np.array([scaling[o.greedy].probability(o.confidence) for o in observations])
+    probabilities = np.array([scaling[o.known.greedy].probability(o.known) for o in observations])
     labels = np.array([o.correct for o in observations], dtype=bool)
     best = best_threshold(probabilities, labels, gold)
     weight = len(observations) / (len(observations) + MIN_OBSERVATIONS)
@@ -78,17 +77,25 @@ def _fit_type(observations: Sequence[Observation], gold: int, prior: TypeCalibra
 
 
 def _platt(observations: Sequence[Observation], prior: Scaling) -> Scaling:
-    """Slope and intercept of a logistic regression, drawn weakly towards the prior; the slope never negative."""
-    x = np.array([logit(o.confidence) for o in observations])
+    """Factors and intercept of a logistic regression, drawn weakly towards the prior; no factor negative."""
+    x = np.array([logit(o.known.confidence) for o in observations])
+    head = np.array([o.known.head for o in observations])
+    vote = np.array([o.known.vote for o in observations])
     y = np.array([o.correct for o in observations], dtype=np.float64)
     # Sums in the order of the values, so that the order of the observations cannot change the last digit.
-    order = np.lexsort((y, x))
-    design, y = np.column_stack((x, np.ones_like(x)))[order], y[order]
-    mean = np.array([prior.slope, prior.intercept])
-    slope, intercept = _newton(design, y, mean)
-    if slope < 0:
-        slope, intercept = 0.0, _newton(design[:, 1:], y, mean[1:])[0]
-    return Scaling(slope=float(slope), intercept=float(intercept))
+    order = np.lexsort((y, vote, head, x))
+    design, y = np.column_stack((x, head, vote, np.ones_like(x)))[order], y[order]
+    mean = np.array([prior.slope, prior.head, prior.vote, prior.intercept])
+    used = [True, bool(head.any()), bool(vote.any()), True]
+    weights = np.zeros(4)
+    while True:
+        weights[:] = 0.0
+        weights[used] = _newton(design[:, used], y, mean[used])
+        negative = [i for i in (0, 1, 2) if weights[i] < 0]
+        if not negative:
+            slope, of_head, of_vote, intercept = map(float, weights)
+            return Scaling(slope=slope, head=of_head, vote=of_vote, intercept=intercept)
+        used[min(negative, key=weights.__getitem__)] = False
 
 
 def _newton(design: Floats, y: Floats, mean: Floats) -> Floats:

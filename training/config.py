@@ -36,8 +36,8 @@ class CorpusConfig(_Frozen):
     )
 
 
-class GeneratorConfig(_Frozen):
-    """A run. ``minutes`` or ``max_tokens`` ends it, whichever comes first; the learning rate falls to nothing by then.
+class RunConfig(_Frozen):
+    """Of any run. ``minutes`` or ``max_tokens`` ends it, whichever comes first; by then the learning rate is nothing.
 
     Equal configurations, corpora and numbers of workers give equal runs where ``max_tokens`` ends them.
     """
@@ -48,32 +48,12 @@ class GeneratorConfig(_Frozen):
         ge=1,
         description="A corpus without a share has tokens ** (1 / temperature): 1 is by size, more is more even.",
     )
-    negatives: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Share of the lines of absent types that are trained on, drawn anew each time.",
-    )
 
-    scheme: Literal["per-type", "labelled"] = Field(
-        default="per-type",
-        description="A line for each type, or all types in one line of labelled brackets (a comparison: not served).",
-    )
-    tuning: Literal["lora", "full", "qlora"] = Field(
-        default="lora",
-        description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
-    )
     rank: int = Field(default=32, ge=1, description="Rank of a new adapter; with `init` that one's own holds.")
     alpha: int = Field(default=64, ge=1, description="Scale of a new adapter: alpha / rank; with `init` its own holds.")
     init: Path | None = Field(
         default=None,
         description="Adapter to go on from; with `tuning: full` it is merged into the base before that is trained.",
-    )
-    export_rank: int = Field(
-        default=0,
-        ge=0,
-        description="With `tuning: full`: train linear weights only, and leave their difference to the base as an "
-        "adapter of this rank; 0: train all of the layers, and leave the whole model.",
     )
 
     minutes: float = Field(default=60.0, gt=0, description="Minutes to train.")
@@ -89,9 +69,6 @@ class GeneratorConfig(_Frozen):
 
     workers: int = Field(default=1, ge=1, description="Processes that train side by side.")
     gpu: bool = Field(default=False, description="Whether each worker has a GPU.")
-    parallel: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="A whole model in each worker, or one shared out over all (for large bases)."
-    )
     precision: Literal["bfloat16", "float32"] = Field(
         default="bfloat16", description="Of weights and products; the optimiser always works in float32."
     )
@@ -103,7 +80,6 @@ class GeneratorConfig(_Frozen):
     dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
     dev_batches: int = Field(default=4, ge=1, description="Batches of each dev split that they are taken from.")
     measure_every: int = Field(default=0, ge=0, description="Steps between F1 scores on the dev splits; 0: none.")
-    measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split that they are taken from.")
     patience: int = Field(
         default=0, ge=0, description="Scores in a row without a better mean F1 that end the run; 0: none do."
     )
@@ -120,27 +96,6 @@ class GeneratorConfig(_Frozen):
         if len(given) < len(corpora) and sum(given) >= 1:
             raise ValueError("the given shares leave nothing for the others; lower them, or give every one")
         return corpora
-
-    @field_validator("export_rank")
-    @classmethod
-    def _is_of_full_tuning(cls, rank: int, info: ValidationInfo) -> int:
-        if rank and info.data.get("tuning", "full") != "full":
-            raise ValueError("only `tuning: full` has it; set tuning to full, or export_rank to 0")
-        return rank
-
-    @field_validator("measure_every")
-    @classmethod
-    def _is_of_what_is_served(cls, steps: int, info: ValidationInfo) -> int:
-        if steps and info.data.get("scheme") == "labelled":
-            raise ValueError("labelled brackets have no F1 while training; set it to 0")
-        return steps
-
-    @field_validator("parallel")
-    @classmethod
-    def _can_be_shared_out(cls, parallel: str, info: ValidationInfo) -> str:
-        if parallel == "fsdp" and info.data.get("tuning") == "qlora":
-            raise ValueError("4-bit weights cannot be shared out; set it to ddp")
-        return parallel
 
     @classmethod
     def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:
@@ -177,3 +132,74 @@ def _put(given: dict[str, Any], path: list[str], value: Any) -> None:
         given[part] = below = dict(below) if isinstance(below, dict) else {}
         given = below
     given[path[-1]] = value
+
+
+class GeneratorConfig(RunConfig):
+    """What makes a generator."""
+
+    tuning: Literal["lora", "full", "qlora"] = Field(
+        default="lora",
+        description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
+    )
+    export_rank: int = Field(
+        default=0,
+        ge=0,
+        description="With `tuning: full`: train linear weights only, and leave their difference to the base as an "
+        "adapter of this rank; 0: train all of the layers, and leave the whole model.",
+    )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="A whole model in each worker, or one shared out over all (for large bases)."
+    )
+    scheme: Literal["per-type", "labelled"] = Field(
+        default="per-type",
+        description="A line for each type, or all types in one line of labelled brackets (a comparison: not served).",
+    )
+    negatives: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the lines of absent types that are trained on, drawn anew each time.",
+    )
+    measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split that they are taken from.")
+
+    @field_validator("export_rank")
+    @classmethod
+    def _is_of_full_tuning(cls, rank: int, info: ValidationInfo) -> int:
+        if rank and info.data.get("tuning", "full") != "full":
+            raise ValueError("only `tuning: full` has it; set tuning to full, or export_rank to 0")
+        return rank
+
+    @field_validator("scheme")
+    @classmethod
+    def _is_measured_as_it_is_served(cls, scheme: str, info: ValidationInfo) -> str:
+        if scheme == "labelled" and info.data.get("measure_every"):
+            raise ValueError("labelled brackets have no F1 while training; set measure_every to 0")
+        return scheme
+
+    @field_validator("parallel")
+    @classmethod
+    def _can_be_shared_out(cls, parallel: str, info: ValidationInfo) -> str:
+        if parallel == "fsdp" and info.data.get("tuning") == "qlora":
+            raise ValueError("4-bit weights cannot be shared out; set it to ddp")
+        return parallel
+
+
+class SelectorConfig(RunConfig):
+    """What makes a selector: a span encoder that tells right mentions from wrong ones."""
+
+    init: Path | None = Field(
+        default=None, description="Adapter to go on from, of a selector or of a generator, which knows mentions too."
+    )
+    learning_rate: float = Field(default=5e-4, gt=0, description="Highest learning rate.")
+    size: int = Field(default=256, ge=8, description="Length of an embedding.")
+    hidden: int = Field(default=768, ge=8, description="Width of the layers between the model and the embedding.")
+    contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss beside the head's.")
+    contrast_temperature: float = Field(default=0.1, gt=0, description="Its temperature.")
+    boundary: int = Field(
+        default=4,
+        ge=0,
+        description="Wrong spans drawn for each mention with one or both ends moved by one to three pieces.",
+    )
+    inner: int = Field(default=1, ge=0, description="Wrong spans drawn inside each mention.")
+    wrong_types: int = Field(default=1, ge=0, description="Wrong types drawn for the span of each mention.")
+    elsewhere: int = Field(default=3, ge=0, description="Wrong spans drawn anywhere in each segment.")

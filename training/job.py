@@ -1,4 +1,4 @@
-"""The Ray Train job around :func:`training.generator.train`: workers side by side, and lost ones replaced.
+"""The Ray Train job around :func:`training.loop.train`: workers side by side, and lost ones replaced.
 
 Ray starts the workers, puts them into one process group, keeps the checkpoints that they report and starts all of them
 again from the newest one where one is lost.
@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 from shared.base_model import BaseModelError
 from shared.ray_node import on_loopback
 from shared.settings import Settings
-from training.config import ConfigError, GeneratorConfig, TrainingError
+from training import generator, mixing, selector
+from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
 from training.corpora import CorpusError
-from training.generator import FolderCheckpoints, Measure, Report, check, export, train
+from training.generator import Measure
+from training.loop import Checkpoints, FolderCheckpoints, Report, export
 from training.progress import TensorBoard
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class RayCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """See :class:`training.generator.Checkpoints`."""
+        """See :class:`training.loop.Checkpoints`."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
@@ -42,7 +44,7 @@ class RayCheckpoints:
             yield Path(folder)
 
     def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        """See :class:`training.generator.Checkpoints`; waits for all workers."""
+        """See :class:`training.loop.Checkpoints`; waits for all workers."""
         import ray.train
 
         if ray.train.get_context().get_world_rank() != 0:
@@ -57,7 +59,7 @@ def _worker(given: dict[str, Any]) -> None:
     import ray.train
     import torch
 
-    config: GeneratorConfig = given["config"]
+    config: RunConfig = given["config"]
     if not config.gpu:
         local = ray.train.get_context().get_local_world_size()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
@@ -66,17 +68,43 @@ def _worker(given: dict[str, Any]) -> None:
 
         torch.cuda.set_device(get_device())
     with closing(TensorBoard(given["board"])) as board:
-        train(config, given["settings"], RayCheckpoints(), _reporter(board), given["measure"], given["command"])
+        _train(config, given["settings"], RayCheckpoints(), board, given["measure"], given["command"])
 
 
-def run_here(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
+def _train(
+    config: RunConfig,
+    settings: Settings,
+    checkpoints: Checkpoints,
+    board: TensorBoard,
+    measure: Measure | None,
+    command: list[str],
+) -> None:
+    if isinstance(config, SelectorConfig):
+        selector.train(config, settings, checkpoints, _reporter(board), command)
+    elif isinstance(config, GeneratorConfig):
+        generator.train(config, settings, checkpoints, _reporter(board), measure, command)
+    else:
+        raise TypeError(type(config).__name__)
+
+
+def _check(config: RunConfig, settings: Settings) -> None:
+    """What would fail in every worker fails here once: corpora, their labels, and the adapter to go on from.
+
+    :class:`training.corpora.CorpusError` or :class:`training.config.ConfigError`.
+    """
+    if config.init is not None:
+        generator.init_folder(config.init)
+    mixing.check(config, settings)
+
+
+def run_here(config: RunConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
     """The same in this process alone, with neither Ray nor other workers; ``storage`` must be a folder."""
     if config.workers > 1:
         raise TrainingError("workers: without Ray there is one; set workers to 1")
-    check(config, settings)
+    _check(config, settings)
     folder = Path(config.storage or out) / "checkpoint"
     with closing(TensorBoard(str(out / "tensorboard"))) as board:
-        train(config, settings, FolderCheckpoints(folder), _reporter(board), measure, _command())
+        _train(config, settings, FolderCheckpoints(folder), board, measure, _command())
     return export(folder, out)
 
 
@@ -106,13 +134,13 @@ def line_of(report: Report) -> str:
     )
 
 
-def run(config: GeneratorConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
+def run(config: RunConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
     """Runs the job on the cluster that RAY_ADDRESS names, else on this machine alone; the folder of the model.
 
     A run of the same ``out`` that did not end is gone on from. :class:`TrainingError` where it fails. What is wrong
     with configuration or corpora is told before any worker starts.
     """
-    check(config, settings)
+    _check(config, settings)
     import ray
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer

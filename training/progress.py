@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.generator import MANIFEST, Report
+from training.loop import MANIFEST, Report
 
 
 class TensorBoard:

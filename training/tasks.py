@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,6 @@ from shared.copying import Action, CopyTokens, actions_of, nested_only
 from shared.packing import Block, causal
 from shared.pieces import split, to_piece_spans
 from shared.segmentation import segment
-from training.config import ConfigError
 from training.corpora import Example
 
 
@@ -126,13 +125,7 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
         mask = block_mask(len(item.prefix), [len(line.ids) for line in item.lines], device)
         layout.append(Block(start, len(ids), mask))
     tokens = len(ids)
-    if tokens > size:
-        raise ValueError(f"{tokens} tokens do not fit a batch of {size}")
-    for start in range(tokens, size, 128):  # padding in small blocks: attention over it is wasted
-        end = min(start + 128, size)
-        ids += [0] * (end - start)
-        positions += range(end - start)
-        layout.append(Block(start, end, causal(end - start, device=device)))
+    fill(ids, positions, layout, size, device)
     width = max(map(len, options), default=1)
     padded = [first + (0,) * (width - len(first)) for first in options]
     valid = [[i < len(first) for i in range(width)] for first in options]
@@ -148,76 +141,13 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
     )
 
 
-def shares(
-    corpora: Mapping[str, Sequence[Item]], given: Mapping[str, float | None], temperature: float
-) -> dict[str, float]:
-    """The share of each corpus, which sum to one.
-
-    Those without a given share have ``tokens ** (1 / temperature)`` of what the given ones leave of one, which must be
-    something; where all or none are given, they are relative to one another. (Temperature sampling as in multilingual
-    BERT.)
-    """
-    sizes = {n: sum(map(len, corpora[n])) ** (1 / temperature) for n in corpora if given.get(n) is None}
-    fixed = {n: s for n in corpora if (s := given.get(n)) is not None}
-    left = 1.0 - sum(fixed.values()) if fixed and sizes else 1.0
-    found = fixed | {n: left * size / sum(sizes.values()) for n, size in sizes.items()}
-    return {n: found[n] / sum(found.values()) for n in corpora}
-
-
-def grouped(found: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Items one after the other in groups that fit a batch; the last one need not fill it."""
-    group: list[Item] = []
-    used = 0
-    for item in found:
-        if used + len(item) > size:
-            yield group
-            group, used = [], 0
-        group.append(item)
-        used += len(item)
-    if group:
-        yield group
-
-
-class Mixer:
-    """An endless stream of item groups that fill batches, drawn from corpora by share of tokens.
-
-    Each corpus is shuffled anew when it is used up. Items longer than a batch are left out and counted in ``skipped``.
-    The order is a function of the seed.
-    """
-
-    def __init__(
-        self,
-        corpora: Mapping[str, Sequence[Item]],
-        shares: Mapping[str, float],
-        size: int,
-        seed: int,
-        negatives: float = 1.0,
-    ) -> None:
-        self._random = random.Random(seed)  # noqa: S311 - an order, not a secret
-        self._size = size
-        self._negatives = negatives
-        self._corpora = {name: [i for i in found if len(i) <= size] for name, found in corpora.items()}
-        if empty := sorted(name for name, found in self._corpora.items() if not found):
-            raise ConfigError(f"batch_tokens: no text of {', '.join(empty)} fits a batch of {size} tokens; raise it")
-        self.skipped = sum(len(i) > size for found in corpora.values() for i in found)
-        self._shares = shares
-        self._orders = {name: self._order(found) for name, found in self._corpora.items()}
-        self.seen: dict[str, int] = dict.fromkeys(corpora, 0)
-
-    def _order(self, found: list[Item]) -> Iterator[Item]:
-        while True:
-            shuffled = found.copy()
-            self._random.shuffle(shuffled)
-            for item in shuffled:
-                yield item if self._negatives == 1.0 else item.thinned(self._negatives, self._random)
-
-    def __iter__(self) -> Iterator[list[Item]]:
-        return grouped(self._drawn(), self._size)
-
-    def _drawn(self) -> Iterator[Item]:
-        while True:
-            # The corpus furthest behind its share of tokens is next: shares hold at any moment, not only on the mean.
-            name = min(self._shares, key=lambda n: self.seen[n] / self._shares[n])
-            item = next(self._orders[name])
-            self.seen[name] += len(item)
-            yield item
+def fill(ids: list[int], positions: list[int], layout: list[Block], size: int, device: torch.device | str) -> None:
+    """Fills a stream up to its size with padding that nothing looks at, in place; ValueError where it is longer."""
+    tokens = len(ids)
+    if tokens > size:
+        raise ValueError(f"{tokens} tokens do not fit a batch of {size}")
+    for start in range(tokens, size, 128):  # in small blocks: attention over it is wasted
+        end = min(start + 128, size)
+        ids += [0] * (end - start)
+        positions += range(end - start)
+        layout.append(Block(start, end, causal(end - start, device=device)))

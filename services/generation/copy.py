@@ -21,11 +21,11 @@ from torch import Tensor
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from shared import entity_types
-from shared.adapters import adapter_folder
-from shared.base_model import load_base, load_tokenizer
+from shared.adapters import adapter_folder, load_merged
+from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens, State, tagged_text
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.packing import Block, KeysValues, run, sliding, use_packed_attention
+from shared.packing import Block, KeysValues, run, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
@@ -110,14 +110,7 @@ class CopyEngine:
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
         """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to run."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load_base(settings, torch.float32)
-        if (folder := adapter_folder(settings)) is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-        model = use_packed_attention(model).to(device=device, dtype=_dtype(config, device)).eval()
-        model.requires_grad_(False)
+        model = load_merged(settings, adapter_folder(settings), config.dtype)
         return cls(model, CopyTokens(load_tokenizer(settings)), config)
 
     def tokens(self, request: TagRequest) -> int:
@@ -456,14 +449,6 @@ class CopyEngine:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
-
-
-def _dtype(config: GenerationConfig, device: str) -> torch.dtype:
-    if config.dtype != "auto":
-        return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.dtype]
-    cpu = torch.cpu.get_capabilities()
-    native = device == "cuda" or cpu.get("amx_bf16") or cpu.get("avx512_bf16")
-    return torch.bfloat16 if native else torch.float32
 
 
 def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:

@@ -7,10 +7,10 @@ import os
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
-from services.generation.batching import Batcher
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from shared import logs
+from shared.batching import Batcher
 from shared.messages import Segment, TaggedLine
 from shared.metrics import GENERATION_BATCH_SEGMENTS
 from shared.ray_metrics import RayObserver
@@ -43,16 +43,18 @@ class Generation:
         torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
         engine = CopyEngine.load(settings(), _CONFIG)
         observe = RayObserver()
-        self._batcher = Batcher(
-            engine,
+        self._batcher: Batcher[TagRequest, list[TaggedLine]] = Batcher(
+            engine.tag,
+            engine.tokens,
             batch_tokens=_CONFIG.batch_tokens,
             max_queued=_CONFIG.max_queued,
+            full="generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED",
             observe=lambda segments, _: observe(GENERATION_BATCH_SEGMENTS, segments),
         )
 
     async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         """A line for each segment and type, segment by segment."""
-        lines = await self._batcher.tag([TagRequest(segment, types) for segment in segments])
+        lines = await self._batcher.ask([TagRequest(segment, types) for segment in segments])
         return tuple(line for found in lines for line in found)
 
     async def ready(self) -> bool:

@@ -15,8 +15,13 @@ class SelectionConfig(BaseSettings):
     max_replicas: int = Field(default=4, ge=1, description="Most replicas; Serve adds them as candidates queue.")
     num_cpus: float = Field(default=0.25, ge=0, description="CPU share that Ray reserves for a replica.")
     num_gpus: float = Field(
-        default=0.0, ge=0, description="GPU share of a replica; selection by confidence needs none."
+        default=0.0, ge=0, description="GPU share of a replica; selection by confidence alone needs none."
     )
+    threads: int = Field(default=0, ge=0, description="Threads of the span encoder on a CPU; 0: one a core.")
+    neighbours: int = Field(default=16, ge=1, description="Nearest exemplars that have a vote on a candidate.")
+    evidence: int = Field(default=0, ge=0, description="Nearest exemplars that an entity carries as evidence.")
+    batch_tokens: int = Field(default=4096, ge=64, description="Tokens of a pass of the span encoder.")
+    max_queued: int = Field(default=4096, ge=1, description="Documents that may wait in a replica.")
     max_ongoing_requests: int = Field(default=32, ge=1, description="Requests that a replica handles at once.")
     target_ongoing_requests: float = Field(
         default=8.0, gt=0, description="Requests in flight a replica, above which Serve adds one."

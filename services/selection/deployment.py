@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
-from services.selection.confidence import ConfidenceSelector
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
-from shared.adapters import adapter_folder
-from shared.calibration import Calibration
+from shared.batching import Batcher
 from shared.logs import configure
 from shared.messages import Candidate, Entity
 from shared.settings import settings
@@ -30,12 +28,25 @@ _CONFIG = SelectionConfig()
     ),
 )
 class Selection:
-    """Decides which candidates of a document are entities, by the calibration beside the adapter in force."""
+    """Decides which candidates are entities, of many documents at once."""
 
     def __init__(self) -> None:
         configure(settings())
-        self._selector: Selector = ConfidenceSelector(Calibration.for_adapter(adapter_folder(settings())))
+        if settings().selector:
+            import torch
+
+            # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
+            torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
+        selector = Selector.load(settings(), config=_CONFIG)
+        self._batcher: Batcher[tuple[Candidate, ...], tuple[Entity, ...]] = Batcher(
+            selector.select,
+            selector.tokens,
+            batch_tokens=_CONFIG.batch_tokens,
+            max_queued=_CONFIG.max_queued,
+            full="selection: too many documents wait; send less or raise BIOBRACKET_SELECTION_MAX_QUEUED",
+        )
 
     async def select(self, candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
-        """See :class:`services.selection.selector.Selector`; in a thread, so that probes are answered meanwhile."""
-        return await asyncio.to_thread(self._selector.select, candidates)
+        """See :class:`services.selection.selector.Selector`."""
+        (entities,) = await self._batcher.ask([candidates])
+        return entities

@@ -20,6 +20,8 @@ from shared.store import ResultStore
 from shared.streams import Lag, Record, Sink, Source
 from tests.commands import PATIENCE_S, Command
 from tests.tiny import make_tiny_model
+from tests.training.test_generator import corpus
+from tests.training.test_selector import trained
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +60,20 @@ def tiny(model: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[tuple[Command, Settings]]:
-    command = Command(tmp_path_factory.mktemp("up"), tiny(tiny_model), "up")
+def tiny_selector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A span encoder that knows proteins and no diseases; how well is no matter."""
+    folder = tmp_path_factory.mktemp("selector")
+    corpus(folder / "toy")
+    settings = Settings(base_model=str(tiny_model), corpora=folder, adapter="")
+    return trained(folder / "selector", settings, max_tokens=300)
+
+
+@pytest.fixture(scope="module")
+def up(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_selector: Path
+) -> Iterator[tuple[Command, Settings]]:
+    model = tiny(tiny_model) | {"SELECTOR": str(tiny_selector), "SELECTION_THREADS": "1"}
+    command = Command(tmp_path_factory.mktemp("up"), model, "up")
     try:
         yield command, command.wait_until_up("Ctrl-C")
     finally:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.adapters import CALIBRATION_FILE
-from shared.calibration import Calibration, CalibrationError, Scaling, TypeCalibration
+from shared.calibration import Calibration, CalibrationError, Judgement, Scaling, TypeCalibration
 
 probabilities = st.floats(0, 1)
 scalings = st.builds(Scaling, slope=st.floats(0, 50), intercept=st.floats(-50, 50))
@@ -20,28 +20,34 @@ calibrations = st.builds(
 
 @given(probabilities)
 def test_unfitted_keeps_a_greedy_confidence(confidence):
-    assert Calibration.default().probability("protein", confidence, True) == pytest.approx(confidence, abs=1e-5)
+    assert Calibration.default().probability("protein", Judgement(confidence, True)) == pytest.approx(
+        confidence, abs=1e-5
+    )
     assert Calibration.default().threshold("protein") == 0.5
 
 
 def test_unfitted_asks_more_of_a_span_beyond_greedy():
     calibration = Calibration.default()
-    assert calibration.probability("protein", 0.85, False) < 0.5 < calibration.probability("protein", 0.9, False)
+    assert (
+        calibration.probability("protein", Judgement(0.85, False))
+        < 0.5
+        < calibration.probability("protein", Judgement(0.9, False))
+    )
 
 
 @given(scalings, probabilities, probabilities)
 def test_scaling_gives_probabilities_and_keeps_the_ranking(scaling, one, other):
     low, high = sorted((one, other))
-    assert 0.0 <= scaling.probability(low) <= scaling.probability(high) <= 1.0
+    assert 0.0 <= scaling.probability(Judgement(low, True)) <= scaling.probability(Judgement(high, True)) <= 1.0
 
 
 def test_each_type_has_its_own_numbers():
     fitted = TypeCalibration(greedy=Scaling(intercept=1.0), beyond=Scaling(intercept=-1.0), threshold=0.4)
     calibration = Calibration(types={"protein": fitted})
     assert calibration.threshold("protein") == 0.4
-    assert calibration.probability("protein", 0.5, True) == pytest.approx(0.731, abs=1e-3)
-    assert calibration.probability("protein", 0.5, False) == pytest.approx(0.269, abs=1e-3)
-    assert calibration.probability("disease", 0.5, True) == pytest.approx(0.5)
+    assert calibration.probability("protein", Judgement(0.5, True)) == pytest.approx(0.731, abs=1e-3)
+    assert calibration.probability("protein", Judgement(0.5, False)) == pytest.approx(0.269, abs=1e-3)
+    assert calibration.probability("disease", Judgement(0.5, True)) == pytest.approx(0.5)
 
 
 @given(calibrations)

@@ -9,7 +9,8 @@ import torch.distributed as dist
 
 from shared.settings import Settings
 from training.config import GeneratorConfig
-from training.generator import FolderCheckpoints, train
+from training.generator import train
+from training.loop import FolderCheckpoints
 
 
 class FirstOnly(FolderCheckpoints):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.calibration import Calibration, Scaling, logit
+from shared.calibration import Calibration, Judgement, Scaling, logit
 from training.calibration import (
     MIN_OBSERVATIONS,
     Observation,
@@ -21,7 +21,10 @@ def observe(type_, n, *, slope, intercept, greedy=True, seed=0):
     rng = random.Random(seed)
     truth = Scaling(slope=slope, intercept=intercept)
     confidences = [rng.betavariate(2, 1.2) for _ in range(n)]
-    return [Observation(type_, c, greedy, rng.random() < truth.probability(c)) for c in confidences]
+    return [
+        Observation(type_, Judgement(c, greedy), rng.random() < truth.probability(Judgement(c, greedy)))
+        for c in confidences
+    ]
 
 
 def gold_of(observations, missed=0):
@@ -30,7 +33,7 @@ def gold_of(observations, missed=0):
 
 def error(calibration, observations):
     return expected_calibration_error(
-        [calibration.probability(o.type, o.confidence, o.greedy) for o in observations],
+        [calibration.probability(o.type, o.known) for o in observations],
         [o.correct for o in observations],
     )
 
@@ -57,6 +60,19 @@ def test_greedy_and_beyond_are_fitted_apart():
     assert fitted.beyond.intercept == pytest.approx(-2.0, abs=0.25)
 
 
+def test_a_head_that_knows_more_is_heeded_and_one_that_knows_nothing_is_not():
+    rng = random.Random(3)
+    plain = observe("protein", 2000, slope=0.6, intercept=-0.8)
+    telling = [
+        Observation(o.type, o.known._replace(head=rng.gauss(2.0 if o.correct else -2.0, 2.0)), o.correct) for o in plain
+    ]
+    idle = [Observation(o.type, o.known._replace(head=rng.gauss(0.0, 2.0)), o.correct) for o in plain]
+    # Of two normal distributions the log-odds are known: their distance over their variance.
+    assert fit(telling, gold_of(plain)).types["protein"].greedy.head == pytest.approx(1.0, abs=0.15)
+    assert fit(idle, gold_of(plain)).types["protein"].greedy.head == pytest.approx(0.0, abs=0.05)
+    assert fit(plain, gold_of(plain)).types["protein"].greedy.head == 0.0
+
+
 def test_a_rare_type_takes_the_numbers_of_all_types():
     common = observe("protein", 500, slope=0.6, intercept=-0.5)
     rare = observe("rna", MIN_OBSERVATIONS - 1, slope=3.0, intercept=2.0, seed=1)
@@ -69,9 +85,9 @@ def test_a_rare_type_takes_the_numbers_of_all_types():
 def test_few_observations_draw_the_threshold_towards_a_half():
     def threshold(n):
         # All above 0.2 is right, all below wrong: the best cut is near 0.2 whatever n is.
-        observations = [Observation("protein", 0.05 + 0.3 * (i / n), True, i / n > 0.5) for i in range(n)]
+        observations = [Observation("protein", Judgement(0.05 + 0.3 * (i / n), True), i / n > 0.5) for i in range(n)]
         calibration = fit(observations, gold_of(observations))
-        return calibration.threshold("protein"), calibration.probability("protein", 0.2, True)
+        return calibration.threshold("protein"), calibration.probability("protein", Judgement(0.2, True))
 
     few, cut_few = threshold(MIN_OBSERVATIONS)
     many, cut_many = threshold(3000)
@@ -81,16 +97,16 @@ def test_few_observations_draw_the_threshold_towards_a_half():
 
 def test_separable_and_one_sided_data_stay_finite():
     for correct in (lambda i: i >= 20, lambda i: True, lambda i: False):
-        observations = [Observation("protein", i / 40, i % 2 == 0, correct(i)) for i in range(41)]
+        observations = [Observation("protein", Judgement(i / 40, i % 2 == 0), correct(i)) for i in range(41)]
         calibration = fit(observations, {"protein": 41})
         assert 0.0 <= calibration.threshold("protein") <= 1.0
 
 
 def test_a_confidence_that_misleads_is_given_no_weight():
-    observations = [Observation("protein", i / 200, True, i < 100) for i in range(200)]
+    observations = [Observation("protein", Judgement(i / 200, True), i < 100) for i in range(200)]
     fitted = fit(observations, {"protein": 100}).types["protein"]
     assert fitted.greedy.slope == 0.0
-    assert fitted.greedy.probability(0.9) == pytest.approx(0.5, abs=0.02)
+    assert fitted.greedy.probability(Judgement(0.9, True)) == pytest.approx(0.5, abs=0.02)
 
 
 def test_nothing_observed_gives_the_default():
@@ -99,7 +115,7 @@ def test_nothing_observed_gives_the_default():
 
 def test_a_type_without_gold_mentions_takes_the_numbers_of_all_types():
     observations = observe("protein", 200, slope=1, intercept=0)
-    wrong = [Observation("rna", 0.9, True, False) for _ in range(50)]
+    wrong = [Observation("rna", Judgement(0.9, True), False) for _ in range(50)]
     calibration = fit(observations + wrong, gold_of(observations))
     assert calibration.threshold("rna") < 1.0
 
@@ -115,7 +131,7 @@ def test_the_order_of_observations_does_not_matter(rng):
 
 def test_more_hits_than_mentions_is_an_error():
     with pytest.raises(ValueError, match="protein has 1 mentions but 2 correct"):
-        fit([Observation("protein", 0.9, True, True)] * 2, {"protein": 1})
+        fit([Observation("protein", Judgement(0.9, True), True)] * 2, {"protein": 1})
 
 
 @given(

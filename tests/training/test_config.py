@@ -23,7 +23,7 @@ def test_overrides_are_yaml_and_reach_inside():
         ("corpora.genia.share=-1", "corpora.genia.share"),
         ("corpora={}", "corpora"),
         ("corpora.mine={}", "corpora: the given shares leave nothing"),
-        ("scheme=labelled", "measure_every: labelled"),
+        ("scheme=labelled", "scheme: labelled brackets have no F1"),
         ("export_rank=8", "export_rank: only `tuning: full`"),
     ],
 )

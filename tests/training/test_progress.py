@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 from tensorboardX.proto import event_pb2
 
-from training.generator import MANIFEST, Report
+from training.loop import MANIFEST, Report
 from training.progress import TensorBoard, plot
 
 REPORTS = [

@@ -1,5 +1,4 @@
 import random
-from itertools import pairwise
 
 import pytest
 import torch
@@ -7,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.corpora import Example, Mention
-from training.tasks import Item, Line, Mixer, block_mask, grouped, items, pack, shares
+from training.tasks import Item, Line, block_mask, items, pack
 
 EXAMPLE = Example(
     "1",
@@ -79,51 +78,8 @@ def test_too_much_for_a_batch_is_refused(item):
         pack([item], len(item) - 1)
 
 
-def test_the_mixer_keeps_shares_and_size(item):
-    mixer = Mixer({"a": [item], "b": [item]}, {"a": 3.0, "b": 1.0}, 4 * len(item) + 1, seed=1)
-    groups = iter(mixer)
-    for _ in range(50):
-        assert sum(len(i) for i in next(groups)) <= 4 * len(item) + 1
-    assert mixer.seen["a"] / mixer.seen["b"] == pytest.approx(3.0, rel=0.05)
-
-
-def test_the_mixer_leaves_out_what_fits_no_batch(item):
-    assert Mixer({"a": [item, make(1)]}, {"a": 1.0}, len(item) - 1, seed=1).skipped == 1
-    with pytest.raises(ValueError, match="batch_tokens"):
-        Mixer({"a": [item]}, {"a": 1.0}, len(item) - 1, seed=1)
-
-
 def make(size, absent=False):
     return Item((1,) * size, (Line((1,), ((0, (1, 2), 0),), absent=absent),))
-
-
-@given(
-    st.dictionaries(
-        st.sampled_from("abcd"), st.tuples(st.integers(1, 50), st.none() | st.floats(0.01, 0.2)), min_size=1
-    ),
-    st.floats(1.0, 10.0),
-)
-def test_shares_sum_to_one_and_keep_the_order_of_sizes(drawn, temperature):
-    corpora = {name: [make(size)] for name, (size, _) in drawn.items()}
-    found = shares(corpora, {name: share for name, (_, share) in drawn.items()}, temperature)
-    assert sum(found.values()) == pytest.approx(1.0)
-    free = sorted((size, found[name]) for name, (size, share) in drawn.items() if share is None)
-    assert [s for _, s in free] == pytest.approx(sorted(s for _, s in free))
-
-
-def test_temperature_evens_shares_out():
-    corpora = {"small": [make(9)], "large": [make(99)]}
-    by_size = shares(corpora, {}, 1.0)
-    assert by_size["large"] == pytest.approx(100 / 110)
-    assert by_size["large"] > shares(corpora, {}, 3.0)["large"] > 0.5
-
-
-@given(st.lists(st.integers(1, 9), max_size=20))
-def test_groups_fit_and_hold_every_item_in_order(sizes):
-    found = list(grouped([make(size) for size in sizes], 10))
-    assert [len(item.prefix) for group in found for item in group] == sizes
-    assert all(0 < sum(map(len, group)) <= 10 for group in found)
-    assert all(sum(map(len, group)) + len(after[0]) > 10 for group, after in pairwise(found))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.floats(0, 1), st.integers())

@@ -1,55 +1,62 @@
-"""Batches for an engine, by token budget: what waits longest goes first, and a batch is as large as the budget lets."""
+"""Batches for what runs a model: by token budget, what waits longest first, each as large as the budget lets."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
-from services.generation.engine import Engine, TagRequest
 from shared.errors import Overloaded
-from shared.messages import TaggedLine
 
-_Item = tuple[TagRequest, int, asyncio.Future[list[TaggedLine]]]
+Request = TypeVar("Request")
+Answer = TypeVar("Answer")
 
 
-class Batcher:
-    """Takes requests from many callers, runs them on an engine in one thread, and gives each caller its own lines.
+class Batcher(Generic[Request, Answer]):
+    """Takes requests from many callers, runs them in one thread, and gives each caller its own answers.
 
-    ``observe`` is told the number of segments and tokens of each batch. Must be made and used in one event loop.
+    ``run`` gives one answer for each request of a batch, ``tokens`` what a request costs. ``observe`` is told the
+    number of requests and tokens of each batch; ``full`` is the message where too many wait. With an ``executor`` of
+    one thread several batchers take turns. Must be made and used in one event loop.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        run: Callable[[list[Request]], Sequence[Answer]],
+        tokens: Callable[[Request], int],
         *,
         batch_tokens: int,
         max_queued: int,
-        observe: Callable[[int, int], None] = lambda segments, tokens: None,
+        full: str,
+        observe: Callable[[int, int], None] = lambda requests, tokens: None,
+        executor: Executor | None = None,
     ) -> None:
-        self._engine = engine
+        self._call = run
+        self._tokens = tokens
         self._batch_tokens = batch_tokens
         self._max_queued = max_queued
+        self._full = full
         self._observe = observe
-        self._queue: deque[_Item] = deque()
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._queue: deque[tuple[Request, int, asyncio.Future[Answer]]] = deque()
+        self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
         self._runner: asyncio.Task[None] | None = None
 
     @property
     def queued(self) -> int:
-        """Segments that wait."""
+        """Requests that wait."""
         return len(self._queue)
 
-    async def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
-        """The lines of each request. Overloaded where the queue is full and somebody else's requests fill it."""
+    async def ask(self, requests: Sequence[Request]) -> list[Answer]:
+        """The answer to each request. Overloaded where the queue is full and somebody else's requests fill it."""
         if self._queue and len(self._queue) + len(requests) > self._max_queued:
-            raise Overloaded("generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED")
+            raise Overloaded(self._full)
         loop = asyncio.get_running_loop()
         futures = []
         for request in requests:
-            future: asyncio.Future[list[TaggedLine]] = loop.create_future()
-            self._queue.append((request, self._engine.tokens(request), future))
+            future: asyncio.Future[Answer] = loop.create_future()
+            self._queue.append((request, self._tokens(request), future))
             futures.append(future)
         if self._queue and (self._runner is None or self._runner.done()):
             self._runner = loop.create_task(self._run())
@@ -60,19 +67,19 @@ class Batcher:
         while batch := self._next():
             requests = [request for request, _, _ in batch]
             try:
-                results = await loop.run_in_executor(self._executor, self._engine.tag, requests)
+                answers = await loop.run_in_executor(self._executor, self._call, requests)
             except Exception as error:  # the callers learn of it; the next batch has its own chance
                 for _, _, future in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
             self._observe(len(batch), sum(cost for _, cost, _ in batch))
-            for (_, _, future), lines in zip(batch, results, strict=True):
+            for (_, _, future), answer in zip(batch, answers, strict=True):
                 if not future.done():  # its caller may have gone
-                    future.set_result(lines)
+                    future.set_result(answer)
 
-    def _next(self) -> list[_Item]:
-        batch: list[_Item] = []
+    def _next(self) -> list[tuple[Request, int, asyncio.Future[Answer]]]:
+        batch: list[tuple[Request, int, asyncio.Future[Answer]]] = []
         used = 0
         while self._queue:
             _, cost, future = self._queue[0]

@@ -1,21 +1,23 @@
-"""Selection by calibrated confidence: a probability and a threshold a type, then overlaps of one type resolved."""
+"""Which of the candidates that are probable enough can stand together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from shared.calibration import Calibration
-from shared.messages import Candidate, Entity, entity_id
+from shared.messages import Candidate, Entity, Evidence, entity_id
 
 # Two spans that share a boundary are mostly one mention with its other end in doubt. Where the generator did not itself
 # nest them, both stay only if each is this probable: then the doubt is small and nesting is what explains both.
 NESTING_BAR = 0.8
 
 
-class _Scored(NamedTuple):
+class Scored(NamedTuple):
+    """A candidate and the calibrated probability that it is right."""
+
     candidate: Candidate
     probability: float
+    evidence: tuple[Evidence, ...] = ()
 
     @property
     def rank(self) -> tuple[float, bool, float, int, int]:
@@ -24,37 +26,25 @@ class _Scored(NamedTuple):
         return (-self.probability, not c.greedy, -c.generator_confidence, c.start - c.end, c.start)
 
 
-class ConfidenceSelector:
-    """Keeps what is probable enough by the calibration of its type."""
+def keep(scored: Iterable[Scored]) -> tuple[Entity, ...]:
+    """The entities that can stand together, in text order.
 
-    def __init__(self, calibration: Calibration) -> None:
-        self._calibration = calibration
-
-    def select(self, candidates: Sequence[Candidate]) -> tuple[Entity, ...]:
-        """See :class:`services.selection.selector.Selector`.
-
-        Of spans of one type that cross, the more probable stays. Nested ones of one type both stay, but see
-        ``NESTING_BAR``. Spans of different types do not touch one another.
-        """
-        best: dict[tuple[str, int, int], _Scored] = {}
-        for candidate in candidates:
-            probability = self._calibration.probability(
-                candidate.type, candidate.generator_confidence, candidate.greedy
-            )
-            if probability < self._calibration.threshold(candidate.type):
-                continue
-            span = (candidate.type, candidate.start, candidate.end)
-            scored = _Scored(candidate, probability)
-            if span not in best or scored.rank < best[span].rank:
-                best[span] = scored
-        kept = [scored for cluster in _clusters(best.values()) for scored in _resolve(cluster)]
-        kept.sort(key=lambda scored: (scored.candidate.start, -scored.candidate.end, scored.candidate.type))
-        return tuple(_entity(scored) for scored in kept)
+    Of spans of one type that cross, the more probable stays. Nested ones of one type both stay, but see
+    ``NESTING_BAR``. Spans of different types do not touch one another.
+    """
+    best: dict[tuple[str, int, int], Scored] = {}
+    for one in scored:
+        span = (one.candidate.type, one.candidate.start, one.candidate.end)
+        if span not in best or one.rank < best[span].rank:
+            best[span] = one
+    kept = [one for cluster in _clusters(best.values()) for one in _resolve(cluster)]
+    kept.sort(key=lambda one: (one.candidate.start, -one.candidate.end, one.candidate.type))
+    return tuple(_entity(one) for one in kept)
 
 
-def _clusters(scored: Iterable[_Scored]) -> Iterator[list[_Scored]]:
+def _clusters(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
     """Spans of one type that overlap, directly or through others."""
-    cluster: list[_Scored] = []
+    cluster: list[Scored] = []
     end = 0
     for one in sorted(scored, key=lambda s: (s.candidate.type, s.candidate.start, s.candidate.end)):
         if cluster and (one.candidate.type != cluster[0].candidate.type or one.candidate.start >= end):
@@ -66,16 +56,16 @@ def _clusters(scored: Iterable[_Scored]) -> Iterator[list[_Scored]]:
         yield cluster
 
 
-def _resolve(cluster: list[_Scored]) -> list[_Scored]:
+def _resolve(cluster: list[Scored]) -> list[Scored]:
     """The spans of a cluster that can stand together, the best taken first."""
-    kept: list[_Scored] = []
+    kept: list[Scored] = []
     for scored in sorted(cluster, key=lambda s: s.rank):
         if all(_compatible(scored, other) for other in kept):
             kept.append(scored)
     return kept
 
 
-def _compatible(scored: _Scored, better: _Scored) -> bool:
+def _compatible(scored: Scored, better: Scored) -> bool:
     """Whether a span can stand beside a better one of its type."""
     a, b = scored.candidate, better.candidate
     if a.start < b.start < a.end < b.end or b.start < a.start < b.end < a.end:
@@ -85,7 +75,7 @@ def _compatible(scored: _Scored, better: _Scored) -> bool:
     return True
 
 
-def _entity(scored: _Scored) -> Entity:
+def _entity(scored: Scored) -> Entity:
     candidate = scored.candidate
     return Entity(
         id=entity_id(candidate.type, candidate.start, candidate.end),
@@ -95,4 +85,5 @@ def _entity(scored: _Scored) -> Entity:
         type=candidate.type,
         confidence=scored.probability,
         generator_confidence=candidate.generator_confidence,
+        evidence=scored.evidence,
     )

@@ -3,8 +3,9 @@ import threading
 
 import pytest
 
-from services.generation.batching import Batcher, Overloaded
 from services.generation.engine import TagRequest
+from shared.batching import Batcher
+from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ def texts(results):
 
 async def test_everyone_gets_their_own(batcher_of):
     engine, batcher = batcher_of(budget=10)
-    answers = await asyncio.gather(*(batcher.tag([request(t), request(t * 2)]) for t in ("a", "bb", "ccc")))
+    answers = await asyncio.gather(*(batcher.ask([request(t), request(t * 2)]) for t in ("a", "bb", "ccc")))
     assert [texts(a) for a in answers] == [["a", "aa"], ["bb", "bbbb"], ["ccc", "cccccc"]]
     assert all(len(batch) == 1 or sum(map(len, batch)) <= 10 for batch in engine.batches)
     assert sum(map(len, engine.batches)) == 6
@@ -52,24 +53,24 @@ async def test_everyone_gets_their_own(batcher_of):
 
 async def test_a_request_above_the_budget_goes_alone(batcher_of):
     engine, batcher = batcher_of(budget=3)
-    assert texts(await batcher.tag([request("a"), request("bbbbbb"), request("c")])) == ["a", "bbbbbb", "c"]
+    assert texts(await batcher.ask([request("a"), request("bbbbbb"), request("c")])) == ["a", "bbbbbb", "c"]
     assert ["bbbbbb"] in engine.batches
 
 
 async def test_a_failing_batch_fails_its_callers_only(batcher_of):
     _, batcher = batcher_of(budget=4)
     with pytest.raises(RuntimeError, match="engine"):
-        await batcher.tag([request("boom")])
-    assert texts(await batcher.tag([request("fine")])) == ["fine"]
+        await batcher.ask([request("boom")])
+    assert texts(await batcher.ask([request("fine")])) == ["fine"]
 
 
 async def test_a_full_queue_refuses(batcher_of):
     engine, batcher = batcher_of(budget=1, max_queued=2)
     engine.go.clear()
-    first = asyncio.ensure_future(batcher.tag([request("a"), request("b"), request("c")]))
+    first = asyncio.ensure_future(batcher.ask([request("a"), request("b"), request("c")]))
     await asyncio.sleep(0)
     with pytest.raises(Overloaded, match="MAX_QUEUED"):
-        await batcher.tag([request("d")])
+        await batcher.ask([request("d")])
     engine.go.set()
     assert texts(await first) == ["a", "b", "c"]
 
@@ -77,20 +78,20 @@ async def test_a_full_queue_refuses(batcher_of):
 async def test_a_cancelled_caller_costs_nothing_more(batcher_of):
     engine, batcher = batcher_of(budget=1)
     engine.go.clear()
-    first = asyncio.ensure_future(batcher.tag([request("a")]))
-    second = asyncio.ensure_future(batcher.tag([request("b")]))
+    first = asyncio.ensure_future(batcher.ask([request("a")]))
+    second = asyncio.ensure_future(batcher.ask([request("b")]))
     await asyncio.sleep(0)
     second.cancel()
     await asyncio.sleep(0)
     engine.go.set()
     assert texts(await first) == ["a"]
-    assert texts(await batcher.tag([request("c")])) == ["c"]
+    assert texts(await batcher.ask([request("c")])) == ["c"]
     assert ["b"] not in engine.batches
 
 
 async def test_nothing_asked(batcher_of):
     _, batcher = batcher_of(budget=1)
-    assert await batcher.tag([]) == []
+    assert await batcher.ask([]) == []
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def batcher_of():
 
     def make(*, budget, max_queued=100):
         engine = Engine()
-        batcher = Batcher(engine, batch_tokens=budget, max_queued=max_queued)
+        batcher = Batcher(engine.tag, engine.tokens, batch_tokens=budget, max_queued=max_queued, full="MAX_QUEUED")
         made.append(batcher)
         return engine, batcher
 

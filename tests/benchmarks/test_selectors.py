@@ -1,0 +1,43 @@
+import json
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.selectors import GREEDY, WAYS, main
+from shared.settings import Settings
+from tests.tiny import make_tiny_model
+from tests.training.test_generator import corpus
+from tests.training.test_selector import trained
+
+run = CliRunner()
+
+
+@pytest.mark.slow
+def test_one_command_compares_all_ways(tmp_path, monkeypatch):
+    toy = corpus(tmp_path / "corpora" / "toy")
+    (toy / "test.jsonl").write_text((toy / "dev.jsonl").read_text())
+    base = make_tiny_model(tmp_path / "base")
+    settings = Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
+    selector = trained(tmp_path / "selector", settings, max_tokens=20_000, learning_rate=3e-3)
+    for name, value in {"CORPORA": toy.parent, "BASE_MODEL": base, "ADAPTER": "", "SELECTOR": selector}.items():
+        monkeypatch.setenv(f"BIOBRACKET_{name}", str(value))
+    app = typer.Typer()
+    app.command()(main)
+    arguments = ["--out", str(tmp_path / "out"), "--dev", "toy=40", "--test", "toy=30"]
+    first = run.invoke(app, arguments)
+    assert first.exit_code == 0, first.output
+    report = json.loads((tmp_path / "out" / "selectors.json").read_text())
+    assert report["ways"].keys() == {*WAYS, GREEDY}
+    assert report["texts"] == {"toy dev": 40, "toy test": 30}
+    for way, row in report["ways"].items():
+        assert 0 <= row["toy"]["f1"] <= 1
+        assert (row["toy"]["difference"] is None) == (way == "confidence")
+    # A base that was never trained says nothing; the head knows.
+    assert report["ways"]["all"]["toy"]["f1"] >= report["ways"]["confidence"]["toy"]["f1"]
+    candidates = tmp_path / "out" / "toy-test-30.jsonl"
+    before = candidates.stat().st_mtime_ns
+    assert run.invoke(app, ["--dev", "toy"]).exit_code == 2
+    again = run.invoke(app, arguments)
+    assert again.stdout == first.stdout
+    assert candidates.stat().st_mtime_ns == before

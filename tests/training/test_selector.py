@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.messages import Candidate, Segment
+from shared.settings import Settings
+from shared.span_encoder import SpanEncoder, encoder_revision
+from tests.tiny import make_tiny_model
+from tests.training.test_generator import corpus
+from tests.training.test_spans import config
+from training.loop import FolderCheckpoints, export
+from training.selector import contrastive_loss, train
+
+
+@pytest.fixture
+def settings(tmp_path):
+    corpus(tmp_path / "corpora" / "toy")
+    base = make_tiny_model(tmp_path / "base")
+    return Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
+
+
+def trained(out, settings, report=lambda _: None, **changes):
+    train(config(**changes), settings, FolderCheckpoints(out / "checkpoint"), report)
+    return export(out / "checkpoint", out)
+
+
+def candidate(text, start, end, type_="protein"):
+    segment = Segment(document_id="d", index=0, start=100, end=100 + len(text), text=text, lang="en")
+    return Candidate(
+        segment=segment,
+        type=type_,
+        start=100 + start,
+        end=100 + end,
+        text=text[start:end],
+        generator_confidence=0.5,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_right_mentions_are_told_from_wrong_ones(settings, tmp_path, precision):
+    reports = []
+    more = {"max_tokens": 60_000, "learning_rate": 3e-3, "precision": precision, "measure_every": 100}
+    out = trained(tmp_path / "out", settings, reports.append, **more)
+    # Not to nothing: of several mentions of a type, each can be only one of many that are near.
+    assert reports[-1].loss < 0.7 * reports[0].loss
+    assert [r.f1["toy"] for r in reports if r.f1][-1] > 0.9
+    assert json.loads((out / "selector.json").read_text())["types"] == ["protein"]
+    encoder = SpanEncoder.load(settings, out)
+    right = [candidate(f"a gene {name} is", 7, 10) for name in ("abc", "cde", "fgh")]
+    wrong = [candidate("a gene abc is", 2, 10), candidate("a gene cde is", 7, 13), candidate("no def is", 3, 6)]
+    encoded = encoder.encode([*right, *wrong])
+    assert (encoded.logits[:3] > 0).all()
+    assert (encoded.logits[3:] < 0).all()
+    near = encoded.embeddings @ encoded.embeddings.T
+    assert near[:3, :3].min() > near[:3, 3:].max()
+
+
+def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(settings, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(report):
+        if report.step >= 10:
+            raise Killed
+
+    more = {"max_tokens": 2500, "batch_tokens": 128}
+    whole = trained(tmp_path / "whole", settings, **more)
+    with pytest.raises(Killed):
+        trained(tmp_path / "cut", settings, kill, save_minutes=1e-9, **more)
+    resumed = trained(tmp_path / "cut", settings, **more)
+    for file in ("adapter_model.safetensors", "head.safetensors"):
+        expected, found = load_file(whole / file), load_file(resumed / file)
+        assert expected.keys() == found.keys()
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight)
+
+
+def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
+    out = trained(tmp_path / "out", settings, max_tokens=200)
+    before = encoder_revision(settings, out)
+    (out / "training.json").write_text("{}")
+    assert encoder_revision(settings, out) == before
+    made = json.loads((out / "selector.json").read_text())
+    (out / "selector.json").write_text(json.dumps(made | {"types": ["dna"]}))
+    assert encoder_revision(settings, out) != before
+
+
+def test_the_contrastive_loss_is_that_of_the_paper():
+    torch.manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
+    types = torch.tensor([0, 0, 0, 1, 1, 0])
+    right = torch.tensor([True, True, False, True, False, True])
+    losses = []
+    for i in (0, 1, 5):  # the only mention of type 1 has none to come near to
+        seen = [j for j in range(6) if j != i and (types[j] == types[i] or right[j])]
+        near = [j for j in seen if right[j] and types[j] == types[i]]
+        similarity = {j: float(embeddings[i] @ embeddings[j]) / 0.2 for j in seen}
+        whole = np.log(sum(np.exp(s) for s in similarity.values()))
+        losses.append(np.mean([whole - similarity[j] for j in near]))
+    assert contrastive_loss(embeddings, types, right, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_without_a_pair_the_contrastive_loss_is_nothing():
+    embeddings = torch.ones(2, 3, requires_grad=True)
+    loss = contrastive_loss(embeddings, torch.tensor([0, 1]), torch.tensor([True, True]), 0.1)
+    loss.backward()
+    assert loss.item() == 0
+    assert (embeddings.grad == 0).all()
