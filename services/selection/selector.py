@@ -121,10 +121,11 @@ class Selector:
 def vote(near: Neighbours) -> NDArray[np.float32]:
     """The vote of each row's neighbours, from -1 to 1, the nearer ones having more of a say; 0 where there are none."""
     there = near.positions >= 0
-    nearest = np.where(there, near.similarities, -np.inf).max(axis=1, initial=-1.0, keepdims=True)
-    weights = np.where(there, np.exp((np.where(there, near.similarities, 0.0) - nearest) / _REACH), 0.0)
-    sides = np.where(near.accepted, 1.0, -1.0)
+    similarities = np.where(there, near.similarities, -np.inf).astype(np.float64)
+    nearest = similarities.max(axis=1, initial=-1.0, keepdims=True)
+    weights = np.exp((similarities - nearest) / _REACH)  # nothing where padded
     total = weights.sum(axis=1)
-    said = (weights * sides).sum(axis=1)
-    found: NDArray[np.float32] = np.divide(said, total, out=np.zeros_like(said), where=total > 0).astype(np.float32)
-    return found
+    said = np.where(near.accepted, weights, -weights).sum(axis=1)
+    # Rounding can take a unanimous vote a little beyond one.
+    shares: NDArray[np.float64] = np.divide(said, total, out=np.zeros_like(said), where=total > 0)
+    return shares.clip(-1.0, 1.0).astype(np.float32)
