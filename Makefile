@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench ablation selectors lock clean
+.PHONY: help setup run test lint types bench ablation selectors selection lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -50,6 +50,9 @@ ablation: setup  ## train and score the base in several ways at equal compute; A
 
 selectors: setup  ## the same candidates, decided with and without each part of the selector
 	$(BIN)/python -m benchmarks.selectors $(ARGS)
+
+selection: setup  ## what selection costs beside generation, and FAISS by size and kind of index
+	$(BIN)/python -m benchmarks.selection $(ARGS)
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock

@@ -17,9 +17,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.hardware import hardware
@@ -27,25 +29,48 @@ from services.extractor import Extractor
 from services.pipeline.assembly import merge
 from services.selection.overlaps import Scored, keep
 from services.selection.selector import Selector
+from shared.adapters import index_folder, load_merged, selector_folder
+from shared.base_model import load_tokenizer
 from shared.calibration import Calibration, Judgement
+from shared.copying import CopyTokens
+from shared.exemplars import ExemplarIndex
 from shared.messages import Candidate, Entity
 from shared.settings import Settings
-from training.calibration import Observation, expected_calibration_error, fit
+from training.calibration import Bin, Observation, expected_calibration_error, fit, reliability
 from training.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation import Scores, score
+from training.questions import ask
 from training.significance import Difference, Interval, compare, intervals
 
 err = Console(stderr=True)
 
 TEXTS = "genia=300,cmeee_v2=150,bc5cdr=50"
+
+
+class Known(NamedTuple):
+    """What is known of a candidate. ``prototype``: how much nearer it is to the mean of the accepted exemplars of its
+    type than to that of the rejected ones, a difference of cosines; 0 without exemplars. ``answer``: log-odds of the
+    model that is asked a question about it; 0 without one.
+    """
+
+    judgement: Judgement
+    prototype: float
+    answer: float
+
+
+Way = Callable[[Known], Judgement]
 CONFIDENCE = "confidence"
-WAYS: dict[str, Callable[[Judgement], Judgement]] = {
-    CONFIDENCE: lambda known: known._replace(head=0.0, vote=0.0),
-    "head alone": lambda known: known._replace(confidence=0.5, vote=0.0),
-    "neighbours alone": lambda known: known._replace(confidence=0.5, head=0.0),
-    "confidence and neighbours": lambda known: known._replace(head=0.0),
-    "confidence and head": lambda known: known._replace(vote=0.0),
-    "all": lambda known: known,
+QUESTION = "confidence and a second question"
+WAYS: dict[str, Way] = {
+    CONFIDENCE: lambda known: known.judgement._replace(head=0.0, vote=0.0),
+    "head alone": lambda known: known.judgement._replace(confidence=0.5, vote=0.0),
+    "neighbours alone": lambda known: known.judgement._replace(confidence=0.5, head=0.0),
+    "prototypes alone": lambda known: known.judgement._replace(confidence=0.5, head=0.0, vote=known.prototype),
+    "confidence and neighbours": lambda known: known.judgement._replace(head=0.0),
+    "confidence and prototypes": lambda known: known.judgement._replace(head=0.0, vote=known.prototype),
+    QUESTION: lambda known: known.judgement._replace(head=known.answer, vote=0.0),
+    "confidence and head": lambda known: known.judgement._replace(vote=0.0),
+    "all": lambda known: known.judgement,
 }
 GREEDY = "all, greedy candidates only"
 
@@ -55,7 +80,7 @@ class Judged:
     """The candidates of a split's first texts, by text, with what is known of each."""
 
     examples: list[Example]
-    candidates: list[list[tuple[Candidate, Judgement]]]
+    candidates: list[list[tuple[Candidate, Known]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +94,28 @@ class Cell:
     difference: Difference | None
     boundary: int
     calibration_error: float
+    reliability: list[Bin]
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the candidates and of the report.")] = Path("runs/selectors"),
     dev: Annotated[str, typer.Option(help="Corpora and the texts of their dev splits to calibrate on.")] = TEXTS,
     test: Annotated[str, typer.Option(help="Corpora and the texts of their test splits that are scored.")] = TEXTS,
+    question: Annotated[
+        Path | None, typer.Option(help="Adapter of `train generator --set scheme=question`, to be compared with.")
+    ] = None,
 ) -> None:
-    """Make the candidates, decide in every way, and write selectors.md and selectors.json."""
+    """Make the candidates, decide in every way, and write selectors.md, selectors.json and reliability.png."""
     settings = Settings()
     selector = Selector.load(settings, Calibration.default())
+    model = None if question is None else load_merged(settings, question)
     judged = {
-        (name, split): _judged(name, split, limit, settings, selector, out)
+        (name, split): _judged(name, split, limit, settings, selector, model, out)
         for split, given in (("dev", dev), ("test", test))
         for name, limit in _limits(split, given)
     }
-    ways = {name: (change, False) for name, change in WAYS.items()} | {GREEDY: (WAYS["all"], True)}
+    asked = WAYS if model is not None else {name: way for name, way in WAYS.items() if name != QUESTION}
+    ways = {name: (change, False) for name, change in asked.items()} | {GREEDY: (WAYS["all"], True)}
     table: dict[str, dict[str, Cell]] = {}
     base: dict[str, list[Scores]] = {}
     for way, (change, greedy) in ways.items():
@@ -105,6 +136,7 @@ def main(
     (out / "selectors.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = markdown(report["command"], report["texts"], table)
     (out / "selectors.md").write_text(text, encoding="utf-8")
+    plot(table, out / "reliability.png")
     sys.stdout.write(text)
 
 
@@ -119,7 +151,7 @@ def _limits(option: str, given: str) -> list[tuple[str, int]]:
     return found
 
 
-def _judged(name: str, split: str, limit: int, settings: Settings, selector: Selector, out: Path) -> Judged:
+def _judged(name: str, split: str, limit: int, settings: Settings, selector: Selector, model: Any, out: Path) -> Judged:
     examples = read(corpus_folder(name, settings), split)[:limit]
     file = out / f"{name}-{split}-{limit}.jsonl"
     if not file.is_file():
@@ -131,26 +163,42 @@ def _judged(name: str, split: str, limit: int, settings: Settings, selector: Sel
             candidate = Candidate.model_validate_json(line)
             found[int(candidate.segment.document_id)].append(candidate)
     everything = [candidate for candidates in found for candidate in candidates]
-    known = iter(selector.judge(everything))
+    answers = [0.0] * len(everything)
+    if model is not None:
+        err.print(f"questions: {name} {split}", highlight=False)
+        answers = ask(model, CopyTokens(load_tokenizer(settings)), everything)
+    known = map(Known, selector.judge(everything), _prototypes(everything, selector, settings), answers)
     return Judged(examples, [[(candidate, next(known)) for candidate in candidates] for candidates in found])
+
+
+def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: Settings) -> list[float]:
+    folder = selector_folder(settings)
+    if selector.encoder is None or folder is None or not index_folder(folder).is_dir():
+        return [0.0] * len(candidates)
+    sums: dict[tuple[str, bool], NDArray[np.float64]] = {}
+    for vectors, exemplars in ExemplarIndex.load(index_folder(folder), encoder=None).batches():
+        for vector, exemplar in zip(vectors, exemplars, strict=True):
+            key = exemplar.type, exemplar.accepted
+            sums[key] = sums.get(key, 0.0) + vector.astype(np.float64)
+    means = {key: of / max(float(np.linalg.norm(of)), 1e-9) for key, of in sums.items()}
+    embeddings = selector.encoder.encode(candidates).embeddings
+    none = np.zeros(embeddings.shape[1])
+    return [
+        float(vector @ (means.get((c.type, True), none) - means.get((c.type, False), none)))
+        for c, vector in zip(candidates, embeddings, strict=True)
+    ]
 
 
 def _make(examples: Sequence[Example], settings: Settings, file: Path) -> None:
     """The generator's candidates, one a line; the folder is for this machine alone: they hold text."""
-    seen: dict[tuple[str, int, int, str], Candidate] = {}
-
-    def observe(candidates: tuple[Candidate, ...]) -> None:
-        for c in candidates:
-            seen[c.segment.document_id, c.start, c.end, c.type] = c
-
     plain = settings.model_copy(update={"selector": ""})
-    Extractor.load(plain, observe, Calibration.default()).extract(documents_of(examples))
+    found = Extractor.load(plain, Calibration.default()).candidates(documents_of(examples))
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(candidate.model_dump_json() + "\n" for _, candidate in sorted(seen.items()))
+    text = "".join(candidate.model_dump_json() + "\n" for of in found for candidate in of)
     file.write_text(text, encoding="utf-8")
 
 
-def _observations(found: Judged, change: Callable[[Judgement], Judgement], greedy: bool) -> list[Observation]:
+def _observations(found: Judged, change: Way, greedy: bool) -> list[Observation]:
     return [
         Observation(
             c.type, change(known), any((m.start, m.end, m.type) == (c.start, c.end, c.type) for m in e.mentions)
@@ -161,16 +209,14 @@ def _observations(found: Judged, change: Callable[[Judgement], Judgement], greed
     ]
 
 
-def _calibrated(found: Sequence[Judged], change: Callable[[Judgement], Judgement], greedy: bool) -> Calibration:
+def _calibrated(found: Sequence[Judged], change: Way, greedy: bool) -> Calibration:
     gold = Counter(
         type_ for j in found for e in j.examples for _, _, type_ in {(m.start, m.end, m.type) for m in e.mentions}
     )
     return fit([o for j in found for o in _observations(j, change, greedy)], gold)
 
 
-def _scores(
-    found: Judged, calibration: Calibration, change: Callable[[Judgement], Judgement], greedy: bool
-) -> list[Scores]:
+def _scores(found: Judged, calibration: Calibration, change: Way, greedy: bool) -> list[Scores]:
     scores = []
     for example, candidates in zip(found.examples, found.candidates, strict=True):
         kept = [
@@ -197,11 +243,13 @@ def _cell(
     scores: Sequence[Scores],
     base: Sequence[Scores],
     calibration: Calibration,
-    change: Callable[[Judgement], Judgement],
+    change: Way,
     greedy: bool,
 ) -> Cell:
     whole = sum(scores, Scores())
     observed = _observations(found, change, greedy)
+    probabilities = [calibration.probability(o.type, o.known) for o in observed]
+    correct = [o.correct for o in observed]
     return Cell(
         whole.micro.precision,
         whole.micro.recall,
@@ -209,9 +257,8 @@ def _cell(
         intervals(scores)["micro.f1"],
         None if scores is base else compare(scores, base)["micro.f1"],
         whole.errors.predicted["boundary"],
-        expected_calibration_error(
-            [calibration.probability(o.type, o.known) for o in observed], [o.correct for o in observed]
-        ),
+        expected_calibration_error(probabilities, correct),
+        reliability(probabilities, correct, 10),
     )
 
 
@@ -220,6 +267,24 @@ def _as_dict(cell: Cell) -> dict[str, Any]:
     difference = found["difference"]
     found["difference"] = difference and {name: getattr(difference, name) for name in Difference.__slots__}
     return found
+
+
+def plot(table: dict[str, dict[str, Cell]], file: Path) -> None:
+    """A reliability diagram a corpus, by confidence alone and by all together; dots grow with their candidates."""
+    from matplotlib.figure import Figure
+
+    corpora = list(table[CONFIDENCE])
+    figure = Figure(figsize=(4 * len(corpora), 4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(corpora), squeeze=False)[0], corpora, strict=True):
+        axes.plot([0, 1], [0, 1], color="0.8")
+        for way in (CONFIDENCE, "all"):
+            found = table[way][name].reliability
+            given, right = [of.probability for of in found], [of.correct for of in found]
+            axes.plot(given, right, alpha=0.7, label=way)
+            axes.scatter(given, right, [2 * of.size**0.5 for of in found])
+        axes.set(title=name, xlabel="probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+        axes.legend()
+    figure.savefig(file, dpi=100)
 
 
 def markdown(command: str, texts: dict[str, int], table: dict[str, dict[str, Cell]]) -> str:

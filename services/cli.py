@@ -45,6 +45,7 @@ cli = typer.Typer(
 cli.add_typer(model_commands.train, name="train")
 cli.add_typer(index_commands.index, name="index")
 cli.command()(model_commands.evaluate)
+cli.command()(model_commands.candidates)
 cli.command()(corpus_commands.convert)
 
 DataOption = Annotated[

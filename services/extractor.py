@@ -23,7 +23,7 @@ from shared.base_model import load_tokenizer
 from shared.batching import Batcher
 from shared.calibration import Calibration
 from shared.copying import CopyTokens
-from shared.messages import Candidate, Document, Entity, Extraction, Parsed, Segment, TaggedLine
+from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
 from shared.settings import Settings
 from training.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation import Scores, score_all
@@ -40,7 +40,7 @@ class NoCache:
 
 
 class Extractor:
-    """Extracts the entities of documents in this process. ``observe`` sees the candidates before selection."""
+    """Extracts the entities of documents in this process."""
 
     def __init__(
         self,
@@ -49,21 +49,14 @@ class Extractor:
         *,
         model_revision: str,
         generation: GenerationConfig,
-        observe: Callable[[tuple[Candidate, ...]], None] = lambda candidates: None,
     ) -> None:
         self.engine = engine
         self.selector = selector
         self._model_revision = model_revision
         self._generation = generation
-        self._observe = observe
 
     @classmethod
-    def load(
-        cls,
-        settings: Settings,
-        observe: Callable[[tuple[Candidate, ...]], None] = lambda candidates: None,
-        calibration: Calibration | None = None,
-    ) -> Extractor:
+    def load(cls, settings: Settings, calibration: Calibration | None = None) -> Extractor:
         """Base model, adapter, selector and calibration of the settings."""
         config = GenerationConfig()
         return cls(
@@ -71,16 +64,36 @@ class Extractor:
             Selector.load(settings, calibration),
             model_revision=model_revision(settings),
             generation=config,
-            observe=observe,
         )
 
     def extract(
         self, documents: Iterable[Document], done: Callable[[Extraction], None] = lambda extraction: None
     ) -> list[Extraction]:
         """The extraction of each document, in order. ``done`` is called as each is finished."""
-        return asyncio.run(self._extract(list(documents), done))
+        return asyncio.run(self._extract(list(documents), done, None))
 
-    async def _extract(self, documents: list[Document], done: Callable[[Extraction], None]) -> list[Extraction]:
+    def candidates(
+        self, documents: Sequence[Document], done: Callable[[Extraction], None] = lambda extraction: None
+    ) -> list[list[Candidate]]:
+        """What there would be to select from in each document, whose ids differ: one for each span and type, in order.
+
+        Nothing is selected, and what ``done`` gets has no entities.
+        """
+        found: dict[str, dict[tuple[int, int, str], Candidate]] = {document.id: {} for document in documents}
+
+        def collect(candidates: Sequence[Candidate]) -> None:
+            for c in candidates:
+                found[c.segment.document_id][c.start, c.end, c.type] = c
+
+        asyncio.run(self._extract(list(documents), done, collect))
+        return [[of[key] for key in sorted(of)] for of in found.values()]
+
+    async def _extract(
+        self,
+        documents: list[Document],
+        done: Callable[[Extraction], None],
+        collect: Callable[[Sequence[Candidate]], None] | None,
+    ) -> list[Extraction]:
         # One thread for both: they would only share the cores.
         executor = ThreadPoolExecutor(max_workers=1)
         generator: Batcher[TagRequest, list[TaggedLine]] = Batcher(
@@ -91,7 +104,7 @@ class Extractor:
             full="",
             executor=executor,
         )
-        selector: Batcher[tuple[Candidate, ...], tuple[Entity, ...]] = Batcher(
+        selector: Batcher[tuple[Candidate, ...], Selected] = Batcher(
             self.selector.select,
             self.selector.tokens,
             batch_tokens=SelectionConfig().batch_tokens,
@@ -108,10 +121,12 @@ class Extractor:
         async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
             return parse_lines(lines)
 
-        async def select(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
-            self._observe(candidates)
-            (entities,) = await selector.ask([candidates])
-            return entities
+        async def select(candidates: tuple[Candidate, ...]) -> Selected:
+            if collect is not None:
+                collect(candidates)
+                return Selected(entities=())
+            (selected,) = await selector.ask([candidates])
+            return selected
 
         pipeline = Pipeline(
             generate=generate,
@@ -119,6 +134,7 @@ class Extractor:
             select=select,
             cache=NoCache(),
             model_revision=self._model_revision,
+            generator_revision="",  # nothing is cached
             config=PipelineConfig(),
         )
 

@@ -19,8 +19,7 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from services.extractor import Extractor
-    from shared.messages import Candidate, Document, Extraction
+    from shared.messages import Document, Extraction
     from training import reports
     from training.corpora import Example
 
@@ -98,44 +97,65 @@ def train_calibration(
     """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
     with _clear_errors():
         from services.extractor import Extractor
-        from shared.adapters import CALIBRATION_FILE, adapter_folder, selector_folder
+        from shared.adapters import calibration_file
         from shared.calibration import Calibration
         from training.calibration import Observation, expected_calibration_error, fit
         from training.corpora import corpus_folder, documents_of, read
 
         settings = Settings()
-        folder = selector_folder(settings) or adapter_folder(settings)
-        if folder is None:
+        file = calibration_file(settings)
+        if file is None:
             _fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
-        seen: dict[tuple[str, int, int, str], Candidate] = {}
-
-        def keep(candidates: tuple[Candidate, ...]) -> None:
-            for found in candidates:
-                seen[found.segment.document_id, found.start, found.end, found.type] = found
-
-        extractor = Extractor.load(settings, keep, Calibration.default())
+        extractor = Extractor.load(settings, Calibration.default())
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
         for name in corpora.split(","):
             examples = _examples(read(corpus_folder(name, settings), split), limit)
-            seen.clear()
-            _extract(extractor, documents_of(examples), f"{name} {split}")
-            truth = {(str(i), m.start, m.end, m.type) for i, e in enumerate(examples) for m in e.mentions}
-            gold.update(type_ for _, _, _, type_ in truth)
-            keys = sorted(seen)
-            judged = extractor.selector.judge([seen[key] for key in keys])
-            observations += [Observation(key[3], known, key in truth) for key, known in zip(keys, judged, strict=True)]
+            with _shown(documents := documents_of(examples), f"{name} {split}") as done:
+                found = extractor.candidates(documents, done)
+            truths = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
+            gold.update(type_ for truth in truths for _, _, type_ in truth)
+            right = [(c.start, c.end, c.type) in truth for of, truth in zip(found, truths, strict=True) for c in of]
+            everything = [c for of in found for c in of]
+            judged = extractor.selector.judge(everything)
+            observations += [Observation(c.type, of, y) for c, of, y in zip(everything, judged, right, strict=True)]
         calibration = fit(observations, gold)
-        calibration.save(folder / CALIBRATION_FILE)
+        calibration.save(file)
         error = expected_calibration_error(
             [calibration.probability(o.type, o.known) for o in observations],
             [o.correct for o in observations],
         )
     out.print(
         f"{len(observations)} candidates, {sum(gold.values())} gold mentions; expected calibration error on them "
-        f"{error:.3f}; saved {folder / CALIBRATION_FILE}",
+        f"{error:.3f}; saved {file}",
         highlight=False,
     )
+
+
+def candidates(
+    corpus: Annotated[str, typer.Option("--corpus", help="A folder, or a name below BIOBRACKET_CORPORA.")],
+    file: Annotated[Path, typer.Option("--out", help="File of the candidates, one JSON object a line; without text.")],
+    split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "train",
+    folds: Annotated[int, typer.Option("--folds", min=1, help="Parts of the split, as the run was given.")] = 1,
+    fold: Annotated[int, typer.Option("--fold", min=0, help="The part that it was not trained on, from 0.")] = 0,
+    limit: LimitOption = 0,
+) -> None:
+    """The generator's candidates on texts that it was not trained on, for `train selector --set candidates=[…]`."""
+    with _clear_errors():
+        from services.extractor import Extractor
+        from shared.calibration import Calibration
+        from training.candidates import rows, write
+        from training.corpora import corpus_folder, documents_of, part, read
+
+        settings = Settings().model_copy(update={"selector": ""})
+        place = corpus_folder(corpus, settings)
+        examples = _examples(part(read(place, split), folds, fold, inside=True), limit)
+        extractor = Extractor.load(settings, Calibration.default())
+        with _shown(documents := documents_of(examples), f"{place.name} {split}") as done:
+            found = rows(examples, extractor.candidates(documents, done))
+        write(file, found)
+    right = sum(row.right for row in found)
+    out.print(f"{len(found)} candidates of {len(examples)} texts, {right} of them right; {file}", highlight=False)
 
 
 def evaluate(
@@ -257,15 +277,17 @@ def _extractions(
 
     extractor = Extractor.load(settings)
     begun = time.monotonic()
-    extractions = _extract(extractor, documents, what)
+    with _shown(documents, what) as done:
+        extractions = extractor.extract(documents, done)
     return extractions, time.monotonic() - begun
 
 
-def _extract(extractor: Extractor, documents: Sequence[Document], what: str) -> list[Extraction]:
+@contextmanager
+def _shown(documents: Sequence[Document], what: str) -> Iterator[Callable[[Extraction], None]]:
+    """A progress bar, and what tells it of a document that is done."""
     with _progress() as progress:
         task = progress.add_task(what, total=sum(len(d.text) for d in documents))
-        done: Callable[[Extraction], None] = lambda e: progress.advance(task, e.counts.characters)  # noqa: E731
-        return extractor.extract(documents, done)
+        yield lambda e: progress.advance(task, e.counts.characters)
 
 
 def _revisions(extractions: Sequence[Extraction]) -> str:

@@ -5,13 +5,47 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import SelectorError
 from shared.settings import Settings
 
 SCHEME = "per-type.v1"
 CALIBRATION_FILE = "calibration.json"
+SELECTOR_FILE = "selector.json"
+AUTO = "auto"
+Way = Literal["both-ways", "copy"]
 _PROJECT = Path(__file__).resolve().parent.parent
+_OURS = _PROJECT / "models" / "gemma-3-270m-biobracket-selector"
+
+
+class SelectorFile(BaseModel):
+    """``selector.json``: what beside the weights makes a span encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(default=1, ge=1, le=1)
+    types: tuple[str, ...] = Field(min_length=1, description="Entity type keys, in the order of the head's table.")
+    size: int = Field(ge=1, description="Length of an embedding.")
+    hidden: int = Field(ge=1, description="Width of the layers before it.")
+    reading: Way = Field(default="both-ways", description="How the encoder reads a segment.")
+
+    @classmethod
+    def load(cls, folder: Path) -> SelectorFile:
+        """That of a selector's folder. :class:`SelectorError` where there is none."""
+        file = folder / SELECTOR_FILE
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise SelectorError(
+                f"selector: {file} cannot be read ({error.strerror}); set BIOBRACKET_SELECTOR to a folder made by "
+                "`biobracket train selector`, or to nothing to select by the generator's confidence"
+            ) from None
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
+            raise SelectorError(f"selector: {file}: {field} is not valid; train the selector again") from None
 
 
 def adapter_folder(settings: Settings) -> Path | None:
@@ -23,7 +57,9 @@ def adapter_folder(settings: Settings) -> Path | None:
 
 
 def selector_folder(settings: Settings) -> Path | None:
-    """The folder that ``settings.selector`` names, as :func:`adapter_folder` finds it."""
+    """The folder that ``settings.selector`` names, as :func:`adapter_folder` finds it; none where there is none."""
+    if settings.selector == AUTO:
+        return _OURS if (_OURS / _calibration_name(settings)).is_file() else None
     return _folder("selector", settings.selector, "selector", "select by the generator's confidence alone")
 
 
@@ -69,16 +105,43 @@ def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") ->
     return model.requires_grad_(False)
 
 
+def calibration_file(settings: Settings) -> Path | None:
+    """Where the calibration of the settings lies, or would: beside the selector, one for each generator that it was
+    fitted to; without a selector beside the adapter; none where there is neither.
+    """
+    selector, adapter = selector_folder(settings), adapter_folder(settings)
+    if selector is not None:
+        return selector / _calibration_name(settings)
+    return adapter / CALIBRATION_FILE if adapter is not None else None
+
+
+def _calibration_name(settings: Settings) -> str:
+    return f"calibration-{generator_revision(settings)}.json"
+
+
+def generator_revision(settings: Settings) -> str:
+    """Sixteen hex digits that change when the base, adapter or tagging scheme does."""
+    return _revision(settings.base_model, *_weights(adapter_folder(settings)))
+
+
 def model_revision(settings: Settings) -> str:
     """Sixteen hex digits that change when the base, adapter, selector, calibration or tagging scheme does."""
-    return _revision(settings.base_model, adapter_folder(settings), selector_folder(settings))
+    folders = [folder for folder in (adapter_folder(settings), selector_folder(settings)) if folder is not None]
+    calibration = calibration_file(settings)
+    files = [file for folder in folders for file in _weights(folder)]
+    return _revision(settings.base_model, *files, *([calibration] if calibration and calibration.is_file() else []))
+
+
+def _weights(folder: Path | None) -> list[Path]:
+    """What of a folder decides what a model says; not the card and the manifest of its training."""
+    names = {"adapter_config.json", SELECTOR_FILE}
+    files = sorted(folder.glob("*")) if folder is not None else []
+    return [file for file in files if file.suffix == ".safetensors" or file.name in names]
 
 
 @lru_cache(maxsize=8)
-def _revision(base_model: str, *folders: Path | None) -> str:
+def _revision(base_model: str, *files: Path) -> str:
     digest = hashlib.sha256(f"{SCHEME}\x1f{base_model}".encode())
-    for file in (file for folder in folders if folder for file in sorted(folder.glob("*"))):
-        # Not the manifest of its training: it changes nothing that the model says.
-        if file.suffix == ".safetensors" or file.name in {"adapter_config.json", "selector.json", CALIBRATION_FILE}:
-            digest.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
+    for file in files:
+        digest.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()[:16]

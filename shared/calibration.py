@@ -4,8 +4,7 @@ Platt scaling (Platt 1999), ``p = sigmoid(slope * logit(confidence) + intercept)
 the log-odds of its head and the vote of the nearest exemplars as further terms. There is one set of numbers a type for
 the spans of the generator's best line and one for those beyond it, whose confidences mean different things: the first
 multiplies in the presence of the type, the second are what the greedy line turned down. ``training.calibration`` fits
-it on a dev split; it lies beside the selector that it belongs to, or where there is none, beside the generator's
-adapter.
+it on a dev split; :func:`shared.adapters.calibration_file` is where it lies.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.adapters import CALIBRATION_FILE
+from shared.adapters import calibration_file, selector_folder
+from shared.settings import Settings
 
 # A confidence of 0 or 1 has no logit; this close to either, a generator's numbers say nothing more.
 EPSILON = 1e-6
@@ -94,10 +94,20 @@ class Calibration(_Frozen):
         return cls()
 
     @classmethod
-    def for_adapter(cls, folder: Path | None) -> Calibration:
-        """That in the folder of an adapter or a selector; the default one where there is no folder or no file in it."""
-        file = folder / CALIBRATION_FILE if folder is not None else None
-        return cls.load(file) if file is not None and file.exists() else cls.default()
+    def for_settings(cls, settings: Settings) -> Calibration:
+        """That of generator and selector; the default one where there is no selector, and no file beside the adapter.
+
+        CalibrationError where a selector was never fitted to the generator: what it says then means nothing.
+        """
+        file = calibration_file(settings)
+        if file is None or not file.exists():
+            if selector_folder(settings) is not None:
+                raise CalibrationError(
+                    f"selector: {file} does not exist: the selector was not fitted to this base and adapter; run "
+                    "`biobracket train calibration`, or set BIOBRACKET_SELECTOR to nothing"
+                )
+            return cls.default()
+        return cls.load(file)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:

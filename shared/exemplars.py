@@ -92,6 +92,11 @@ class Manifest(_Frozen):
     types: dict[TypeKey, TypeCounts] = Field(default={}, description="By entity type key.")
     files: dict[str, File] = Field(default={}, description="Every other file, by name.")
 
+    @property
+    def digest(self) -> str:
+        """Eight hex digits that change with the exemplars."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -207,6 +212,11 @@ class ExemplarIndex:
         for view in self._views.values():
             yield from map(view.exemplar, np.flatnonzero(~view.removed).tolist())
 
+    def batches(self) -> Iterator[tuple[Floats, list[Exemplar]]]:
+        """All vectors with their exemplars, type by type and block by block, as they are at the first step."""
+        for view in self._views.values():
+            yield from view.batches()
+
     def ids(self) -> Iterator[str]:
         """The id of each of :meth:`items`."""
         return (exemplar.id for exemplar in self.items())
@@ -245,9 +255,10 @@ class ExemplarIndex:
 
         This object stays as it is. Changes made meanwhile are not written.
         """
-        views, of = self._views, self._manifest
-        batches = (batch for view in views.values() for batch in view.batches())
-        return self.build(folder, batches, kind=of.kind, encoder=of.encoder, dim=of.dim, flat_below=of.flat_below)
+        of = self._manifest
+        return self.build(
+            folder, self.batches(), kind=of.kind, encoder=of.encoder, dim=of.dim, flat_below=of.flat_below
+        )
 
     def _view(self, views: dict[str, _View], type_: str) -> _View:
         return views.get(type_) or _View.of(_Base.empty(self._manifest.dim))

@@ -7,16 +7,30 @@ Offsets are Unicode code points into the document as it arrived; ``end`` is excl
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 Lang = Literal["zh", "en"]
+LANGS: tuple[Lang, ...] = get_args(Lang)
 Probability = Annotated[float, Field(ge=0.0, le=1.0, description="From 0 to 1.")]
 Offset = Annotated[int, Field(ge=0, description="Unicode code points from the start; an end is exclusive.")]
 
 MAX_ID_CHARS = 512  # a Redis key and a Kafka key stay small; ids of this field (PMIDs, encounter numbers) are far below
 MAX_TYPES = 64  # each type costs a line of generation a segment
+
+
+def encodable(value: str) -> str:
+    """The value. ValueError where it holds a lone surrogate, which no encoding has bytes for."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        # `from None`: the cause would carry the clinical text into a traceback.
+        raise ValueError(
+            f"holds a lone surrogate at character {error.start}, which is not Unicode text; "
+            "decode the source with its right encoding or replace the character"
+        ) from None
+    return value
 
 
 class Message(BaseModel):
@@ -56,15 +70,7 @@ class Document(Message):
     @field_validator("id", "text")
     @classmethod
     def _encodable(cls, value: str) -> str:
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            # `from None`: the cause would carry the clinical text into a traceback.
-            raise ValueError(
-                f"holds a lone surrogate at character {error.start}, which is not Unicode text; "
-                "decode the source with its right encoding or replace the character"
-            ) from None
-        return value
+        return encodable(value)
 
     @field_validator("types")
     @classmethod
@@ -158,6 +164,13 @@ class Entity(Message):
     parent_id: str | None = Field(default=None, description="The smallest kept entity that contains this one.")
 
 
+class Selected(Message):
+    """What selection kept of a document's candidates."""
+
+    entities: tuple[Entity, ...]
+    exemplars: str = Field(default="", description="State of the exemplars it was decided with; empty without any.")
+
+
 class Counts(Message):
     """What an extraction handled."""
 
@@ -178,15 +191,20 @@ class Extraction(Message):
     lang: Lang = Field(description="Language of the text, as given or detected.")
     types: tuple[str, ...] = Field(description="Entity type keys that were looked for.")
     entities: tuple[Entity, ...] = Field(description="The mentions, nested ones with the id of their parent.")
-    model_revision: str = Field(description="Changes when base model, adapter, calibration or tagging scheme does.")
+    model_revision: str = Field(
+        description="Changes when base model, adapter, selector, calibration or tagging scheme does."
+    )
+    exemplars: str = Field(
+        default="", description="Changes when the selector's index or the feedback of reviewers does; empty without."
+    )
     warnings: tuple[str, ...] = Field(default=(), description="Codes of what was unusual, such as `empty-text`.")
     counts: Counts = Field(default=Counts(), description="What the extraction handled.")
     timings: dict[str, float] = Field(default_factory=dict, description="Seconds by stage.")
 
     @property
     def key(self) -> str:
-        """What makes a result unique: document, text, model and types. Writing it twice changes nothing."""
-        what = "\x1f".join((self.text_sha256, self.model_revision, *sorted(self.types)))
+        """What makes a result unique: document, text, model, exemplars and types. Writing it twice changes nothing."""
+        what = "\x1f".join((self.text_sha256, self.model_revision, self.exemplars, *sorted(self.types)))
         return f"{self.document_id}\x1f{hashlib.sha256(what.encode('utf-8')).hexdigest()[:32]}"
 
 

@@ -38,6 +38,8 @@ def unobserved(metric: Metric, value: float, tags: Mapping[str, str] | None = No
 DOCUMENTS = Metric("biobracket_documents", "counter", "Documents processed.", ("lang",))
 # Documents that ended in the dead-letter topic; tag `reason` is a shared.streams.DeadLetterReason.
 DEAD_LETTERS = Metric("biobracket_dead_letters", "counter", "Documents sent to dead letters.", ("reason",))
+# What reviewers said through Kafka; tag `kind` is accepted, rejected or undone.
+FEEDBACK = Metric("biobracket_feedback", "counter", "Opinions of reviewers.", ("kind",))
 # Attempts after the first one, by what failed.
 RETRIES = Metric("biobracket_retries", "counter", "Attempts repeated.", ("stage",))
 # Segments that documents were split into, cached ones included.
@@ -64,6 +66,6 @@ DOCUMENT_SECONDS = Metric("biobracket_document_seconds", "histogram", "Seconds a
 STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage takes.", ("stage",), SECONDS)
 
 METRICS = (
-    DOCUMENTS, DEAD_LETTERS, RETRIES, SEGMENTS, GENERATION_BATCH_SEGMENTS, CACHE_HITS, ENTITIES, REPAIRS, REFUSED, LAG,
-    IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    DOCUMENTS, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_BATCH_SEGMENTS, CACHE_HITS, ENTITIES, REPAIRS,
+    REFUSED, LAG, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

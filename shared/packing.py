@@ -113,6 +113,17 @@ def causal(length: int, past: int = 0, device: torch.device | str = "cpu") -> Te
     return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
 
 
+def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Who sees whom: causal, the prefix by all, each line by itself only. Lengths in tokens; shape (n, n)."""
+    n = prefix + sum(lines)
+    mask = causal(n, device=device)
+    at = prefix
+    for length in lines:
+        mask[at + length :, at : at + length] = False
+        at += length
+    return mask
+
+
 def both_ways(
     length: int, window: int | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor | None]:

@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     topic_dead_letters: str = Field(
         default="biobracket.dead-letters", description="Topic for what cannot be processed, original bytes kept."
     )
+    topic_feedback: str = Field(
+        default="biobracket.feedback", description="Topic that reviewers' opinions on mentions arrive on."
+    )
     partitions: int = Field(default=4, ge=1, description="Partitions of a topic that biobracket itself creates.")
     replication: int = Field(default=1, ge=1, description="Replication factor of a topic that biobracket creates.")
     max_message_bytes: int = Field(
@@ -63,9 +66,9 @@ class Settings(BaseSettings):
         description="Folder of the adapter; a relative path is taken from the working folder, else the project.",
     )
     selector: str = Field(
-        default="",
-        description="Folder of the selector's span encoder, found as the adapter's; none: the generator's confidence "
-        "alone decides.",
+        default="auto",
+        description="Folder of the selector's span encoder, found as the adapter's; `auto`: the one that comes with "
+        "biobracket, where it was fitted to base and adapter; none: the generator's confidence alone decides.",
     )
     cache: Path = Field(default_factory=_cache_home, description="Folder for the dequantised base model.")
 

@@ -120,19 +120,8 @@ class ResultStore:
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
         """The store that ``redis``, ``redis_cluster``, ``result_ttl`` and ``segment_ttl`` describe."""
-        factory = redis.RedisCluster if settings.redis_cluster else redis.Redis
-        with _translated():
-            try:
-                client = factory.from_url(
-                    settings.redis.get_secret_value(),
-                    socket_timeout=_SOCKET_TIMEOUT_S,
-                    socket_connect_timeout=_CONNECT_TIMEOUT_S,
-                )
-            except ValueError:  # its message may quote the URL, which holds the password
-                raise StoreError(
-                    "redis: not a URL; BIOBRACKET_REDIS is like redis://:password@host:6379/0", retryable=False
-                ) from None
-            return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
+        client = connect(settings)
+        return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
 
     def put(self, extraction: Extraction) -> bool:
         """Writes a result and indexes its mentions; true when ``extraction.key`` was new.
@@ -143,7 +132,7 @@ class ResultStore:
         document = _document_key(extraction.document_id)
         key = _digest(extraction.key)
         new = _mentioned(extraction)
-        with _translated():
+        with translated():
             if self._client.hexists(document, f"k:{key}"):
                 return False
             self._index(extraction.document_id, new)
@@ -159,18 +148,18 @@ class ResultStore:
 
     def mark_published(self, extraction: Extraction, mark: str) -> None:
         """Notes what published a result that was put: a record's coordinates. Replaces an earlier mark."""
-        with _translated():
+        with translated():
             self._mark(keys=[_document_key(extraction.document_id)], args=[f"k:{_digest(extraction.key)}", mark])
 
     def published(self, extraction: Extraction) -> str | None:
         """The mark of a result; none where it was not published, or not put."""
-        with _translated():
+        with translated():
             mark = self._client.hget(_document_key(extraction.document_id), f"k:{_digest(extraction.key)}")
         return mark.decode() if mark else None
 
     def get(self, document_id: str) -> Extraction | None:
         """The newest result of a document. StoreError where another version of biobracket wrote it."""
-        with _translated():
+        with translated():
             raw = self._client.hget(_document_key(document_id), "json")
         if raw is None:
             return None
@@ -195,7 +184,7 @@ class ResultStore:
         stale: list[bytes] = []
         settled = _now_ms() - _SETTLED_MS
         start = 0
-        with _translated():
+        with translated():
             while len(found) < limit:
                 page = self._client.zrange(index, start, start + _PAGE - 1, desc=True, withscores=True)
                 if not page:
@@ -223,7 +212,7 @@ class ResultStore:
         """The cached bytes of each key, none where there are none; in the order of ``keys``."""
         if not keys:
             return []
-        with _translated(), self._client.pipeline(transaction=False) as pipe:
+        with translated(), self._client.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.get(_segment_key(key))
             return list(pipe.execute())
@@ -232,14 +221,14 @@ class ResultStore:
         """Caches the bytes of each key for ``segment_ttl`` seconds."""
         if not segments:
             return
-        with _translated(), self._client.pipeline(transaction=False) as pipe:
+        with translated(), self._client.pipeline(transaction=False) as pipe:
             for key, value in segments.items():
                 pipe.set(_segment_key(key), value, ex=self._segment_ttl or None)
             pipe.execute()
 
     def counts(self) -> dict[str, int]:
         """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones are still counted."""
-        with _translated(), self._client.pipeline(transaction=False) as pipe:
+        with translated(), self._client.pipeline(transaction=False) as pipe:
             for bucket in _BUCKETS:
                 pipe.hmget(f"bb:{{{bucket}}}:n", "documents", "entities")
             counters = pipe.execute()
@@ -250,12 +239,12 @@ class ResultStore:
 
     def ping(self) -> None:
         """StoreError where the store cannot be reached."""
-        with _translated():
+        with translated():
             self._client.ping()
 
     def close(self) -> None:
         """Lets go of the connections."""
-        with _translated():
+        with translated():
             self._client.close()
 
     def _index(self, document_id: str, indexes: set[str]) -> None:
@@ -275,8 +264,24 @@ class ResultStore:
             pipe.execute()
 
 
+def connect(settings: Settings) -> Any:
+    """A redis-py client of ``redis`` and ``redis_cluster``. StoreError."""
+    factory = redis.RedisCluster if settings.redis_cluster else redis.Redis
+    with translated():
+        try:
+            return factory.from_url(
+                settings.redis.get_secret_value(),
+                socket_timeout=_SOCKET_TIMEOUT_S,
+                socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            )
+        except ValueError:  # its message may quote the URL, which holds the password
+            raise StoreError(
+                "redis: not a URL; BIOBRACKET_REDIS is like redis://:password@host:6379/0", retryable=False
+            ) from None
+
+
 @contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
     """Turns what redis-py raises into StoreError. `from None`: its messages can carry commands and the password."""
     try:
         yield

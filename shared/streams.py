@@ -372,8 +372,13 @@ class Lag:
 
 
 def ensure_topics(settings: Settings) -> None:
-    """Creates the three topics where they are absent; leaves existing ones as they are. StreamError on failure."""
-    wanted = (settings.topic_documents, settings.topic_entities, settings.topic_dead_letters)
+    """Creates the four topics where they are absent; leaves existing ones as they are. StreamError on failure."""
+    wanted = (
+        settings.topic_documents,
+        settings.topic_entities,
+        settings.topic_dead_letters,
+        settings.topic_feedback,
+    )
     with _translated(settings):
         admin = KafkaAdminClient(**_options(settings))
         try:

@@ -51,10 +51,14 @@ class Command:
         return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def replica(self, name: str) -> int:
-        """The process id of a service's replica."""
-        title = f"ray::ServeReplica:biobracket:{name}"
-        (pid,) = [p.pid for p in self.descendants() if " ".join(p.cmdline()).startswith(title)]
+        """The process id of a service's only replica."""
+        (pid,) = self.replicas(name)
         return pid
+
+    def replicas(self, name: str) -> list[int]:
+        """The process ids of a service's replicas."""
+        title = f"ray::ServeReplica:biobracket:{name}"
+        return [p.pid for p in self.descendants() if _command_line(p).startswith(title)]
 
     def send(self, number: int) -> list[psutil.Process]:
         """Sends a signal; the descendants that are still alive a minute after the process ended."""
@@ -66,6 +70,13 @@ class Command:
         while (left := [p for p in descendants if _alive(p)]) and time.monotonic() < deadline:
             time.sleep(0.2)
         return left
+
+
+def _command_line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # gone since it was listed
+        return ""
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -49,6 +49,7 @@ def fresh() -> Callable[[str], Settings]:
             topic_documents=f"documents-{unique}",
             topic_entities=f"entities-{unique}",
             topic_dead_letters=f"dead-letters-{unique}",
+            topic_feedback=f"feedback-{unique}",
             partitions=3,
         )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,11 +143,27 @@ def expected_calibration_error(probabilities: Sequence[float], labels: Sequence[
 
     0 for no candidates. ValueError where the lengths differ.
     """
+    found = reliability(probabilities, labels, bins)
+    total = sum(of.size for of in found)
+    return sum(of.size * abs(of.probability - of.correct) for of in found) / total if total else 0.0
+
+
+class Bin(NamedTuple):
+    """Candidates of about one probability: how many, their mean probability, and the share of them that is right."""
+
+    size: int
+    probability: float
+    correct: float
+
+
+def reliability(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 15) -> list[Bin]:
+    """Those of ``bins`` of equal width that hold candidates. ValueError where the lengths differ."""
     if len(probabilities) != len(labels):
         raise ValueError(f"labels: {len(labels)} for {len(probabilities)} probabilities; give one a probability")
-    if not probabilities:
-        return 0.0
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     bin_of = np.clip((p * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(bin_of, weights=p - y, minlength=bins)
-    return float(np.abs(gaps).sum() / len(p))
+    return [
+        Bin(int(inside.sum()), float(p[inside].mean()), float(y[inside].mean()))
+        for number in range(bins)
+        if (inside := bin_of == number).any()
+    ]

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
+from shared.adapters import Way
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT = CONFIGS / "gemma-3-270m.yaml"
 
@@ -60,6 +62,10 @@ class RunConfig(_Frozen):
     max_tokens: int = Field(default=10**12, ge=1, description="Tokens to train on, of all workers.")
     batch_tokens: int = Field(default=2048, ge=64, description="Tokens of a batch; every batch has this shape.")
     accumulate: int = Field(default=1, ge=1, description="Batches of each worker to a step.")
+    folds: int = Field(default=1, ge=1, description="Parts of each train split, for cross-fitting.")
+    fold: int | None = Field(
+        default=None, ge=0, description="The part that is not trained on, from 0; all are where absent."
+    )
     max_units: int = Field(default=160, ge=8, description="Longest segment, as the pipeline cuts them.")
     learning_rate: float = Field(default=8e-4, gt=0, description="Highest learning rate.")
     warmup_steps: int = Field(default=40, ge=0, description="Steps in which it is reached.")
@@ -96,6 +102,14 @@ class RunConfig(_Frozen):
         if len(given) < len(corpora) and sum(given) >= 1:
             raise ValueError("the given shares leave nothing for the others; lower them, or give every one")
         return corpora
+
+    @field_validator("fold")
+    @classmethod
+    def _is_one_of_them(cls, fold: int | None, info: ValidationInfo) -> int | None:
+        folds = info.data.get("folds", 1)
+        if fold is not None and (folds < 2 or fold >= folds):
+            raise ValueError("there is no such part; set folds to two or more, and fold to a number below it")
+        return fold
 
     @classmethod
     def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:
@@ -150,9 +164,10 @@ class GeneratorConfig(RunConfig):
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="A whole model in each worker, or one shared out over all (for large bases)."
     )
-    scheme: Literal["per-type", "labelled"] = Field(
+    scheme: Literal["per-type", "labelled", "question"] = Field(
         default="per-type",
-        description="A line for each type, or all types in one line of labelled brackets (a comparison: not served).",
+        description="A line for each type; or to be compared with it, and not served: all types in one line of "
+        "labelled brackets, or a question about one marked span.",
     )
     negatives: float = Field(
         default=1.0,
@@ -172,8 +187,8 @@ class GeneratorConfig(RunConfig):
     @field_validator("scheme")
     @classmethod
     def _is_measured_as_it_is_served(cls, scheme: str, info: ValidationInfo) -> str:
-        if scheme == "labelled" and info.data.get("measure_every"):
-            raise ValueError("labelled brackets have no F1 while training; set measure_every to 0")
+        if scheme != "per-type" and info.data.get("measure_every"):
+            raise ValueError(f"`{scheme}` has no F1 while training; set measure_every to 0")
         return scheme
 
     @field_validator("parallel")
@@ -191,6 +206,15 @@ class SelectorConfig(RunConfig):
         default=None, description="Adapter to go on from, of a selector or of a generator, which knows mentions too."
     )
     learning_rate: float = Field(default=5e-4, gt=0, description="Highest learning rate.")
+    reading: Way = Field(
+        default="both-ways",
+        description="How a segment is read: once, both ways, with the adapter trained; or by the states of the "
+        "generator in `init`, which stays as it is, over a copy for each type.",
+    )
+    candidates: tuple[Path, ...] = Field(
+        default=(),
+        description="Files of `biobracket candidates`: a generator's wrong ones are learnt from beside what is drawn.",
+    )
     size: int = Field(default=256, ge=8, description="Length of an embedding.")
     hidden: int = Field(default=768, ge=8, description="Width of the layers between the model and the embedding.")
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss beside the head's.")
@@ -203,3 +227,10 @@ class SelectorConfig(RunConfig):
     inner: int = Field(default=1, ge=0, description="Wrong spans drawn inside each mention.")
     wrong_types: int = Field(default=1, ge=0, description="Wrong types drawn for the span of each mention.")
     elsewhere: int = Field(default=3, ge=0, description="Wrong spans drawn anywhere in each segment.")
+
+    @field_validator("reading")
+    @classmethod
+    def _has_a_generator(cls, reading: Way, info: ValidationInfo) -> Way:
+        if reading == "copy" and info.data.get("init") is None:
+            raise ValueError("`copy` reads with a generator's adapter; name its folder in init")
+        return reading

@@ -6,6 +6,7 @@ Offsets count Unicode code points, ``end`` is exclusive. Types are mapped to the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[
     mapping = _mapping(file, {mention["type"] for _, row in rows for mention in row["entities"]}, types or {})
     keys = tuple(dict.fromkeys(key for key in mapping.values() if key))
     return [_example(file, number, row, mapping, keys) for number, row in rows]
+
+
+def part(examples: Sequence[Example], folds: int, fold: int, *, inside: bool) -> list[Example]:
+    """Those ``inside`` or outside of one of ``folds`` parts, from 0; a text is always in the same part of as many."""
+    return [e for e in examples if (int(hashlib.sha256(e.text.encode()).hexdigest()[:8], 16) % folds == fold) is inside]
 
 
 def documents_of(examples: Sequence[Example]) -> list[Document]:

@@ -19,9 +19,9 @@ from shared.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokeniz
 from shared.copying import CopyTokens
 from shared.packing import run, use_packed_attention
 from shared.settings import Settings
-from training import labelled, loop, low_rank, mixing, tasks
+from training import labelled, loop, low_rank, mixing, questions, tasks
 from training.config import ConfigError, GeneratorConfig, RunConfig
-from training.loop import Checkpoints, Report
+from training.loop import Checkpoints, Measured, Report
 from training.merged_lora import MergedLora
 from training.tasks import Batch, Item, pack
 
@@ -82,7 +82,7 @@ class GeneratorTask:
     ) -> None:
         self._config, self._settings, self._device, self._measure = config, settings, device, measure
         tokens = CopyTokens(load_tokenizer(settings))
-        of_scheme = labelled.items if config.scheme == "labelled" else tasks.items
+        of_scheme = {"labelled": labelled.items, "question": questions.items}.get(config.scheme, tasks.items)
         vary = (
             (lambda item, draw: item.thinned(config.negatives, draw))
             if config.negatives < 1
@@ -124,8 +124,8 @@ class GeneratorTask:
             return {"export": _write_difference(weights, self._config, folder, self._settings)}
         return {}
 
-    def measure(self) -> dict[str, float] | None:
-        return None if self._measure is None else self._measure(plain(self._model))
+    def measure(self) -> Measured | None:
+        return None if self._measure is None else Measured(self._measure(plain(self._model)))
 
 
 def init_folder(folder: Path) -> str:

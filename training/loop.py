@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,14 @@ class Report:
     learning_rate: float
     dev: dict[str, float] | None = None
     f1: dict[str, float] | None = None
+    more: dict[str, dict[str, float]] | None = None  # further measures on dev, by name and corpus
+
+
+class Measured(NamedTuple):
+    """Scores on the dev splits, by corpus, of which a greater mean is better; and further measures, by name."""
+
+    f1: dict[str, float]
+    more: dict[str, dict[str, float]] | None = None
 
 
 class Checkpoints(Protocol):
@@ -121,8 +129,8 @@ class Task(Protocol):
         """Writes what :meth:`weights` gave as it is served, and returns what the manifest says beyond."""
         ...
 
-    def measure(self) -> dict[str, float] | None:
-        """Scores on the dev splits, of which a greater mean is better; none where the task has none."""
+    def measure(self) -> Measured | None:
+        """How good it is; none where the task cannot tell."""
         ...
 
 
@@ -251,7 +259,7 @@ def train(
 
         checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
 
-    def tell(rate: float, dev: dict[str, float] | None, scores: dict[str, float] | None) -> None:
+    def tell(rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
         nonlocal best
         if now.losses:
             loss = sum(now.losses) / len(now.losses)
@@ -259,10 +267,10 @@ def train(
         else:  # no step since the last line, of which this is the rest
             part = now.history.pop()
             loss, rate, dev = (part[name] for name in ("loss", "learning_rate", "dev"))
-        line = Report(now.step, now.tokens, now.seconds, loss, rate, dev, scores)
+        line = Report(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
         now.history.append(asdict(line))
         if scores is not None:
-            mean = sum(scores.values()) / len(scores)
+            mean = sum(scores.f1.values()) / len(scores.f1)
             now.worse = 0 if mean > now.best else now.worse + 1
             if mean > now.best:
                 now.best, best = mean, task.weights(optimizer.masters)
@@ -337,7 +345,7 @@ def _dev_loss(objective: Any, batches: Mapping[str, Sequence[Batch]]) -> dict[st
     return {name: sum(objective(batch).item() for batch in found) / len(found) for name, found in batches.items()}
 
 
-def _measured(objective: Any, task: Task, rank: int) -> dict[str, float] | None:
+def _measured(objective: Any, task: Task, rank: int) -> Measured | None:
     """Scores on the dev splits: by the first worker alone, but by all where each has only a share of the model."""
     shared_out = hasattr(objective, "unshard")
     told: list[Any] = [None]
@@ -352,7 +360,7 @@ def _measured(objective: Any, task: Task, rank: int) -> dict[str, float] | None:
             objective.reshard()
     if dist.is_initialized():
         dist.broadcast_object_list(told)
-    scores: dict[str, float] | None = told[0]
+    scores: Measured | None = told[0]
     return scores
 
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from shared.settings import Settings
 from training.config import ConfigError, RunConfig
-from training.corpora import Example, corpus_folder, read
+from training.corpora import Example, corpus_folder, part, read
 
 T = TypeVar("T", bound=Sized)
 
@@ -41,14 +41,18 @@ def load(
     for name, corpus in config.corpora.items():
         folder = corpus_folder(name, settings)
         with _uncollected():
-            found[name] = items(read(folder, "train", corpus.types))
+            found[name] = items(_train(read(folder, "train", corpus.types), config))
         dev[name] = dev_groups(name, read(folder, "dev", corpus.types), items, config)
-        data[name] = {f"{split}_sha256": _sha256(folder / f"{split}.jsonl") for split in ("train", "dev")}
+        data[name] = {f"{split}_sha256": sha256(folder / f"{split}.jsonl") for split in ("train", "dev")}
         data[name] |= {"segments": len(found[name]), "tokens": sum(map(len, found[name]))}
     mix = shares(found, {name: corpus.share for name, corpus in config.corpora.items()}, config.temperature)
     for name, share in mix.items():
         data[name]["share"] = round(share, 4)
     return Mixer(found, mix, config.batch_tokens, config.seed, vary), dev, data
+
+
+def _train(examples: list[Example], config: RunConfig) -> list[Example]:
+    return examples if config.fold is None else part(examples, config.folds, config.fold, inside=False)
 
 
 @contextlib.contextmanager
@@ -77,7 +81,8 @@ def dev_groups(name: str, examples: Sequence[Example], items: Items[T], config: 
     return groups
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Hex digest of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -103,7 +108,7 @@ def grouped(found: Iterable[T], size: int) -> Iterator[list[T]]:
     group: list[T] = []
     used = 0
     for item in found:
-        if used + len(item) > size:
+        if group and used + len(item) > size:
             yield group
             group, used = [], 0
         group.append(item)

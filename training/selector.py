@@ -17,16 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.adapters import SELECTOR_FILE, SelectorFile
 from shared.base_model import load_tokenizer
 from shared.copying import CopyTokens
 from shared.packing import run
 from shared.settings import Settings
-from shared.span_encoder import SelectorFile, SpanHead, write_head
+from shared.span_encoder import SpanHead, write_head
 from training import loop, mixing, spans
+from training.candidates import wrong
 from training.config import SelectorConfig
 from training.corpora import corpus_folder, read
 from training.generator import lora, parts, plain, write_model
-from training.loop import Checkpoints, Report
+from training.loop import Checkpoints, Measured, Report
 from training.merged_lora import MergedLora
 from training.spans import SpanBatch, SpanItem
 
@@ -92,12 +94,16 @@ class SelectorTask:
         types = _types(config, settings)
         tokens = CopyTokens(load_tokenizer(settings))
         self._model = lora(config, settings, device)
+        self._frozen = config.reading == "copy"
+        if self._frozen:
+            self._model.requires_grad_(False)
         base = plain(self._model).config
         self._window = getattr(base, "sliding_window", None)
+        mistakes = wrong(config.candidates)
         self._mixer, dev, self.data = mixing.load(
             config,
             settings,
-            lambda examples: spans.items(examples, tokens, types, config.max_units),
+            lambda examples: spans.items(examples, tokens, types, config.max_units, mistakes, config.reading),
             lambda item, draw: item.drawn(config, draw),
         )
         draw = random.Random(0)  # noqa: S311 - an order, not a secret
@@ -105,9 +111,16 @@ class SelectorTask:
             name: [self.batch([item.drawn(config, draw) for item in group]) for group in groups]
             for name, groups in dev.items()
         }
-        self._made = SelectorFile(types=types, size=config.size, hidden=config.hidden)
-        head = SpanHead(base.hidden_size, len(types), config.hidden, config.size).to(device)
+        if config.candidates:
+            self.data["candidates"] = {"sha256": [mixing.sha256(file) for file in config.candidates]}
+        self._made = SelectorFile(types=types, size=config.size, hidden=config.hidden, reading=config.reading)
+        head = SpanHead(base.hidden_size, types, config.hidden, config.size)
+        if config.init is not None and (config.init / SELECTOR_FILE).is_file():
+            head.read(config.init)
+        head = head.to(device)
         self._merged = MergedLora(self._model) if device.type == "cpu" else None
+        if self._frozen and self._merged is not None:
+            self._merged.refresh()
         self.layers = parts(self._model)[0].layers
         self.objective = SelectorObjective(self._model, head, config)
 
@@ -118,13 +131,13 @@ class SelectorTask:
         return spans.pack(group, self._config.batch_tokens, self._window, self._device)
 
     def updated(self) -> None:
-        if self._merged is not None:
+        if self._merged is not None and not self._frozen:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
         """Of adapter and head, by their names in the objective."""
         named = self.objective.named_parameters()
-        return {name: loop.whole(p).clone() for name, p in named if p.requires_grad}
+        return {name: loop.whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         below: dict[str, dict[str, Tensor]] = {"model": {}, "head": {}}
@@ -136,18 +149,47 @@ class SelectorTask:
         return {}
 
     @torch.no_grad()
-    def measure(self) -> dict[str, float] | None:
-        """F1 of the head alone on the drawn spans of the dev batches."""
-        return {name: self._f1(batches) for name, batches in self.dev.items()}
+    def measure(self) -> Measured:
+        """F1 of the head alone on the drawn spans of the dev batches, and how their embeddings lie."""
+        f1: dict[str, float] = {}
+        more: dict[str, dict[str, float]] = {}
+        for name, batches in self.dev.items():
+            found = [self.objective.embed(batch) for batch in batches]
+            embeddings, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
+            types, right = (torch.cat([getattr(batch, part) for batch in batches]) for part in ("types", "right"))
+            f1[name] = _f1(logits > 0, right)
+            for measure, value in geometry(embeddings, types, right).items():
+                more.setdefault(measure, {})[name] = value
+        return Measured(f1, more)
 
-    def _f1(self, batches: Sequence[SpanBatch]) -> float:
-        hits = said = gold = 0
-        for batch in batches:
-            judged = self.objective.embed(batch)[1] > 0
-            hits += int((judged & batch.right).sum())
-            said += int(judged.sum())
-            gold += int(batch.right.sum())
-        return 2 * hits / (said + gold) if said + gold else 0.0
+
+def _f1(judged: Tensor, right: Tensor) -> float:
+    both = int(judged.sum() + right.sum())
+    return 2 * int((judged & right).sum()) / both if both else 0.0
+
+
+def geometry(embeddings: Tensor, types: Tensor, right: Tensor, k: int = 10) -> dict[str, float]:
+    """How well neighbours tell mentions from wrong spans: embeddings (N, size) of length one, types (N,), right (N,).
+
+    ``recall_at_1`` and ``recall_at_k``: the share of mentions whose nearest, or one of whose k nearest, among all spans
+    of their type is a mention. ``separation``: how much greater the mean cosine of two mentions of a type is than that
+    of a mention and a wrong span of it.
+    """
+    alike = types[:, None] == types[None, :]
+    others = alike & ~torch.eye(len(types), dtype=torch.bool, device=types.device)
+    cosines = embeddings @ embeddings.T
+    near = others & right[:, None] & right[None, :]
+    far = others & right[:, None] & ~right[None, :]
+    anchors = near.any(dim=1)
+    if not anchors.any():
+        return {"recall_at_1": 0.0, f"recall_at_{k}": 0.0, "separation": 0.0}
+    ranked = cosines.masked_fill(~others, float("-inf"))[anchors].topk(min(k, len(types)), dim=1)
+    hits = right[ranked.indices] & ranked.values.isfinite()
+    return {
+        "recall_at_1": hits[:, 0].float().mean().item(),
+        f"recall_at_{k}": hits.any(dim=1).float().mean().item(),
+        "separation": (cosines[near].mean() - (cosines[far].mean() if far.any() else 0.0)).item(),
+    }
 
 
 def _types(config: SelectorConfig, settings: Settings) -> tuple[str, ...]:

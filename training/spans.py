@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from shared.adapters import Way
 from shared.copying import CopyTokens
-from shared.packing import Block, both_ways
-from shared.pieces import split, to_piece_spans
+from shared.messages import LANGS
+from shared.packing import Block
+from shared.pieces import Pieces, split, to_piece_spans
 from shared.segmentation import segment
-from shared.span_encoder import SegmentTokens
-from training.corpora import Example
+from shared.span_encoder import TYPES_AT_ONCE, SegmentTokens, headers
+from training.candidates import digest
+from training.corpora import Example, Mention
 from training.tasks import fill
 
 # How far the two ends of a mention are moved, in pieces.
@@ -51,20 +54,23 @@ class Counts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SpanItem:
-    """A segment with its mentions, the types that its corpus annotates, and the spans that are learnt from."""
+    """A segment with its mentions, the types that its corpus annotates, a generator's mistakes, and the spans that are
+    learnt from.
+    """
 
     tokens: SegmentTokens
     gold: tuple[Span, ...]
     types: tuple[int, ...]
+    mistakes: tuple[Span, ...] = ()
     spans: tuple[Span, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.tokens.ids)
+        return len(self.tokens)
 
     def drawn(self, counts: Counts, draw: random.Random) -> SpanItem:
         """The item with its mentions and with wrong spans, drawn anew."""
         pieces = len(self.tokens.first)
-        taken = {(g.start, g.end, g.type) for g in self.gold}
+        taken = {(s.start, s.end, s.type) for s in (*self.gold, *self.mistakes)}
         wrong: list[Span] = []
 
         def add(start: int, end: int, type_: int) -> None:
@@ -83,28 +89,60 @@ class SpanItem:
         for _ in range(counts.elsewhere):
             start = draw.randrange(pieces)
             add(start, start + draw.choice(_LENGTHS), draw.choice(self.types))
-        return replace(self, spans=(*self.gold, *wrong))
+        spans = (*self.gold, *self.mistakes, *wrong)
+        if self.tokens.headers is not None:  # each type costs a line
+            there = sorted({span.type for span in spans})
+            chosen = draw.sample(there, min(TYPES_AT_ONCE, len(there)))
+            spans = tuple(span for span in spans if span.type in chosen)
+        return replace(self, spans=spans)
 
 
-def items(examples: Sequence[Example], tokens: CopyTokens, types: Sequence[str], max_units: int) -> list[SpanItem]:
+def items(
+    examples: Sequence[Example],
+    tokens: CopyTokens,
+    types: Sequence[str],
+    max_units: int,
+    mistakes: Mapping[str, Sequence[Mention]] | None = None,
+    way: Way = "both-ways",
+) -> list[SpanItem]:
     """One item a segment. A mention that crosses a segment or a piece boundary cannot be learnt from.
 
-    ``types``: keys, in the order of the head's table.
+    ``types``: keys, in the order of the head's table; ``mistakes``: a generator's, as :func:`training.candidates.wrong`
+    gives them; ``way``: how a segment is read.
     """
+    begun = {} if way == "both-ways" else {lang: headers(tokens, types, lang) for lang in LANGS}
     place = {key: i for i, key in enumerate(types)}
     out = []
     for example in examples:
         known = tuple(place[key] for key in example.types)
+        made = mistakes.get(digest(example.text), ()) if mistakes else ()
         for start, end in segment(example.text, example.lang, max_units):
             pieces = split(example.text[start:end])
-            gold = [
-                Span(first, last, place[m.type], True)
-                for m in example.mentions
-                if start <= m.start and m.end <= end
-                for first, last in to_piece_spans(pieces, [(m.start - start, m.end - start)])
-            ]
-            out.append(SpanItem(SegmentTokens.of(tokens, pieces), tuple(dict.fromkeys(gold)), known))
+            gold, wrong = (_spans(pieces, of, start, end, place) for of in (example.mentions, made))
+            out.append(
+                SpanItem(
+                    SegmentTokens.of(tokens, pieces, begun.get(example.lang)),
+                    tuple(Span(*span, True) for span in gold),
+                    known,
+                    # What the corpus has since made a mention is no mistake.
+                    tuple(Span(*span, False) for span in wrong if span not in gold),
+                )
+            )
     return out
+
+
+def _spans(
+    pieces: Pieces, mentions: Sequence[Mention], start: int, end: int, place: Mapping[str, int]
+) -> list[tuple[int, int, int]]:
+    """Piece ranges and types of those mentions that lie in the segment from ``start`` to ``end``, each once."""
+    inside = [m for m in mentions if start <= m.start and m.end <= end and m.type in place]
+    return list(
+        dict.fromkeys(
+            (first, last, place[m.type])
+            for m in inside
+            for first, last in to_piece_spans(pieces, [(m.start - start, m.end - start)])
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +172,11 @@ def pack(
     at: list[list[int]] = []
     spans: list[Span] = []
     for item in chosen:
-        begin, length = len(ids), len(item)
-        ids += item.tokens.ids
-        positions += range(length)
-        layout.append(Block(begin, begin + length, *both_ways(length, window, device)))
-        at += ([begin + token for token in item.tokens.boundaries(span.start, span.end)] for span in item.spans)
+        begin, read = len(ids), item.tokens.read(span.type for span in item.spans)
+        ids += read.ids
+        positions += read.positions
+        layout.append(read.block(begin, window, device))
+        at += ([begin + token for token in read.boundaries(s.type, s.start, s.end)] for s in item.spans)
         spans += item.spans
     tokens = len(ids)
     fill(ids, positions, layout, size, device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from shared import entity_types
 from shared.copying import Action, CopyTokens, actions_of, nested_only
-from shared.packing import Block, causal
+from shared.packing import Block, block_mask, causal
 from shared.pieces import split, to_piece_spans
 from shared.segmentation import segment
 from training.corpora import Example
@@ -90,17 +90,6 @@ def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> li
                 )
             out.append(Item(tuple(tokens.prefix(pieces)), tuple(lines)))
     return out
-
-
-def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Who sees whom: causal, the prefix by all, each line by itself only. Lengths in tokens; shape (n, n)."""
-    n = prefix + sum(lines)
-    mask = causal(n, device=device)
-    at = prefix
-    for length in lines:
-        mask[at + length :, at : at + length] = False
-        at += length
-    return mask
 
 
 def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") -> Batch:

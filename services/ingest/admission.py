@@ -1,23 +1,26 @@
-"""A record's bytes to a document, or to what is wrong with them."""
+"""A record's bytes to a document or to feedback, or to what is wrong with them."""
 
 from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from shared import entity_types
 from shared.errors import DocumentError
-from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document
+from shared.feedback import MAX_TEXT, Feedback, Opinion
+from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
+
+M = TypeVar("M", bound=Message)
 
 # What looks like the name of a field may be named; anything else that stands in its place may be clinical text.
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 _PROBLEMS = {
     "missing": "is missing",
-    "extra_forbidden": "is not a field of a document",
     "string_type": "is not a string",
     "string_too_short": "is empty",
     "string_too_long": "is too long",
@@ -25,17 +28,55 @@ _PROBLEMS = {
     "tuple_type": "is not a list",
     "too_long": "holds too many entries",
     "dict_type": "is not an object",
+    "int_type": "is not a whole number",
+    "int_from_float": "is not a whole number",
+    "int_parsing": "is not a whole number",
+    "greater_than_equal": "is too small",
 }
-_REMEDIES = {
-    "v": "send 1, or leave it out",
-    "id": f"send a string of 1 to {MAX_ID_CHARS} Unicode characters",
-    "text": "send a string of Unicode characters; decode the source with its right encoding first",
-    "lang": "send zh or en, or leave it out to have the language detected",
-    "types": f"send a list of 1 to {MAX_TYPES} entity type keys, or leave it out for the default set of the language",
-    "metadata": "send an object of JSON values in Unicode, or leave it out",
-}
-_EXAMPLE = 'send one JSON object in UTF-8, such as {"id": "note-1", "text": "..."}'
-_UNKNOWN_FIELD = f"leave it out; the fields are {', '.join(Document.model_fields)}, and metadata takes anything else"
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What records of a topic hold."""
+
+    name: str
+    example: str
+    remedies: dict[str, str]
+    unknown: str
+
+
+_DOCUMENT = _Kind(
+    "document",
+    'send one JSON object in UTF-8, such as {"id": "note-1", "text": "..."}',
+    {
+        "v": "send 1, or leave it out",
+        "id": f"send a string of 1 to {MAX_ID_CHARS} Unicode characters",
+        "text": "send a string of Unicode characters; decode the source with its right encoding first",
+        "lang": "send zh or en, or leave it out to have the language detected",
+        "types": f"send a list of 1 to {MAX_TYPES} entity type keys, or leave it out for the default set of the "
+        "language",
+        "metadata": "send an object of JSON values in Unicode, or leave it out",
+    },
+    f"leave it out; the fields are {', '.join(Document.model_fields)}, and metadata takes anything else",
+)
+_FEEDBACK = _Kind(
+    "feedback",
+    'send one JSON object in UTF-8, such as {"text": "...", "start": 0, "end": 4, "type": "disease", '
+    '"accepted": false}',
+    {
+        "v": "send 1, or leave it out",
+        "id": f"send a string of 1 to {MAX_ID_CHARS} Unicode characters, or leave it out to have one made",
+        "text": f"send 1 to {MAX_TEXT} Unicode characters: the sentence that the mention stands in",
+        "start": "send the offset of the mention in the text, in Unicode code points from 0",
+        "end": "send the offset behind the mention in the text, in Unicode code points",
+        "type": "send the key of an entity type",
+        "accepted": "send true or false",
+        "lang": "send zh or en, or leave it out to have the language detected",
+        "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or leave it out",
+        "time": "send Unix seconds, or leave it out",
+    },
+    f"leave it out; the fields are {', '.join(Opinion.model_fields)}",
+)
 
 
 def admit(value: bytes | None) -> Document:
@@ -43,45 +84,63 @@ def admit(value: bytes | None) -> Document:
 
     :class:`DocumentError`, which tells nothing of the value but names of fields, where it holds none.
     """
-    if not value:
-        raise DocumentError("document", "has no bytes", _EXAMPLE, reason="empty")
+    document = _read(value, Document, _DOCUMENT)
     try:
-        fields = json.loads(value.decode("utf-8-sig"), parse_constant=_refuse)
-    except UnicodeDecodeError:
-        raise DocumentError("document", "is not UTF-8", _EXAMPLE, reason="not_json") from None
-    except (ValueError, RecursionError):
-        raise DocumentError("document", "is not JSON", _EXAMPLE, reason="not_json") from None
-    if not isinstance(fields, dict):
-        raise DocumentError("document", "is JSON, but not an object", _EXAMPLE)
-    try:
-        document = Document.model_validate(fields)
         # JSON values are not looked into by pydantic, and Python's parser lets lone surrogates through.
         json.dumps(document.metadata, ensure_ascii=False).encode()
-    except ValidationError as error:
-        raise _document_error(error) from None
     except (UnicodeEncodeError, RecursionError):
-        raise DocumentError("metadata", "holds a lone surrogate", _REMEDIES["metadata"]) from None
+        raise DocumentError("metadata", "holds a lone surrogate", _DOCUMENT.remedies["metadata"]) from None
     if document.types is not None:
         entity_types.check(document.types)
     return document
+
+
+def admit_feedback(value: bytes | None, now: float) -> Feedback:
+    """The same of a reviewer's opinion on a mention; ``now``: Unix seconds, for one that does not tell its time."""
+    return _read(value, Opinion, _FEEDBACK).feedback(now)
+
+
+def _read(value: bytes | None, message: type[M], kind: _Kind) -> M:
+    if not value:
+        raise DocumentError(kind.name, "has no bytes", kind.example, reason="empty")
+    try:
+        fields = json.loads(value.decode("utf-8-sig"), parse_constant=_refuse)
+    except UnicodeDecodeError:
+        raise DocumentError(kind.name, "is not UTF-8", kind.example, reason="not_json") from None
+    except (ValueError, RecursionError):
+        raise DocumentError(kind.name, "is not JSON", kind.example, reason="not_json") from None
+    if not isinstance(fields, dict):
+        raise DocumentError(kind.name, "is JSON, but not an object", kind.example)
+    try:
+        return message.model_validate(fields)
+    except ValidationError as error:
+        raise _error(error, kind) from None
 
 
 def _refuse(constant: str) -> Any:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-def _document_error(error: ValidationError) -> DocumentError:
+def _error(error: ValidationError, of: _Kind) -> DocumentError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    kind, field = first["type"], str(first["loc"][0]) if first["loc"] else "document"
+    kind, field = first["type"], str(first["loc"][0]) if first["loc"] else of.name
+    reason = "invalid"
     if not _NAME.fullmatch(field):
-        field = "document"
-        problem = "has a member that is not a field of a document"
-    elif kind == "value_error":  # of Document's own validators, which know not to quote
-        problem = first["msg"].removeprefix("Value error, ").partition(";")[0]
+        field = of.name
+        problem = f"has a member that is not a field of a {of.name}"
+    elif kind == "extra_forbidden":
+        problem = f"is not a field of a {of.name}"
+    elif kind == "value_error":  # of the message's own validators, which know not to quote
+        said = first["msg"].removeprefix("Value error, ").partition(";")[0]
+        if not first["loc"]:  # of several fields: it begins with the one to change
+            field, _, said = said.partition(": ")
+        problem = said
+        if "no known entity type" in problem:
+            reason = "unknown_type"
     elif kind == "literal_error":
         problem = "is not one of the values it can have"
     elif len(first["loc"]) > 1:
         problem = "holds an entry of the wrong type"
     else:
         problem = _PROBLEMS.get(kind, "is not valid")
-    return DocumentError(field, problem, _REMEDIES.get(field, _UNKNOWN_FIELD))
+    return DocumentError(field, problem, of.remedies.get(field, of.unknown), reason=reason)

@@ -1,8 +1,9 @@
 """The consumer: records to results, at least once, and effectively once because results are idempotent.
 
 A document goes through the pipeline, into the store and onto the entities topic, each step retried by itself; only
-then is its record done. A record that holds no document, or one that cannot be processed, goes to the dead letters.
-Offsets are committed up to the first record that is not done.
+then is its record done. Feedback of reviewers goes into the store, where selectors find it. A record that holds
+neither, or one that cannot be processed, goes to the dead letters. Offsets are committed up to the first record that is
+not done.
 
 All state belongs to the event loop. Calls that block run in threads, those of the Kafka consumer in a single one,
 which reads on whatever inference does: what does not fit into the window pauses the partitions instead.
@@ -20,17 +21,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from services.ingest.admission import admit
+from services.ingest.admission import admit, admit_feedback
 from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
 from services.ingest.watermarks import Watermark
 from shared.errors import DocumentError, Overloaded
+from shared.feedback import FeedbackStore
 from shared.logs import get_logger
 from shared.messages import Document, Extraction
 from shared.metrics import (
     DEAD_LETTERS,
     DOCUMENT_SECONDS,
     DOCUMENTS,
+    FEEDBACK,
     IN_FLIGHT,
     LAG,
     RETRIES,
@@ -83,10 +86,10 @@ class Consumer:
     """One consumer of the group.
 
     ``open_source``, given a callback for revoked partitions, and ``open_sink`` connect; they are called in threads and
-    tried until they do. The consumer closes what they return, and leaves ``store`` open. ``process`` makes a document's
-    extraction. A DocumentError of it sends the document to the dead letters. Overloaded, an error of the store or the
-    broker, or one of a class in ``transient``, is retried until it is over; any other ``config.attempts`` times, then
-    it counts as the document's own.
+    tried until they do. The consumer closes what they return, and leaves ``store`` and ``feedback`` open. ``process``
+    makes a document's extraction. A DocumentError of it sends the document to the dead letters. Overloaded, an error of
+    the store or the broker, or one of a class in ``transient``, is retried until it is over; any other
+    ``config.attempts`` times, then it counts as the document's own.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class Consumer:
         open_source: Callable[[Callback], Source],
         open_sink: Callable[[], Sink],
         store: ResultStore,
+        feedback: FeedbackStore,
         process: Process,
         settings: Settings,
         config: IngestConfig,
@@ -104,6 +108,7 @@ class Consumer:
         self._open_source = open_source
         self._open_sink = open_sink
         self._store = store
+        self._feedback = feedback
         self._process = process
         self._settings = settings
         self._config = config
@@ -290,6 +295,9 @@ class Consumer:
     async def _handle(self, record: Record) -> None:
         start = time.perf_counter()
         try:
+            if record.topic == self._settings.topic_feedback:
+                await self._learn(record)
+                return
             document = admit(record.value)
             extraction = await self._persist("process", lambda: self._process(document))
             await self._deliver(record, extraction)
@@ -300,6 +308,19 @@ class Consumer:
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
         self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
+
+    async def _learn(self, record: Record) -> None:
+        """Keeps an opinion, or takes one back: a record with a key alone, as Kafka deletes."""
+        store = self._feedback
+        if record.key and not record.value:
+            id_ = record.key.decode("utf-8", "replace")
+            at = record.timestamp_ms / 1000
+            await self._persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
+            self._observe(FEEDBACK, 1, {"kind": "undone"})
+            return
+        opinion = admit_feedback(record.value, record.timestamp_ms / 1000)
+        await self._persist("feedback", lambda: asyncio.to_thread(store.put, opinion))
+        self._observe(FEEDBACK, 1, {"kind": "accepted" if opinion.accepted else "rejected"})
 
     async def _deliver(self, record: Record, extraction: Extraction) -> None:
         start = time.perf_counter()

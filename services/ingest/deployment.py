@@ -29,6 +29,7 @@ from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
 from shared import logs
+from shared.feedback import FeedbackStore
 from shared.messages import Document, Extraction
 from shared.ray_metrics import RayObserver
 from shared.settings import settings
@@ -79,11 +80,13 @@ class Ingest:
         logs.configure(settings())
         self._pipeline = pipeline
         self._store = ResultStore.from_settings(settings())
+        self._feedback = FeedbackStore.from_settings(settings())
         self._consumer = Consumer(
             open_source=self._open_source,
             open_sink=self._open_sink,
             store=self._store,
             process=self._process,
+            feedback=self._feedback,
             settings=settings(),
             config=_CONFIG,
             transient=TRANSIENT,
@@ -109,13 +112,15 @@ class Ingest:
         self._consumer.stop()
         await asyncio.wait([self._task])
         self._store.close()
+        self._feedback.close()
 
     def _open_sink(self) -> Sink:
         ensure_topics(settings())
         return Sink(settings())
 
     def _open_source(self, on_revoked: Callback) -> Source:
-        return Source(settings(), _CONFIG.group, [settings().topic_documents], on_revoked=on_revoked)
+        topics = [settings().topic_documents, settings().topic_feedback]
+        return Source(settings(), _CONFIG.group, topics, on_revoked=on_revoked)
 
     async def _process(self, document: Document) -> Extraction:
         extraction: Extraction = await self._pipeline.extract.remote(document)

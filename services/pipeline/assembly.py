@@ -29,6 +29,7 @@ from shared.messages import (
     Lang,
     Parsed,
     Segment,
+    Selected,
     TaggedLine,
     check_offsets,
 )
@@ -37,7 +38,7 @@ from shared.store import StoreError
 
 Generate = Callable[[tuple[Segment, ...], tuple[str, ...]], Awaitable[tuple[TaggedLine, ...]]]
 Parse = Callable[[tuple[TaggedLine, ...]], Awaitable[Parsed]]
-Select = Callable[[tuple[Candidate, ...]], Awaitable[tuple[Entity, ...]]]
+Select = Callable[[tuple[Candidate, ...]], Awaitable[Selected]]
 
 _Lines = dict[tuple[str, str], TaggedLine]  # by a segment's text and a type
 _Chunk = list[list[Segment]]  # for each distinct text the segments that have it
@@ -62,6 +63,7 @@ class _Run:
     counts: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
     warnings: set[str] = field(default_factory=set)
+    exemplars: set[str] = field(default_factory=set)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -87,6 +89,7 @@ class Pipeline:
         select: Select,
         cache: SegmentCache,
         model_revision: str,
+        generator_revision: str,
         config: PipelineConfig,
     ) -> None:
         self._generate = generate
@@ -94,6 +97,7 @@ class Pipeline:
         self._select = select
         self._cache = cache
         self._model_revision = model_revision
+        self._generator_revision = generator_revision
         self._config = config
 
     async def extract(self, document: Document) -> Extraction:
@@ -133,6 +137,8 @@ class Pipeline:
             types=run.types,
             entities=entities,
             model_revision=self._model_revision,
+            # More than one where they changed between two chunks.
+            exemplars="+".join(sorted(run.exemplars - {""})),
             warnings=tuple(sorted(run.warnings)),
             counts=Counts.model_validate(run.counts),
             timings=dict(run.timings),
@@ -176,7 +182,9 @@ class Pipeline:
         if not parsed.candidates:
             return ()
         with run.timed("selection"):
-            return await self._select(parsed.candidates)
+            selected = await self._select(parsed.candidates)
+        run.exemplars.add(selected.exemplars)
+        return selected.entities
 
     async def _tag(self, chunk: _Chunk, run: _Run) -> _Lines:
         """The line of each segment text and type: from the cache, else generated and cached."""
@@ -227,7 +235,7 @@ class Pipeline:
 
     def _key(self, segment: Segment, type_: str) -> str:
         # The text comes last: nothing before it can hold the separator.
-        what = "\x1f".join((self._model_revision, segment.lang, type_, segment.text))
+        what = "\x1f".join((self._generator_revision, segment.lang, type_, segment.text))
         return hashlib.sha256(what.encode()).hexdigest()
 
 

@@ -12,8 +12,8 @@ from ray.serve.handle import DeploymentHandle
 from services.pipeline.assembly import Pipeline
 from services.pipeline.config import PipelineConfig
 from shared import logs
-from shared.adapters import model_revision
-from shared.messages import Candidate, Document, Entity, Extraction, Parsed, Segment, TaggedLine
+from shared.adapters import generator_revision, model_revision
+from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
 from shared.metrics import CACHE_HITS, ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
 from shared.ray_metrics import RayObserver
 from shared.settings import settings
@@ -49,6 +49,7 @@ class PipelineService:
             select=self._select,
             cache=self._store,
             model_revision=model_revision(settings()),
+            generator_revision=generator_revision(settings()),
             config=_CONFIG,
         )
         self._observe = RayObserver()
@@ -74,6 +75,6 @@ class PipelineService:
         parsed: Parsed = await self._parsing.parse.remote(lines)
         return parsed
 
-    async def _select(self, candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
-        entities: tuple[Entity, ...] = await self._selection.select.remote(candidates)
-        return entities
+    async def _select(self, candidates: tuple[Candidate, ...]) -> Selected:
+        selected: Selected = await self._selection.select.remote(candidates)
+        return selected

@@ -5,8 +5,9 @@ holds clinical text, and an answer may end in the log of a proxy.
 """
 
 import asyncio
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 from fastapi import FastAPI, Path, Query, Request
@@ -22,12 +23,15 @@ from services.query.config import QueryConfig
 from shared import entity_types
 from shared.entity_types import DEFAULTS, TYPES
 from shared.errors import DocumentError
+from shared.feedback import MAX_TEXT, Feedback, FeedbackPage, Opinion
 from shared.logs import get_logger
 from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Extraction
 from shared.store import Mention, StoreError
 
 Extract = Callable[[Document], Awaitable[Extraction]]
 Missing = Callable[[], Awaitable[Sequence[str]]]
+
+FEEDBACK = "/v1/feedback"
 
 logger = get_logger(__name__)
 
@@ -38,6 +42,16 @@ class Results(Protocol):
     def get(self, document_id: str) -> Extraction | None: ...
 
     def mentions(self, text: str, type: str | None, limit: int = 100) -> list[Mention]: ...
+
+
+class Reviews(Protocol):
+    """What the interface needs to take feedback; :class:`shared.feedback.FeedbackStore` is one."""
+
+    def put(self, feedback: Feedback) -> bool: ...
+
+    def undo(self, id: str) -> bool: ...
+
+    def page(self, limit: int = 100, before: int | None = None) -> FeedbackPage: ...
 
 
 class Busy(Exception):
@@ -149,7 +163,20 @@ _REMEDIES = {
     "metadata": "send a JSON object, or leave it out",
     "v": "send 1, or leave it out",
     "type": f"send one of {', '.join(TYPES)}; or leave it out for all types",
+    "before": "send `next` of the page before, or leave it out for the first page",
     "limit": "send a whole number from 1 to the largest allowed, or leave it out",
+}
+
+_OF_FEEDBACK = _REMEDIES | {
+    "body": 'send one JSON object in UTF-8, such as {"text": "...", "start": 0, "end": 4, "type": "disease", '
+    '"accepted": false}, with Content-Type: application/json',
+    "text": f"send 1 to {MAX_TEXT} Unicode characters: the sentence that the mention stands in",
+    "start": "send the offset of the mention in the text, in Unicode code points from 0; no white space belongs to it",
+    "end": "send the offset behind the mention in the text, in Unicode code points",
+    "type": f"send one of {', '.join(TYPES)}",
+    "accepted": "send true or false",
+    "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or leave it out",
+    "time": "send Unix seconds, or leave it out",
 }
 
 _BY_STATUS = {
@@ -159,9 +186,12 @@ _BY_STATUS = {
 }
 
 
-def problem_of(error: Mapping[str, Any]) -> Problem:
-    """What pydantic found wrong, without the input; the names of members that were sent are input as well."""
-    names = [name for name in error["loc"][1:2] if name in _REMEDIES]
+def problem_of(error: Mapping[str, Any], known: Iterable[str], remedies: Mapping[str, str]) -> Problem:
+    """What pydantic found wrong, without the input; the names of members that were sent are input as well.
+
+    ``known``: the names of the members that a body may have; ``remedies``: what to do, by member.
+    """
+    names = [name for name in error["loc"][1:2] if name in remedies]
     field = names[0] if names else "body"
     kind = error["type"]
     if kind == "json_invalid":
@@ -170,13 +200,15 @@ def problem_of(error: Mapping[str, Any]) -> Problem:
         problem = "is missing"
     elif kind == "extra_forbidden":
         field = "body"
-        problem = f"has a member that is not known; the known ones are {', '.join(ExtractRequest.model_fields)}"
+        problem = f"has a member that is not known; the known ones are {', '.join(known)}"
     elif kind == "string_unicode":
         problem = "holds a lone surrogate, which is not Unicode text"
     else:
         message = str(error["msg"]).removeprefix("Value error, ")
+        if kind == "value_error" and field == "body":  # of several members: it begins with the one to change
+            field, _, message = message.partition(": ")
         problem = message[:1].lower() + message[1:]
-    return Problem(field=field, problem=problem, remedy=_REMEDIES[field])
+    return Problem(field=field, problem=problem, remedy=remedies[field])
 
 
 class BodyLimit:
@@ -213,12 +245,19 @@ class BodyLimit:
         await self.app(scope, limited, send)
 
 
-def create_app(*, extract: Extract, store: Results, missing: Missing, config: QueryConfig) -> FastAPI:
+def create_app(
+    *,
+    extract: Extract,
+    store: Results,
+    reviews: Reviews,
+    missing: Missing,
+    config: QueryConfig,
+) -> FastAPI:
     """The HTTP application.
 
     ``extract`` takes a document to its extraction (:class:`DocumentError` where the document is at fault,
     :class:`Busy` where it should be tried later). ``store`` is asked in threads. ``missing`` names, a string each, what
-    is not ready yet; none when all is.
+    is not ready yet; none when all is. ``reviews``, also asked in threads, takes feedback.
     """
     app = FastAPI(
         title="biobracket",
@@ -230,10 +269,14 @@ def create_app(*, extract: Extract, store: Results, missing: Missing, config: Qu
     app.add_middleware(BodyLimit, max_bytes=config.max_body_bytes)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         status = 400 if first["type"] == "json_invalid" else 422
-        return JSONResponse(Failure(error=problem_of(first)).model_dump(), status)
+        if request.url.path == FEEDBACK:
+            problem = problem_of(first, Opinion.model_fields, _OF_FEEDBACK)
+        else:
+            problem = problem_of(first, ExtractRequest.model_fields, _REMEDIES)
+        return JSONResponse(Failure(error=problem).model_dump(), status)
 
     @app.exception_handler(HTTPException)
     async def failed(_: Request, error: HTTPException) -> JSONResponse:
@@ -339,6 +382,60 @@ def create_app(*, extract: Extract, store: Results, missing: Missing, config: Qu
         if type is not None and type not in TYPES:
             raise ApiError(422, "type", "is no known entity type", _REMEDIES["type"])
         return Mentions(mentions=tuple(store.mentions(text, type, limit)))
+
+    @app.post(
+        FEEDBACK,
+        status_code=201,
+        summary="Accept or reject a mention",
+        responses={
+            409: {"model": Failure, "description": "It is older than what is there."},
+            422: {"model": Failure, "description": "A field is wrong."},
+        },
+    )
+    def give_feedback(opinion: Opinion) -> Feedback:
+        """Counts from the next extraction on, for the mention and for near copies of it, on every replica.
+
+        A later opinion on the same mention, or of the same `id`, replaces an earlier one. What is stored is the answer.
+        """
+        feedback = opinion.feedback(time.time())
+        if not reviews.put(feedback):
+            raise ApiError(
+                409,
+                "time",
+                "is not after that of the opinion which is there, or which was taken back",
+                "leave it out, or send when this opinion was given",
+            )
+        return feedback
+
+    @app.get(
+        FEEDBACK,
+        summary="List feedback",
+        responses={422: {"model": Failure, "description": "A parameter is wrong."}},
+    )
+    def list_feedback(
+        limit: Annotated[int, Query(ge=1, le=config.max_mentions, description="Most opinions to give.")] = min(
+            100, config.max_mentions
+        ),
+        before: Annotated[int | None, Query(ge=0, description="`next` of the page before.")] = None,
+    ) -> FeedbackPage:
+        """Those changed last first."""
+        return reviews.page(limit, before)
+
+    @app.delete(
+        FEEDBACK + "/{id:document}",
+        status_code=204,
+        summary="Take feedback back",
+        responses={
+            404: {"model": Failure, "description": "There is no feedback of this id."},
+            422: {"model": Failure, "description": "The identifier is too long."},
+        },
+    )
+    def undo_feedback(
+        id: Annotated[str, Path(min_length=1, max_length=MAX_ID_CHARS, description="Identifier of the feedback.")],
+    ) -> None:
+        """As if it had never been given, from the next extraction on."""
+        if not reviews.undo(id):
+            raise ApiError(404, "id", "no feedback has this id", "see GET /v1/feedback for those there are")
 
     @app.get("/healthz", summary="Whether this process is alive")
     async def healthz() -> Health:

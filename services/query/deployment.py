@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
 from shared.errors import DocumentError, Overloaded
+from shared.feedback import FeedbackStore
 from shared.logs import configure
 from shared.messages import Document, Extraction
 from shared.settings import settings
@@ -50,10 +51,17 @@ class Query:
         self._generation = generation
         self._ingest = ingest
         self._store = ResultStore.from_settings(settings())
+        self._reviews = FeedbackStore.from_settings(settings())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve calls it after the constructor."""
-        return create_app(extract=self._extract, store=self._store, missing=self._missing, config=_CONFIG)
+        return create_app(
+            extract=self._extract,
+            store=self._store,
+            reviews=self._reviews,
+            missing=self._missing,
+            config=_CONFIG,
+        )
 
     async def _extract(self, document: Document) -> Extraction:
         try:

@@ -19,6 +19,13 @@ class SelectionConfig(BaseSettings):
     )
     threads: int = Field(default=0, ge=0, description="Threads of the span encoder on a CPU; 0: one a core.")
     neighbours: int = Field(default=16, ge=1, description="Nearest exemplars that have a vote on a candidate.")
+    near_copy: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the pieces around a mention, five on either side, that must be the same where what a "
+        "reviewer said of it counts for the same words elsewhere.",
+    )
     evidence: int = Field(default=0, ge=0, description="Nearest exemplars that an entity carries as evidence.")
     batch_tokens: int = Field(default=4096, ge=64, description="Tokens of a pass of the span encoder.")
     max_queued: int = Field(default=4096, ge=1, description="Documents that may wait in a replica.")

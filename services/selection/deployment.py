@@ -9,9 +9,11 @@ from ray.serve.config import AutoscalingConfig
 
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
+from shared.adapters import selector_folder
 from shared.batching import Batcher
+from shared.feedback import FeedbackStore
 from shared.logs import configure
-from shared.messages import Candidate, Entity
+from shared.messages import Candidate, Selected
 from shared.settings import settings
 
 _CONFIG = SelectionConfig()
@@ -32,13 +34,14 @@ class Selection:
 
     def __init__(self) -> None:
         configure(settings())
-        if settings().selector:
+        if selector_folder(settings()) is not None:
             import torch
 
             # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
             torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
-        selector = Selector.load(settings(), config=_CONFIG)
-        self._batcher: Batcher[tuple[Candidate, ...], tuple[Entity, ...]] = Batcher(
+        feedback = FeedbackStore.from_settings(settings())
+        selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
+        self._batcher: Batcher[tuple[Candidate, ...], Selected] = Batcher(
             selector.select,
             selector.tokens,
             batch_tokens=_CONFIG.batch_tokens,
@@ -46,7 +49,7 @@ class Selection:
             full="selection: too many documents wait; send less or raise BIOBRACKET_SELECTION_MAX_QUEUED",
         )
 
-    async def select(self, candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
+    async def select(self, candidates: tuple[Candidate, ...]) -> Selected:
         """See :class:`services.selection.selector.Selector`."""
-        (entities,) = await self._batcher.ask([candidates])
-        return entities
+        (selected,) = await self._batcher.ask([candidates])
+        return selected

@@ -1,7 +1,8 @@
 """Selection: candidates of documents in, kept entities out.
 
 A candidate's probability is that of its type's calibration, from the generator's confidence, and where there is a span
-encoder from the log-odds of its head and the vote of the nearest labelled exemplars.
+encoder from the log-odds of its head and the vote of the nearest labelled exemplars. What a reviewer said of it, or of
+a near copy, comes before all that.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 
 from services.selection.config import SelectionConfig
 from services.selection.overlaps import Scored, keep
-from shared.adapters import adapter_folder, index_folder, selector_folder
+from services.selection.reviews import Reviews
+from shared.adapters import index_folder, selector_folder
 from shared.calibration import Calibration, Judgement
-from shared.messages import Candidate, Entity, Evidence
+from shared.messages import Candidate, Evidence, Selected
 from shared.settings import Settings
 
 if TYPE_CHECKING:
-    from shared.exemplars import ExemplarIndex, Neighbours
+    from services.selection.knowledge import Found, Knowledge
+    from shared.exemplars import Neighbours
+    from shared.feedback import FeedbackStore
     from shared.span_encoder import SpanEncoder
 
 # How fast the say of an exemplar falls with its distance, in cosine.
@@ -34,35 +38,50 @@ class Selector:
         self,
         calibration: Calibration,
         encoder: SpanEncoder | None = None,
-        index: ExemplarIndex | None = None,
+        knowledge: Knowledge | None = None,
+        reviews: Reviews | None = None,
         config: SelectionConfig | None = None,
     ) -> None:
-        """Without an encoder, by the generator's confidence alone; without an index, no exemplars have a vote."""
+        """Without an encoder, by the generator's confidence alone; without knowledge, no exemplars have a vote."""
         self._calibration = calibration
         self._encoder = encoder
-        self._index = index
+        self._knowledge = knowledge
+        self._reviews = reviews
         self._config = config or SelectionConfig()
 
     @classmethod
     def load(
-        cls, settings: Settings, calibration: Calibration | None = None, config: SelectionConfig | None = None
+        cls,
+        settings: Settings,
+        calibration: Calibration | None = None,
+        config: SelectionConfig | None = None,
+        feedback: FeedbackStore | None = None,
     ) -> Self:
-        """The selector of the settings with its index, if it has one, else that of the adapter's calibration alone."""
+        """The selector of the settings with its index, if it has one, else that of the adapter's calibration alone.
+
+        ``feedback``: where to learn what reviewers say; none where it should not.
+        """
         folder = selector_folder(settings)
         config = config or SelectionConfig()
+        calibration = calibration or Calibration.for_settings(settings)
+        reviews = None if feedback is None else Reviews(feedback, config.near_copy)
         if folder is None:
-            return cls(calibration or Calibration.for_adapter(adapter_folder(settings)), config=config)
-        from shared.exemplars import ExemplarIndex
+            return cls(calibration, reviews=reviews, config=config)
+        from services.selection.knowledge import Knowledge
         from shared.span_encoder import SpanEncoder, encoder_revision
 
-        place = index_folder(folder)
-        index = ExemplarIndex.load(place, encoder=encoder_revision(settings, folder)) if place.is_dir() else None
         encoder = SpanEncoder.load(settings, folder, config.batch_tokens)
-        return cls(calibration or Calibration.for_adapter(folder), encoder, index, config)
+        knowledge = Knowledge(encoder.size, encoder_revision(settings, folder), index_folder(folder))
+        return cls(calibration, encoder, knowledge, reviews, config)
+
+    @property
+    def encoder(self) -> SpanEncoder | None:
+        """What it reads segments with; none where the generator's confidence alone decides."""
+        return self._encoder
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Judgement]:
-        """What is known of each candidate."""
-        return [judgement for judgement, _ in self._judged(candidates)]
+        """What is known of each candidate, but for what reviewers said of it."""
+        return [known for known, _ in self._judged(candidates)]
 
     def _judged(self, candidates: Sequence[Candidate]) -> list[tuple[Judgement, tuple[Evidence, ...]]]:
         if self._encoder is None:
@@ -70,27 +89,27 @@ class Selector:
         encoded = self._encoder.encode(candidates)
         votes = np.zeros(len(candidates), dtype=np.float32)
         evidence: list[tuple[Evidence, ...]] = [()] * len(candidates)
-        if self._index is not None:
+        if self._knowledge is not None:
             for type_ in {c.type for c in candidates}:
                 rows = [i for i, c in enumerate(candidates) if c.type == type_ and encoded.known[i]]
-                near = self._index.search(type_, encoded.embeddings[rows], self._config.neighbours)
-                votes[rows] = vote(near)
+                found = self._knowledge.search(type_, encoded.embeddings[rows], self._config.neighbours)
+                votes[rows] = vote(found.near)
                 for i, row in enumerate(rows):
-                    evidence[row] = self._evidence(self._index, type_, near, i)
+                    evidence[row] = self._evidence(found, type_, i)
         return [
-            (Judgement(c.generator_confidence, c.greedy, float(head), float(of_index)), seen)
-            for c, head, of_index, seen in zip(candidates, encoded.logits, votes, evidence, strict=True)
+            (Judgement(c.generator_confidence, c.greedy, float(head), float(of_exemplars)), seen)
+            for c, head, of_exemplars, seen in zip(candidates, encoded.logits, votes, evidence, strict=True)
         ]
 
-    def _evidence(self, index: ExemplarIndex, type_: str, near: Neighbours, row: int) -> tuple[Evidence, ...]:
-        found: list[Evidence] = []
-        for position, similarity in zip(near.positions[row].tolist(), near.similarities[row].tolist(), strict=True):
-            if position < 0 or len(found) == self._config.evidence:
+    def _evidence(self, found: Found, type_: str, row: int) -> tuple[Evidence, ...]:
+        evidence: list[Evidence] = []
+        for column, similarity in enumerate(found.near.similarities[row].tolist()):
+            if found.near.positions[row, column] < 0 or len(evidence) == self._config.evidence:
                 break
-            exemplar = index.exemplar(type_, position)
+            exemplar = found.exemplar(row, column)
             cosine = min(1.0, max(-1.0, similarity))
-            found.append(Evidence(text=exemplar.text, type=type_, accepted=exemplar.accepted, similarity=cosine))
-        return tuple(found)
+            evidence.append(Evidence(text=exemplar.text, type=type_, accepted=exemplar.accepted, similarity=cosine))
+        return tuple(evidence)
 
     def tokens(self, candidates: Sequence[Candidate]) -> int:
         """About how many tokens the candidates of a document cost; batches are made by this."""
@@ -98,24 +117,41 @@ class Selector:
             return 1
         return sum(map(self._encoder.tokens, {c.segment.text for c in candidates}))
 
-    def select(self, documents: Sequence[Sequence[Candidate]]) -> list[tuple[Entity, ...]]:
+    def select(self, documents: Sequence[Sequence[Candidate]]) -> list[Selected]:
         """The kept ones among the candidates of each document, in text order.
 
         Offsets are the document's. No span of a type comes twice and no two of a type cross. ``parent_id`` is left
         open: it depends on the entities of all types. The answer does not depend on the order of the candidates, nor
-        on the other documents.
+        on the other documents. What a reviewer said of a candidate or a near copy of it stands above all else.
         """
+        state = self._refresh()
         judged = iter(self._judged([candidate for document in documents for candidate in document]))
         answers = []
         for document in documents:
             scored = []
             for candidate in document:
                 known, evidence = next(judged)
-                probability = self._calibration.probability(candidate.type, known)
-                if probability >= self._calibration.threshold(candidate.type):
-                    scored.append(Scored(candidate, probability, evidence))
-            answers.append(keep(scored))
+                ruling = None if self._reviews is None else self._reviews.ruling(candidate)
+                if ruling is None:
+                    probability = self._calibration.probability(candidate.type, known)
+                    if probability >= self._calibration.threshold(candidate.type):
+                        scored.append(Scored(candidate, probability, evidence))
+                elif ruling:
+                    scored.append(Scored(candidate, 1.0, evidence))
+            answers.append(Selected(entities=keep(scored), exemplars=state))
         return answers
+
+    def _refresh(self) -> str:
+        """Takes exemplars and feedback that changed; names what there is, empty where there is nothing."""
+        changes = None if self._reviews is None else self._reviews.refresh()
+        index = ""
+        if self._knowledge is not None and self._encoder is not None:
+            if changes is not None:
+                self._knowledge.learn(changes, self._encoder.encode)
+            self._knowledge.refresh()
+            index = self._knowledge.state
+        version = 0 if self._reviews is None else self._reviews.version
+        return f"{index}.{version}" if index or version else ""
 
 
 def vote(near: Neighbours) -> NDArray[np.float32]:

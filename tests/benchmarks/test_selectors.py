@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.selectors import GREEDY, WAYS, main
+from benchmarks.selectors import GREEDY, QUESTION, WAYS, main
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
 from tests.training.test_generator import corpus
@@ -27,8 +27,9 @@ def test_one_command_compares_all_ways(tmp_path, monkeypatch):
     arguments = ["--out", str(tmp_path / "out"), "--dev", "toy=40", "--test", "toy=30"]
     first = run.invoke(app, arguments)
     assert first.exit_code == 0, first.output
+    assert (tmp_path / "out" / "reliability.png").is_file()
     report = json.loads((tmp_path / "out" / "selectors.json").read_text())
-    assert report["ways"].keys() == {*WAYS, GREEDY}
+    assert report["ways"].keys() == {*WAYS, GREEDY} - {QUESTION}
     assert report["texts"] == {"toy dev": 40, "toy test": 30}
     for way, row in report["ways"].items():
         assert 0 <= row["toy"]["f1"] <= 1

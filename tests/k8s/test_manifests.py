@@ -156,11 +156,16 @@ def test_a_finished_training_job_gives_its_gpus_back() -> None:
 
 
 def test_topics_are_those_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("DOCUMENTS", "ENTITIES", "DEAD_LETTERS"):
+    for name in ("DOCUMENTS", "ENTITIES", "DEAD_LETTERS", "FEEDBACK"):
         monkeypatch.delenv(f"BIOBRACKET_TOPIC_{name}", raising=False)
     settings = Settings()
     topics = {m.values[0]["metadata"]["name"] for m in MANIFESTS if m.values[0]["kind"] == "KafkaTopic"}
-    assert topics == {settings.topic_documents, settings.topic_entities, settings.topic_dead_letters}
+    assert topics == {
+        settings.topic_documents,
+        settings.topic_entities,
+        settings.topic_dead_letters,
+        settings.topic_feedback,
+    }
 
 
 @pytest.mark.parametrize("manifest", [m for m in MANIFESTS if m.values[0]["kind"] not in CORE])

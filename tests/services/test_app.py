@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,6 +15,8 @@ import pytest
 
 from services.ingest.config import IngestConfig
 from services.runtime import RUNTIME_FILE, running
+from shared.adapters import calibration_file
+from shared.calibration import Calibration
 from shared.messages import Document, Extraction, check_offsets
 from shared.settings import Settings
 from shared.store import ResultStore
@@ -65,7 +68,11 @@ def tiny_selector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     folder = tmp_path_factory.mktemp("selector")
     corpus(folder / "toy")
     settings = Settings(base_model=str(tiny_model), corpora=folder, adapter="")
-    return trained(folder / "selector", settings, max_tokens=300)
+    selector = trained(folder / "selector", settings, max_tokens=300)
+    file = calibration_file(settings.model_copy(update={"selector": str(selector)}))
+    assert file is not None
+    Calibration.default().save(file)
+    return selector
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +80,7 @@ def up(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_selector: Path
 ) -> Iterator[tuple[Command, Settings]]:
     model = tiny(tiny_model) | {"SELECTOR": str(tiny_selector), "SELECTION_THREADS": "1"}
+    model |= {"SELECTION_MIN_REPLICAS": "2", "SELECTION_MAX_REPLICAS": "2", "SELECTION_NUM_CPUS": "0.1"}
     command = Command(tmp_path_factory.mktemp("up"), model, "up")
     try:
         yield command, command.wait_until_up("Ctrl-C")
@@ -173,6 +181,55 @@ def test_http(up: tuple[Command, Settings]) -> None:
         unknown = client.post("/v1/extract", json={"text": "zq17", "types": ["nonsense"]})
         assert unknown.status_code == 422
         assert "zq17" not in unknown.text
+
+
+def test_what_a_reviewer_rejects_is_gone_the_next_time_and_its_copies(up: tuple[Command, Settings]) -> None:
+    command, settings = up
+    with httpx.Client(
+        base_url=f"http://{settings.http_host}:{settings.http_port}", timeout=PATIENCE_S, trust_env=False
+    ) as client:
+
+        def proteins(text: str) -> set[tuple[int, int]]:
+            asked = {"text": text, "lang": "en", "types": ["protein"]}
+            while (found := client.post("/v1/extract", json=asked)).status_code != 200:  # of a replica that was killed
+                time.sleep(0.2)
+            return {(e["start"], e["end"]) for e in found.json()["entities"]}
+
+        def on_all_replicas(text: str, span: tuple[int, int]) -> set[bool]:
+            return {span in proteins(text) for _ in range(8)}
+
+        text, span = next(
+            (text, span)
+            for text in (f"Gene {letter}{letter} and CD28 in {n} cells." for n in range(9) for letter in "ABCDEFG")
+            for span in sorted(proteins(text))
+        )
+        opinion = {"text": text, "start": span[0], "end": span[1], "type": "protein", "accepted": False}
+        assert on_all_replicas(text, span) == {True}
+        given = client.post("/v1/feedback", json=opinion | {"reviewer": "a.chen"}).json()
+        assert on_all_replicas(text, span) == {False}
+        # In the running text of another document it is the same segment.
+        assert (span[0] + 8, span[1] + 8) not in proteins(f"Yes.\r\n\r\n{text}")
+        assert client.delete(f"/v1/feedback/{given['id']}").status_code == 204
+        assert on_all_replicas(text, span) == {True}
+        # Through Kafka as well; and a replica that starts later knows it.
+        sink = Sink(settings)
+        sink.send(settings.topic_feedback, b"k", json.dumps(opinion | {"id": "k"}).encode()).result(PATIENCE_S)
+        sink.close()
+        deadline = time.monotonic() + PATIENCE_S
+        while span in proteins(text):
+            assert time.monotonic() < deadline
+        before = set(command.replicas("selection"))
+        assert len(before) == 2
+        os.kill(min(before), signal.SIGKILL)
+        while len(set(command.replicas("selection")) - {min(before)}) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert on_all_replicas(text, span) == {False}
+        assert [each["id"] for each in client.get("/v1/feedback").json()["feedback"]] == ["k"]
+        assert client.post("/v1/feedback", json=opinion | {"type": "weather"}).status_code == 422
+        client.delete("/v1/feedback/k")
+    printed = command.output.read_text() + command.errors.read_text()
+    assert "CD28" not in printed
 
 
 def test_a_killed_model_loses_nothing(up: tuple[Command, Settings]) -> None:

@@ -38,7 +38,7 @@ def servers(monkeypatch: pytest.MonkeyPatch, settings: Settings) -> Settings:
     ensure_topics(settings)
     monkeypatch.setenv("BIOBRACKET_KAFKA", settings.kafka)
     monkeypatch.setenv("BIOBRACKET_REDIS", settings.redis.get_secret_value())
-    for topic in ("documents", "entities", "dead_letters"):
+    for topic in ("documents", "entities", "dead_letters", "feedback"):
         monkeypatch.setenv(f"BIOBRACKET_TOPIC_{topic}".upper(), getattr(settings, f"topic_{topic}"))
     return settings
 

@@ -23,10 +23,7 @@ NOTES = [
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory):
     base = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=1)
-    seen = []
-    made = Extractor.load(Settings(base_model=str(base), adapter=""), seen.append, Calibration.default())
-    made.seen = seen
-    return made
+    return Extractor.load(Settings(base_model=str(base), adapter="", selector=""), Calibration.default())
 
 
 def test_every_entity_is_where_it_says(extractor):
@@ -42,11 +39,14 @@ def test_every_entity_is_where_it_says(extractor):
     assert extractions[2].entities == ()
 
 
-def test_candidates_are_observed_before_selection(extractor):
-    extractor.seen.clear()
-    extractions = extractor.extract(NOTES)
-    candidates = {(c.start, c.end, c.type) for found in extractor.seen for c in found}
-    assert candidates >= {(e.start, e.end, e.type) for x in extractions for e in x.entities}
+def test_candidates_are_what_is_selected_from(extractor):
+    extractions, candidates = extractor.extract(NOTES), extractor.candidates(NOTES)
+    for document, extraction, of in zip(NOTES, extractions, candidates, strict=True):
+        spans = [(c.start, c.end, c.type) for c in of]
+        assert spans == sorted(set(spans))
+        assert set(spans) >= {(e.start, e.end, e.type) for e in extraction.entities}
+        assert {c.segment.document_id for c in of} <= {document.id}
+    assert sum(map(len, candidates)) > sum(len(e.entities) for e in extractions)
 
 
 def test_the_same_text_gives_the_same_entities(extractor):

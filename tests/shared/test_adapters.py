@@ -52,6 +52,36 @@ def test_the_revision_changes_with_what_the_model_is(folder: Path, name: str) ->
     assert revision(folder) != before
 
 
+def test_the_generator_has_a_revision_of_its_own(folder: Path) -> None:
+    settings = Settings(adapter=str(folder), base_model="base", selector="")
+    before = adapters.generator_revision(settings)
+    (folder / CALIBRATION_FILE).write_text("{}")
+    adapters._revision.cache_clear()
+    assert adapters.generator_revision(settings) == before
+    assert model_revision(settings) != before
+    (folder / "adapter_model.safetensors").write_bytes(b"others")
+    adapters._revision.cache_clear()
+    assert adapters.generator_revision(settings) != before
+
+
+def test_our_selector_is_taken_where_it_was_fitted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(adapters, "_OURS", ours)
+    settings = Settings(adapter=str(folder), base_model="base", selector="auto")
+    assert adapters.selector_folder(settings) is None
+    assert adapters.calibration_file(settings) == folder / CALIBRATION_FILE
+    fitted = ours / f"calibration-{adapters.generator_revision(settings)}.json"
+    fitted.write_text("{}")
+    assert adapters.selector_folder(settings) == ours
+    assert adapters.calibration_file(settings) == fitted
+    assert adapters.selector_folder(settings.model_copy(update={"base_model": "another"})) is None
+    assert adapters.selector_folder(settings.model_copy(update={"selector": ""})) is None
+
+
 def test_the_revision_changes_with_the_base(folder: Path) -> None:
     assert revision(folder, "base") != revision(folder, "other")
 

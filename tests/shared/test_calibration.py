@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.adapters import CALIBRATION_FILE
+from shared.adapters import CALIBRATION_FILE, calibration_file
 from shared.calibration import Calibration, CalibrationError, Judgement, Scaling, TypeCalibration
+from shared.settings import Settings
 
 probabilities = st.floats(0, 1)
 scalings = st.builds(Scaling, slope=st.floats(0, 50), intercept=st.floats(-50, 50))
@@ -58,10 +59,25 @@ def test_save_and_load_are_inverse(tmp_path_factory, calibration):
 
 
 def test_an_adapter_without_a_file_has_the_default(tmp_path):
-    assert Calibration.for_adapter(None) == Calibration.for_adapter(tmp_path) == Calibration.default()
+    (tmp_path / "adapter_config.json").write_text("{}")
+    own = Settings(adapter=str(tmp_path), selector="")
+    none = Settings(adapter="", selector="")
+    assert Calibration.for_settings(own) == Calibration.for_settings(none) == Calibration.default()
     fitted = Calibration(types={"protein": TypeCalibration(threshold=0.3)})
     fitted.save(tmp_path / CALIBRATION_FILE)
-    assert Calibration.for_adapter(tmp_path) == fitted
+    assert Calibration.for_settings(own) == fitted
+
+
+def test_a_selector_has_a_calibration_for_each_generator(tmp_path):
+    for name in ("one", "other", "selector"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text(name)
+    one, other = (Settings(adapter=str(tmp_path / n), selector=str(tmp_path / "selector")) for n in ("one", "other"))
+    fitted = Calibration(types={"protein": TypeCalibration(threshold=0.3)})
+    fitted.save(calibration_file(one))
+    assert Calibration.for_settings(one) == fitted
+    with pytest.raises(CalibrationError, match="`biobracket train calibration`, or set BIOBRACKET_SELECTOR"):
+        Calibration.for_settings(other)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +94,7 @@ def test_a_bad_file_is_named_with_its_field_and_a_remedy(tmp_path, content, name
     path = tmp_path / CALIBRATION_FILE
     path.write_text(content, encoding="utf-8")
     with pytest.raises(CalibrationError, match=rf"{CALIBRATION_FILE}: {named}: .*fit it again or delete"):
-        Calibration.for_adapter(tmp_path)
+        Calibration.load(path)
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from shared.packing import Block, causal, run, sliding, use_packed_attention
+from shared.packing import Block, block_mask, causal, run, sliding, use_packed_attention
 from tests.tiny import make_tiny_model
 
 
@@ -65,3 +65,14 @@ def test_no_window_where_it_does_not_bite():
     mask = causal(5)
     assert sliding(mask, torch.arange(5), torch.arange(5), 6) is None
     assert sliding(mask, torch.arange(5), torch.arange(5), None) is None
+
+
+def test_the_mask_lets_lines_share_the_prefix_and_nothing_else():
+    mask = block_mask(2, [2, 1])
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]

@@ -1,3 +1,5 @@
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -5,26 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from shared.adapters import SelectorFile, Way
 from shared.copying import CopyTokens
 from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
 from shared.packing import both_ways, use_packed_attention
 from shared.pieces import split
-from shared.span_encoder import SelectorFile, SpanEncoder, SpanHead, _piece_range
+from shared.span_encoder import SpanEncoder, SpanHead, piece_range
 from tests.tiny import make_tiny_model
 
 
-def make(folder, window=512):
+def make(folder, window=512, way="both-ways"):
     base = make_tiny_model(folder, window=window)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     torch.manual_seed(1)
-    head = SpanHead(model.config.hidden_size, 2, 16, 8).eval()
-    return SpanEncoder(model, head, CopyTokens(AutoTokenizer.from_pretrained(base)), ("dna", "protein"), 64)
+    head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval()
+    return SpanEncoder(model, head, CopyTokens(AutoTokenizer.from_pretrained(base)), 64, way)
 
 
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"))
+@pytest.fixture(scope="module", params=get_args(Way))
+def encoder(request, tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"), way=request.param)
 
 
 def candidate(text, start, end, type_="protein", at=0):
@@ -93,7 +96,7 @@ def test_any_span_is_within_pieces(text, data):
     start = data.draw(st.integers(0, len(text) - 1))
     end = data.draw(st.integers(start + 1, len(text)))
     pieces = split(text)
-    first, last = _piece_range(pieces, start, end)
+    first, last = piece_range(pieces, start, end)
     assert 0 <= first < last <= len(pieces)
     assert pieces.starts[first] <= start
     assert pieces.ends[last - 1] >= end or text[pieces.ends[last - 1] : end].isspace()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import pickle
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -21,71 +19,9 @@ from shared import store as module
 from shared.messages import Entity, Extraction, entity_id
 from shared.settings import Settings
 from shared.store import ResultStore, StoreError
+from tests.servers import Target
 
 Make = Callable[..., ResultStore]
-
-
-class Target:
-    """A server or cluster under test."""
-
-    def __init__(self, url: str, *, cluster: bool) -> None:
-        self.settings = Settings(redis=SecretStr(url), redis_cluster=cluster)
-        self.client: Any = (redis.RedisCluster if cluster else redis.Redis).from_url(url)
-
-    def everywhere(self, *command: str) -> None:
-        if self.settings.redis_cluster:
-            self.client.execute_command(*command, target_nodes=redis.RedisCluster.PRIMARIES)
-        else:
-            self.client.execute_command(*command)
-
-    def keys(self) -> list[bytes]:
-        return list(self.client.scan_iter())
-
-
-@pytest.fixture(scope="module", params=["server", "cluster"])
-def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
-    if request.param == "server":
-        found = Target(request.getfixturevalue("valkey").url, cluster=False)
-        yield found
-        found.client.close()
-        return
-    nodes = [_node(tmp_path_factory.mktemp(f"node{n}")) for n in range(3)]
-    try:
-        _join(nodes)
-        found = Target(nodes[0].url, cluster=True)
-        yield found
-        found.client.close()
-    finally:
-        for node in nodes:
-            node.stop()
-
-
-def _node(folder: Path) -> Valkey:
-    node = Valkey(folder, cluster=True)
-    node.password = "of-the-cluster"  # one for all nodes
-    node.start()
-    return node
-
-
-def _join(nodes: list[Valkey]) -> None:
-    clients = [redis.Redis.from_url(node.url) for node in nodes]
-    bounds = [16384 * n // len(nodes) for n in range(len(nodes) + 1)]
-    for client, start, end in zip(clients, bounds, bounds[1:], strict=False):
-        client.execute_command("CLUSTER", "ADDSLOTSRANGE", start, end - 1)
-    for node in nodes[1:]:
-        bus = redis.Redis.from_url(node.url).config_get("cluster-port")["cluster-port"]
-        clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
-    deadline = time.monotonic() + 120
-    while not all(_joined(client, len(nodes)) for client in clients):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    for client in clients:
-        client.close()
-
-
-def _joined(client: Any, size: int) -> bool:
-    told = client.execute_command("CLUSTER", "INFO").decode().split()
-    return "cluster_state:ok" in told and f"cluster_size:{size}" in told
 
 
 @pytest.fixture

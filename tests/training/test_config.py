@@ -1,11 +1,11 @@
 import pytest
 
-from training.config import CONFIGS, DEFAULT, ConfigError, GeneratorConfig
+from training.config import CONFIGS, DEFAULT, ConfigError, GeneratorConfig, SelectorConfig
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_ours_can_be_loaded(file):
-    assert GeneratorConfig.load(file).corpora
+    assert (SelectorConfig if file.stem == "selector" else GeneratorConfig).load(file).corpora
 
 
 def test_overrides_are_yaml_and_reach_inside():
@@ -23,13 +23,16 @@ def test_overrides_are_yaml_and_reach_inside():
         ("corpora.genia.share=-1", "corpora.genia.share"),
         ("corpora={}", "corpora"),
         ("corpora.mine={}", "corpora: the given shares leave nothing"),
-        ("scheme=labelled", "scheme: labelled brackets have no F1"),
+        ("fold=0", "fold: there is no such part"),
+        ("folds=2 fold=2", "fold: there is no such part"),
+        ("scheme=question", "scheme: `question` has no F1"),
+        ("scheme=labelled", "scheme: `labelled` has no F1"),
         ("export_rank=8", "export_rank: only `tuning: full`"),
     ],
 )
 def test_bad_values_name_the_field(override, field):
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
-        GeneratorConfig.load(DEFAULT, [override])
+        GeneratorConfig.load(DEFAULT, override.split())
 
 
 def test_four_bits_are_not_shared_out():

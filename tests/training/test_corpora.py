@@ -3,7 +3,7 @@ import json
 import pytest
 
 from shared.settings import Settings
-from training.corpora import CorpusError, Mention, corpus_folder, read
+from training.corpora import CorpusError, Mention, corpus_folder, part, read
 
 
 def write(folder, *rows, split="train"):
@@ -21,6 +21,15 @@ def test_read(tmp_path):
     assert example.mentions == (Mention(4, 8, "protein"),)
     assert "cell_line" in example.types  # annotated by the corpus, so its absence counts
     assert example.lang == "en"
+
+
+def test_parts_are_disjoint_and_make_up_the_whole(tmp_path):
+    rows = [ROW | {"id": str(n), "text": f"The EGFR gene {n}"} for n in range(50)]
+    examples = read(write(tmp_path / "genia", *rows), "train")
+    inside = [part(examples, 3, fold, inside=True) for fold in range(3)]
+    assert sorted(e.id for of in inside for e in of) == sorted(e.id for e in examples)
+    assert all(of for of in inside)
+    assert [e for e in examples if e not in inside[1]] == part(examples, 3, 1, inside=False)
 
 
 def test_labels_that_are_keys_need_no_mapping(tmp_path):

@@ -26,8 +26,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpanEncoder:
     base: Path = make_tiny_model(tmp_path_factory.mktemp("tiny"))
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     tokens = CopyTokens(load_tokenizer(Settings(base_model=str(base))))
-    head = SpanHead(model.config.hidden_size, 2, 16, 8).eval().requires_grad_(False)
-    return SpanEncoder(model, head, tokens, ("dna", "protein"), 4096)
+    head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval().requires_grad_(False)
+    return SpanEncoder(model, head, tokens, 4096)
 
 
 @pytest.mark.parametrize("texts", [True, False])

@@ -8,7 +8,7 @@ from shared.settings import Settings
 from tests.training.test_generator import config, corpus
 from training.config import ConfigError
 from training.corpora import CorpusError, read
-from training.mixing import Mixer, check, dev_groups, grouped, shares
+from training.mixing import Mixer, check, dev_groups, grouped, load, shares
 
 
 def words(examples):
@@ -31,6 +31,13 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(settings, tmp_path):
     (tmp_path / "toy" / "dev.jsonl").unlink()
     with pytest.raises(CorpusError, match="dev"):
         check(config(), settings)
+
+
+def test_a_part_that_is_held_back_is_not_trained_on(settings):
+    whole = load(config(), settings, words)[2]["toy"]["segments"]
+    parts = [load(config(folds=2, fold=fold), settings, words)[2]["toy"]["segments"] for fold in range(2)]
+    assert sum(parts) == whole
+    assert min(parts) > 0
 
 
 def test_dev_texts_are_the_same_for_every_seed_and_no_more_than_needed(settings):

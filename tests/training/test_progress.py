@@ -9,7 +9,7 @@ from training.progress import TensorBoard, plot
 
 REPORTS = [
     Report(10, 1000, 2.0, 0.5, 1e-3),
-    Report(20, 2000, 4.0, 0.25, 5e-4, dev={"toy": 0.5}, f1={"toy": 0.75}),
+    Report(20, 2000, 4.0, 0.25, 5e-4, dev={"toy": 0.5}, f1={"toy": 0.75}, more={"recall_at_1": {"toy": 0.625}}),
 ]
 
 
@@ -34,6 +34,7 @@ def test_events(tmp_path):
     assert found["loss/train", 10] == 0.5
     assert found["loss/dev/toy", 20] == 0.5
     assert found["f1/dev/toy", 20] == 0.75
+    assert found["recall_at_1/dev/toy", 20] == 0.625
     assert found["tokens", 20] == 2000.0
     assert ("f1/dev/toy", 10) not in found
 

@@ -5,14 +5,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
 from shared.settings import Settings
 from shared.span_encoder import SpanEncoder, encoder_revision
 from tests.tiny import make_tiny_model
+from tests.training import test_generator as generators
 from tests.training.test_generator import corpus
 from tests.training.test_spans import config
 from training.loop import FolderCheckpoints, export
-from training.selector import contrastive_loss, train
+from training.selector import contrastive_loss, geometry, train
 
 
 @pytest.fixture
@@ -48,6 +50,8 @@ def test_right_mentions_are_told_from_wrong_ones(settings, tmp_path, precision):
     # Not to nothing: of several mentions of a type, each can be only one of many that are near.
     assert reports[-1].loss < 0.7 * reports[0].loss
     assert [r.f1["toy"] for r in reports if r.f1][-1] > 0.9
+    assert [r.more["recall_at_1"]["toy"] for r in reports if r.more][-1] > 0.9
+    assert [r.more["separation"]["toy"] for r in reports if r.more][-1] > 0.3
     assert json.loads((out / "selector.json").read_text())["types"] == ["protein"]
     encoder = SpanEncoder.load(settings, out)
     right = [candidate(f"a gene {name} is", 7, 10) for name in ("abc", "cde", "fgh")]
@@ -79,6 +83,31 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(settings, tmp_path):
             torch.testing.assert_close(found[name], weight)
 
 
+@pytest.mark.slow
+def test_the_states_of_a_generator_can_be_read_and_it_stays_as_it_is(settings, tmp_path):
+    generator = generators.trained(tmp_path / "generator", settings, max_tokens=500)
+    reports = []
+    more = {"max_tokens": 60_000, "learning_rate": 3e-3, "reading": "copy", "init": generator, "measure_every": 100}
+    out = trained(tmp_path / "out", settings, reports.append, **more)
+    assert reports[-1].loss < reports[0].loss
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (generator, out))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight)
+    encoder = SpanEncoder.load(settings, out)
+    encoded = encoder.encode([candidate("a gene abc is", 7, 10), candidate("a gene abc is", 2, 10)])
+    assert encoded.logits[0] > encoded.logits[1]
+
+
+def test_a_selector_can_be_trained_further(settings, tmp_path):
+    first = trained(tmp_path / "first", settings, max_tokens=200)
+    still = trained(tmp_path / "still", settings, max_tokens=1, learning_rate=1e-12, init=first)
+    before, after = (load_file(folder / "head.safetensors") for folder in (first, still))
+    for name, weight in before.items():
+        torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
+    with pytest.raises(SelectorError, match="hidden 32, not 16 and 48"):
+        trained(tmp_path / "other", settings, max_tokens=1, hidden=48, init=first)
+
+
 def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
     out = trained(tmp_path / "out", settings, max_tokens=200)
     before = encoder_revision(settings, out)
@@ -102,6 +131,21 @@ def test_the_contrastive_loss_is_that_of_the_paper():
         whole = np.log(sum(np.exp(s) for s in similarity.values()))
         losses.append(np.mean([whole - similarity[j] for j in near]))
     assert contrastive_loss(embeddings, types, right, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_geometry_is_that_of_neighbours_of_one_type():
+    # Two mentions of a type side by side, a wrong span of it far off; a mention of another type right beside them.
+    embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
+    types, right = torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True])
+    told = geometry(embeddings, types, right)
+    assert told == {
+        "recall_at_1": 1.0,
+        "recall_at_10": 1.0,
+        "separation": pytest.approx(0.8 - (0.0 + 0.6) / 2),
+    }
+    crossed = geometry(embeddings, types, torch.tensor([True, False, True, True]))
+    assert (crossed["recall_at_1"], crossed["recall_at_10"]) == (0.0, 1.0)
+    assert geometry(embeddings, types, torch.zeros(4, dtype=torch.bool)) == dict.fromkeys(told, 0.0)
 
 
 def test_without_a_pair_the_contrastive_loss_is_nothing():

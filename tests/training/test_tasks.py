@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.corpora import Example, Mention
-from training.tasks import Item, Line, block_mask, items, pack
+from training.tasks import Item, Line, items, pack
 
 EXAMPLE = Example(
     "1",
@@ -47,17 +47,6 @@ def test_long_texts_become_several_items(tokens, tokenizer):
     found = items([EXAMPLE], tokens, 8)
     assert len(found) == 2
     assert "".join(tokenizer.decode(i.prefix[1:-1]) for i in found).replace(" ", "") == EXAMPLE.text.replace(" ", "")
-
-
-def test_the_mask_lets_lines_share_the_prefix_and_nothing_else():
-    mask = block_mask(2, [2, 1])
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
 
 
 def test_a_batch_has_its_size_and_every_decision(item):

@@ -26,6 +26,7 @@ from services.embedded import Valkey
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer, Process
 from shared.errors import DocumentError, Overloaded
+from shared.feedback import FeedbackStore
 from shared.language import detect
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.settings import Settings
@@ -63,6 +64,7 @@ async def extract(document: Document) -> Extraction:
 
 
 def make(settings: Settings, process: Process, **config: object) -> Consumer:
+    topics = [settings.topic_documents, settings.topic_feedback]
     defaults: dict[str, object] = {
         "group": settings.topic_documents,
         "commit_s": 0.1,
@@ -71,9 +73,10 @@ def make(settings: Settings, process: Process, **config: object) -> Consumer:
     }
     chosen = IngestConfig.model_validate(defaults | config)
     return Consumer(
-        open_source=lambda revoked: Source(settings, chosen.group, [settings.topic_documents], on_revoked=revoked),
+        open_source=lambda revoked: Source(settings, chosen.group, topics, on_revoked=revoked),
         open_sink=partial(Sink, settings),
         store=ResultStore.from_settings(settings),
+        feedback=FeedbackStore.from_settings(settings),
         process=process,
         settings=settings,
         config=chosen,
@@ -90,6 +93,7 @@ async def running(consumer: Consumer) -> AsyncIterator[Consumer]:
         consumer.stop()
         await task
         consumer._store.close()
+        consumer._feedback.close()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -113,6 +117,10 @@ async def caught_up(consumer: Consumer, count: int) -> None:
 def _done(consumer: Consumer) -> int:
     status = consumer.status()
     return status.processed + status.dead_lettered
+
+
+def _committed(consumer: Consumer, topic: str) -> int:
+    return sum(offset for name, offset in consumer.status().committed.items() if name.startswith(topic))
 
 
 def document(n: int) -> bytes:
@@ -200,6 +208,49 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
     fields = {letter.value: dict(letter.headers).get("biobracket.field") for letter in letters}
     assert fields[b'{"id": "d", "text": "t", "extra": 1}'] == b"extra"
     assert fields[b'{"id": "d"}'] == b"text"
+
+
+OPINION = {"id": "o", "text": "a cold room", "start": 2, "end": 6, "type": "disease", "accepted": False}
+
+
+def test_feedback_reaches_the_store(settings: Settings) -> None:
+    store = FeedbackStore.from_settings(settings)
+    wrong = [b"\xff", json.dumps(OPINION | {"end": 99}).encode(), json.dumps(OPINION | {"type": "weather"}).encode()]
+    produce(settings, [document(0)])
+    sink = Sink(settings)
+    for key, value in [
+        *((b"w", value) for value in wrong),
+        (b"o", json.dumps(OPINION).encode()),
+        (b"p", json.dumps(OPINION | {"id": "p"}).encode()),
+        (b"p", None),
+        (b"never given", None),
+    ]:
+        sink.send(settings.topic_feedback, key, value).result(PATIENCE_S)
+    sink.close()
+    consumer = make(settings, extract)
+
+    async def work() -> None:
+        async with running(consumer):
+            await until(lambda: _committed(consumer, settings.topic_feedback) == 7 and _done(consumer) == 4)
+
+    asyncio.run(work())
+    (kept,) = store.page().feedback
+    assert (kept.id, kept.mention, kept.accepted) == ("o", "cold", False)
+    assert kept.time > 1.7e9  # of the record
+    letters = read(settings, settings.topic_dead_letters, len(wrong))
+    told = [(dict(r.headers)["biobracket.reason"], dict(r.headers).get("biobracket.field")) for r in letters]
+    assert sorted(told) == [(b"invalid", b"end"), (b"not_json", b"feedback"), (b"unknown_type", b"type")]
+    assert {dict(r.headers)["biobracket.topic"].decode() for r in letters} == {settings.topic_feedback}
+    # The whole topic read again, by a group that never was there, changes nothing.
+    again = make(settings, extract, group="again-" + settings.topic_feedback)
+
+    async def work_again() -> None:
+        async with running(again):
+            await until(lambda: _committed(again, settings.topic_feedback) == 7)
+
+    asyncio.run(work_again())
+    assert store.page().feedback == (kept,)
+    store.close()
 
 
 def test_ten_megabytes_of_text_pass(settings: Settings) -> None:
@@ -413,6 +464,7 @@ def test_a_killed_consumer_loses_nothing(settings: Settings, tmp_path: Path) -> 
         "BIOBRACKET_TOPIC_DOCUMENTS": settings.topic_documents,
         "BIOBRACKET_TOPIC_ENTITIES": settings.topic_entities,
         "BIOBRACKET_TOPIC_DEAD_LETTERS": settings.topic_dead_letters,
+        "BIOBRACKET_TOPIC_FEEDBACK": settings.topic_feedback,
         "PYTHONPATH": str(Path(__file__).resolve().parents[3]),
     }
     store = ResultStore.from_settings(settings)

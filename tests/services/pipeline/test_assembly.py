@@ -23,6 +23,7 @@ from shared.messages import (
     Extraction,
     Parsed,
     Segment,
+    Selected,
     TaggedLine,
     check_offsets,
     entity_id,
@@ -74,8 +75,8 @@ def entity(start: int, end: int, type_: str, text: str, confidence: float = 0.5)
     )
 
 
-async def select(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
-    return tuple(
+async def select(candidates: tuple[Candidate, ...]) -> Selected:
+    entities = tuple(
         Entity(
             id=entity_id(c.type, c.start, c.end),
             start=c.start,
@@ -87,6 +88,7 @@ async def select(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
         )
         for c in candidates
     )
+    return Selected(entities=entities, exemplars="index.1")
 
 
 class Memory:
@@ -141,7 +143,7 @@ class Generator:
 class Bench:
     """A pipeline and what is around it."""
 
-    def __init__(self, revision: str = "r1", memory: Memory | None = None, **config: int) -> None:
+    def __init__(self, revision: str = "r1", memory: Memory | None = None, selector: str = "", **config: int) -> None:
         self.memory = memory or Memory()
         self.generator = Generator()
         self.pipeline = Pipeline(
@@ -149,7 +151,8 @@ class Bench:
             parse=parse,
             select=select,
             cache=self.memory,
-            model_revision=revision,
+            model_revision=revision + selector,
+            generator_revision=revision,
             config=PipelineConfig.model_validate(config),
         )
 
@@ -256,6 +259,22 @@ def test_the_cache_tells_models_and_languages_apart_and_knows_no_document() -> N
     assert all(b"secret-id" not in value for value in bench.memory.values.values())
 
 
+def test_lines_are_not_made_again_for_another_selector() -> None:
+    bench = Bench()
+    first = bench.extract("CD28 binds.", types=["dna"])
+    again = Bench(memory=bench.memory, selector="/s2")
+    second = again.extract("CD28 binds.", types=["dna"])
+    assert again.generator.asked == []
+    assert first.key != second.key
+
+
+def test_a_result_tells_what_exemplars_it_was_decided_with() -> None:
+    result = Bench(chunk_segments=1).extract("CD28 binds.\r\n\r\nCD3 too.")
+    assert result.exemplars == "index.1"
+    assert result.key != result.model_copy(update={"exemplars": "index.2"}).key
+    assert Bench().extract("").exemplars == ""
+
+
 def test_a_broken_cache_is_a_warning() -> None:
     bench = Bench()
     bench.memory.broken = True
@@ -317,8 +336,9 @@ def test_a_line_that_did_not_come_back_is_an_error() -> None:
 
 
 def test_entities_that_break_the_invariant_are_refused() -> None:
-    async def shifted(candidates: tuple[Candidate, ...]) -> tuple[Entity, ...]:
-        return tuple(each.model_copy(update={"start": each.start + 1}) for each in await select(candidates))
+    async def shifted(candidates: tuple[Candidate, ...]) -> Selected:
+        found = (await select(candidates)).entities
+        return Selected(entities=tuple(each.model_copy(update={"start": each.start + 1}) for each in found))
 
     bench = Bench()
     bench.pipeline._select = shifted

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
 from shared.errors import DocumentError
+from shared.feedback import FeedbackStore
 from shared.messages import Document, Entity, Extraction, entity_id
 from shared.store import Mention, StoreError
 
@@ -70,14 +72,20 @@ class Store:
 class World:
     """The application and what it stands on."""
 
-    def __init__(self) -> None:
+    def __init__(self, reviews: Any = None) -> None:
         self.store = Store()
         self.error: Exception | None = None
         self.delay = 0.0
         self.missing: Sequence[str] = ()
         config = QueryConfig(max_body_bytes=4096, timeout_s=0.5, max_mentions=50)
         self.client = TestClient(
-            create_app(extract=self.extract, store=self.store, missing=self.what_is_missing, config=config),
+            create_app(
+                extract=self.extract,
+                store=self.store,
+                missing=self.what_is_missing,
+                config=config,
+                reviews=reviews,
+            ),
             raise_server_exceptions=False,
         )
 
@@ -300,7 +308,7 @@ def test_unknown_address_and_method(world: World) -> None:
 def test_openapi_describes_everything(world: World) -> None:
     schema = world.client.get("/openapi.json").json()
     operations = [o for path in schema["paths"].values() for o in path.values()]
-    assert len(operations) == 5
+    assert len(operations) == 8
     for operation in operations:
         assert operation["summary"]
         assert operation["description"]
@@ -315,6 +323,67 @@ def test_openapi_describes_everything(world: World) -> None:
     assert schema["components"]["schemas"]["Failure"]["examples"]
     for example in schema["components"]["schemas"]["ExtractRequest"]["examples"]:
         assert world.post(example).status_code == 200
+
+
+@pytest.fixture
+def reviewed(request: pytest.FixtureRequest) -> Iterator[World]:
+    """A world whose selector learns."""
+    reviews = FeedbackStore.from_settings(request.getfixturevalue("settings"))  # not hypothesis's
+    made = World(reviews)
+    with made.client:
+        yield made
+    reviews.close()
+
+
+OPINION = {"text": SECRET, "start": 6, "end": 10, "type": "disease", "accepted": False, "reviewer": "a.chen"}
+
+
+def test_feedback_is_kept_listed_and_taken_back(reviewed: World) -> None:
+    before = time.time()
+    given = reviewed.client.post("/v1/feedback", json=OPINION)
+    assert given.status_code == 201
+    assert given.json().items() >= OPINION.items()
+    assert before <= given.json()["time"] <= time.time()
+    second = reviewed.client.post("/v1/feedback", json=OPINION | {"id": "a/b", "accepted": True}).json()
+    page = reviewed.client.get("/v1/feedback", params={"limit": 1}).json()
+    assert page["feedback"] == [second]
+    rest = reviewed.client.get("/v1/feedback", params={"before": page["next"]}).json()
+    assert (rest["feedback"], rest["next"]) == ([given.json()], None)
+    assert reviewed.client.delete("/v1/feedback/a/b").status_code == 204
+    assert_problem(reviewed.client.delete("/v1/feedback/a/b"), 404, "id")
+    assert reviewed.client.get("/v1/feedback").json()["feedback"] == [given.json()]
+
+
+def test_an_older_opinion_does_not_replace_a_newer_one(reviewed: World) -> None:
+    assert reviewed.client.post("/v1/feedback", json=OPINION | {"time": 5}).status_code == 201
+    assert_problem(reviewed.client.post("/v1/feedback", json=OPINION | {"time": 4}), 409, "time")
+    assert reviewed.client.post("/v1/feedback", json=OPINION | {"time": 6, "accepted": True}).status_code == 201
+    (kept,) = reviewed.client.get("/v1/feedback").json()["feedback"]
+    assert kept["accepted"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ([], "body"),
+        ({}, "text"),
+        (OPINION | {"text": ""}, "text"),
+        (OPINION | {"start": -1}, "start"),
+        (OPINION | {"start": "zq17"}, "start"),
+        (OPINION | {"end": 6}, "end"),
+        (OPINION | {"end": 99}, "end"),
+        (OPINION | {"end": 13}, "start"),
+        (OPINION | {"type": SECRET}, "type"),
+        (OPINION | {"accepted": SECRET}, "accepted"),
+        (OPINION | {"lang": "de"}, "lang"),
+        (OPINION | {"reviewer": 7}, "reviewer"),
+        (OPINION | {"time": "zq17"}, "time"),
+        (OPINION | {"zq17": 1}, "body"),
+        ({name: value for name, value in OPINION.items() if name != "accepted"}, "accepted"),
+    ],
+)
+def test_wrong_feedback(reviewed: World, body: Any, field: str) -> None:
+    assert_problem(reviewed.client.post("/v1/feedback", json=body), 422, field)
 
 
 FIELDS = st.sampled_from(["id", "text", "lang", "types", "metadata", "v", "zq17"])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.selection.config import SelectionConfig
+from services.selection.knowledge import Knowledge
 from services.selection.overlaps import NESTING_BAR
 from services.selection.selector import Selector, vote
 from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration
@@ -40,8 +41,8 @@ def select(*candidates, calibration=PLAIN):
 
 
 def entities_of(selector, candidates):
-    (entities,) = selector.select([candidates])
-    return entities
+    (selected,) = selector.select([candidates])
+    return selected.entities
 
 
 def test_the_entity_carries_both_confidences():
@@ -131,7 +132,8 @@ def some_candidates(draw):
 @given(some_candidates(), st.randoms(use_true_random=False))
 def test_what_is_kept_is_consistent(candidates, rng):
     selector = Selector(PLAIN)
-    entities, none, again = selector.select([candidates, [], rng.sample(candidates, len(candidates))])
+    everything = [candidates, [], rng.sample(candidates, len(candidates))]
+    entities, none, again = (selected.entities for selected in selector.select(everything))
     assert none == ()
     assert again == entities
     assert len({e.id for e in entities}) == len(entities)
@@ -217,15 +219,40 @@ def test_exemplars_vote_and_are_the_evidence(tmp_path):
     ]
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
     ExemplarIndex.build(tmp_path / "index", [(vectors, exemplars)], kind="flat", encoder="0" * 16, dim=2)
-    index = ExemplarIndex.load(tmp_path / "index", encoder="0" * 16)
+    knowledge = Knowledge(2, "0" * 16, folder=tmp_path / "index")
     heeded = Scaling(slope=0.0, vote=2.0)
     calibration = Calibration(types={"protein": TypeCalibration(greedy=heeded)})
-    selector = Selector(calibration, Compass(), index, SelectionConfig(evidence=1))
+    selector = Selector(calibration, Compass(), knowledge, config=SelectionConfig(evidence=1))
     (entity,) = entities_of(selector, [candidate(2, 5, 0.5), candidate(7, 9, 0.9)])
     assert (entity.start, entity.end) == (2, 5)
     assert entity.confidence == pytest.approx(1 / (1 + math.exp(-2.0)), abs=1e-3)
     assert entity.evidence == (Evidence(text="CD28", type="protein", accepted=True, similarity=1.0),)
     known = selector.judge([candidate(2, 5, 0.5), candidate(7, 9, 0.9), candidate(2, 5, 0.5, type_="disease")])
     assert [k.vote for k in known] == [pytest.approx(1.0, abs=1e-3), pytest.approx(-1.0, abs=1e-3), 0.0]
-    silent = Selector(calibration, Compass(), index)
+    silent = Selector(calibration, Compass(), knowledge)
     assert entities_of(silent, [candidate(2, 5, 0.5)])[0].evidence == ()
+
+
+class Opinions:
+    """Says what it is told to of a candidate's text, and counts how often it is asked for news."""
+
+    def __init__(self, **rulings):
+        self._rulings = rulings
+        self.version = 0
+
+    def refresh(self):
+        self.version += 1
+
+    def ruling(self, candidate):
+        return self._rulings.get(candidate.text)
+
+
+def test_what_a_reviewer_said_stands_above_all(tmp_path):
+    asked = [candidate(2, 5, 0.99), candidate(7, 9, 0.01, greedy=False), candidate(8, 11, 0.95), candidate(11, 13, 0.6)]
+    for more in ((), (Compass(), Knowledge(2, "0" * 16, tmp_path))):
+        selector = Selector(PLAIN, *more, reviews=Opinions(cde=False, hi=True))
+        (selected,) = selector.select([asked])
+        assert [(e.text, e.confidence) for e in selected.entities] == [("hi", 1.0), ("lm", pytest.approx(0.6))]
+        assert selected.exemplars == ".1"
+        assert selector.select([asked])[0].exemplars == ".2"
+    assert Selector(PLAIN).select([asked])[0].exemplars == ""
