@@ -62,15 +62,16 @@ def write(file: Path, found: Iterable[Row]) -> None:
 
 
 def wrong(files: Iterable[Path]) -> dict[str, list[Mention]]:
-    """The wrong candidates of files that :func:`write` made, by the digest of their text. CorpusError."""
+    """The wrong candidates of each text in files that :func:`write` made, by its digest. CorpusError."""
     found: dict[str, list[Mention]] = {}
     for file in files:
         try:
             with file.open("rb") as lines:
                 for line in lines:
                     row = Row.model_validate_json(line)
+                    of = found.setdefault(row.text_sha256, [])
                     if not row.right:
-                        found.setdefault(row.text_sha256, []).append(Mention(row.start, row.end, row.type))
+                        of.append(Mention(row.start, row.end, row.type))
         except (OSError, ValidationError):
             raise CorpusError(
                 f"candidates: {file} is not a file of candidates; make it with `biobracket candidates`"

@@ -215,6 +215,9 @@ class SelectorConfig(RunConfig):
         default=(),
         description="Files of `biobracket candidates`: a generator's wrong ones are learnt from beside what is drawn.",
     )
+    only_candidates: bool = Field(
+        default=False, description="Whether only those texts are trained on that `candidates` has any of."
+    )
     size: int = Field(default=256, ge=8, description="Length of an embedding.")
     hidden: int = Field(default=768, ge=8, description="Width of the layers between the model and the embedding.")
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss beside the head's.")

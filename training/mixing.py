@@ -33,15 +33,19 @@ def load(
     settings: Settings,
     items: Items[T],
     vary: Callable[[T, random.Random], T] = lambda item, _: item,
+    keep: Callable[[Example], bool] = lambda _: True,
 ) -> tuple[Mixer[T], dict[str, list[list[T]]], dict[str, Any]]:
-    """The training stream, the groups of each dev split, and what the manifest says of the data."""
+    """The training stream, the groups of each dev split, and what the manifest says of the data.
+
+    ``keep``: which texts are trained on, of the parts that the configuration asks for.
+    """
     found: dict[str, list[T]] = {}
     dev: dict[str, list[list[T]]] = {}
     data: dict[str, Any] = {}
     for name, corpus in config.corpora.items():
         folder = corpus_folder(name, settings)
         with _uncollected():
-            found[name] = items(_train(read(folder, "train", corpus.types), config))
+            found[name] = items([e for e in _train(read(folder, "train", corpus.types), config) if keep(e)])
         dev[name] = dev_groups(name, read(folder, "dev", corpus.types), items, config)
         data[name] = {f"{split}_sha256": sha256(folder / f"{split}.jsonl") for split in ("train", "dev")}
         data[name] |= {"segments": len(found[name]), "tokens": sum(map(len, found[name]))}

@@ -24,7 +24,7 @@ from shared.packing import run
 from shared.settings import Settings
 from shared.span_encoder import SpanHead, write_head
 from training import loop, mixing, spans
-from training.candidates import wrong
+from training.candidates import digest, wrong
 from training.config import SelectorConfig
 from training.corpora import corpus_folder, read
 from training.generator import lora, parts, plain, write_model
@@ -105,6 +105,7 @@ class SelectorTask:
             settings,
             lambda examples: spans.items(examples, tokens, types, config.max_units, mistakes, config.reading),
             lambda item, draw: item.drawn(config, draw),
+            lambda example: not config.only_candidates or digest(example.text) in mistakes,
         )
         draw = random.Random(0)  # noqa: S311 - an order, not a secret
         self.dev = {

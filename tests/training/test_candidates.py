@@ -25,6 +25,8 @@ def test_wrong_ones_are_found_by_their_text(tmp_path):
         digest(TEXT): [Mention(4, 13, "protein"), Mention(4, 8, "dna")]
     }
     assert wrong([]) == {}
+    write(tmp_path / "c.jsonl", rows([EXAMPLE], [[candidate(4, 8, "protein")]]))
+    assert wrong([tmp_path / "c.jsonl"]) == {digest(TEXT): []}
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", None])

@@ -13,6 +13,8 @@ from tests.tiny import make_tiny_model
 from tests.training import test_generator as generators
 from tests.training.test_generator import corpus
 from tests.training.test_spans import config
+from training.candidates import Row, digest, write
+from training.corpora import read
 from training.loop import FolderCheckpoints, export
 from training.selector import contrastive_loss, geometry, train
 
@@ -106,6 +108,18 @@ def test_a_selector_can_be_trained_further(settings, tmp_path):
         torch.testing.assert_close(after[name], weight, atol=1e-6, rtol=0)
     with pytest.raises(SelectorError, match="hidden 32, not 16 and 48"):
         trained(tmp_path / "other", settings, max_tokens=1, hidden=48, init=first)
+
+
+def test_training_can_be_on_the_texts_of_candidates_alone(settings, tmp_path):
+    examples = read(settings.corpora / "toy", "train")
+    made = [Row(text_sha256=digest(e.text), start=2, end=10, type="protein", right=False, confidence=0.5, greedy=True)
+            for e in examples if e.text == "a gene bcd is"]  # fmt: skip
+    write(tmp_path / "c.jsonl", made)
+    out = trained(tmp_path / "out", settings, candidates=[tmp_path / "c.jsonl"], only_candidates=True, max_tokens=200)
+    data = json.loads((out / "training.json").read_text())["data"]
+    assert 0 < data["toy"]["segments"] < len(examples)
+    assert data["toy"]["segments"] == sum(e.text == "a gene bcd is" for e in examples)
+    assert len(data["candidates"]["sha256"]) == 1
 
 
 def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
