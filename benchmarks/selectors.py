@@ -14,7 +14,7 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,13 +29,14 @@ from services.extractor import Extractor
 from services.pipeline.assembly import merge
 from services.selection.overlaps import Scored, keep
 from services.selection.selector import Selector
-from shared.adapters import index_folder, load_merged, selector_folder
+from shared.adapters import SELECTOR_FILE, index_folder, load_merged, selector_folder
 from shared.base_model import load_tokenizer
 from shared.calibration import Calibration, Judgement
 from shared.copying import CopyTokens
 from shared.exemplars import ExemplarIndex
 from shared.messages import Candidate, Entity
 from shared.settings import Settings
+from shared.span_encoder import SpanEncoder
 from training.calibration import Bin, Observation, expected_calibration_error, fit, reliability
 from training.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation import Scores, score
@@ -49,18 +50,18 @@ TEXTS = "genia=300,cmeee_v2=150,bc5cdr=50"
 
 class Known(NamedTuple):
     """What is known of a candidate. ``prototype``: how much nearer it is to the mean of the accepted exemplars of its
-    type than to that of the rejected ones, a difference of cosines; 0 without exemplars. ``answer``: log-odds of the
-    model that is asked a question about it; 0 without one.
+    type than to that of the rejected ones, a difference of cosines; 0 without exemplars. ``others``:
+    log-odds by other models that are compared, by name.
     """
 
     judgement: Judgement
     prototype: float
-    answer: float
+    others: Mapping[str, float]
 
 
 Way = Callable[[Known], Judgement]
+Heads = Callable[[Sequence[Candidate]], list[float]]
 CONFIDENCE = "confidence"
-QUESTION = "confidence and a second question"
 WAYS: dict[str, Way] = {
     CONFIDENCE: lambda known: known.judgement._replace(head=0.0, vote=0.0),
     "head alone": lambda known: known.judgement._replace(confidence=0.5, vote=0.0),
@@ -68,7 +69,6 @@ WAYS: dict[str, Way] = {
     "prototypes alone": lambda known: known.judgement._replace(confidence=0.5, head=0.0, vote=known.prototype),
     "confidence and neighbours": lambda known: known.judgement._replace(head=0.0),
     "confidence and prototypes": lambda known: known.judgement._replace(head=0.0, vote=known.prototype),
-    QUESTION: lambda known: known.judgement._replace(head=known.answer, vote=0.0),
     "confidence and head": lambda known: known.judgement._replace(vote=0.0),
     "all": lambda known: known.judgement,
 }
@@ -101,21 +101,25 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of the candidates and of the report.")] = Path("runs/selectors"),
     dev: Annotated[str, typer.Option(help="Corpora and the texts of their dev splits to calibrate on.")] = TEXTS,
     test: Annotated[str, typer.Option(help="Corpora and the texts of their test splits that are scored.")] = TEXTS,
-    question: Annotated[
-        Path | None, typer.Option(help="Adapter of `train generator --set scheme=question`, to be compared with.")
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another selector to be compared with, or the adapter of `train generator --set scheme=question`: "
+            "`name=folder`; repeated."
+        ),
     ] = None,
 ) -> None:
     """Make the candidates, decide in every way, and write selectors.md, selectors.json and reliability.png."""
     settings = Settings()
     selector = Selector.load(settings, Calibration.default())
-    model = None if question is None else load_merged(settings, question)
+    others = dict(_beside(given, settings) for given in beside or ())
     judged = {
-        (name, split): _judged(name, split, limit, settings, selector, model, out)
+        (name, split): _judged(name, split, limit, settings, selector, others, out)
         for split, given in (("dev", dev), ("test", test))
         for name, limit in _limits(split, given)
     }
-    asked = WAYS if model is not None else {name: way for name, way in WAYS.items() if name != QUESTION}
-    ways = {name: (change, False) for name, change in asked.items()} | {GREEDY: (WAYS["all"], True)}
+    compared = {f"confidence and {name}": _by(name) for name in others}
+    ways = {name: (change, False) for name, change in (WAYS | compared).items()} | {GREEDY: (WAYS["all"], True)}
     table: dict[str, dict[str, Cell]] = {}
     base: dict[str, list[Scores]] = {}
     for way, (change, greedy) in ways.items():
@@ -151,7 +155,26 @@ def _limits(option: str, given: str) -> list[tuple[str, int]]:
     return found
 
 
-def _judged(name: str, split: str, limit: int, settings: Settings, selector: Selector, model: Any, out: Path) -> Judged:
+def _beside(given: str, settings: Settings) -> tuple[str, Heads]:
+    """A name, and what gives the log-odds of candidates by the model in its folder."""
+    name, _, place = given.partition("=")
+    folder = Path(place)
+    if not (name and (folder / "adapter_config.json").is_file()):
+        raise typer.BadParameter(f"`{given}` is not `name=folder` of a trained model", param_hint="--beside")
+    if (folder / SELECTOR_FILE).is_file():
+        encoder = SpanEncoder.load(settings, folder)
+        return name, lambda candidates: encoder.encode(candidates).logits.tolist()
+    model, tokens = load_merged(settings, folder), CopyTokens(load_tokenizer(settings))
+    return name, lambda candidates: ask(model, tokens, candidates)
+
+
+def _by(name: str) -> Way:
+    return lambda known: known.judgement._replace(head=known.others[name], vote=0.0)
+
+
+def _judged(
+    name: str, split: str, limit: int, settings: Settings, selector: Selector, others: Mapping[str, Heads], out: Path
+) -> Judged:
     examples = read(corpus_folder(name, settings), split)[:limit]
     file = out / f"{name}-{split}-{limit}.jsonl"
     if not file.is_file():
@@ -163,11 +186,9 @@ def _judged(name: str, split: str, limit: int, settings: Settings, selector: Sel
             candidate = Candidate.model_validate_json(line)
             found[int(candidate.segment.document_id)].append(candidate)
     everything = [candidate for candidates in found for candidate in candidates]
-    answers = [0.0] * len(everything)
-    if model is not None:
-        err.print(f"questions: {name} {split}", highlight=False)
-        answers = ask(model, CopyTokens(load_tokenizer(settings)), everything)
-    known = map(Known, selector.judge(everything), _prototypes(everything, selector, settings), answers)
+    told = {other: heads(everything) for other, heads in others.items()}
+    of_others = [{other: logits[i] for other, logits in told.items()} for i in range(len(everything))]
+    known = map(Known, selector.judge(everything), _prototypes(everything, selector, settings), of_others)
     return Judged(examples, [[(candidate, next(known)) for candidate in candidates] for candidates in found])
 
 

@@ -4,9 +4,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.selectors import GREEDY, QUESTION, WAYS, main
+from benchmarks.selectors import GREEDY, WAYS, main
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
+from tests.training import test_generator as generators
 from tests.training.test_generator import corpus
 from tests.training.test_selector import trained
 
@@ -24,21 +25,26 @@ def test_one_command_compares_all_ways(tmp_path, monkeypatch):
         monkeypatch.setenv(f"BIOBRACKET_{name}", str(value))
     app = typer.Typer()
     app.command()(main)
+    question = generators.trained(tmp_path / "question", settings, scheme="question", max_tokens=500)
     arguments = ["--out", str(tmp_path / "out"), "--dev", "toy=40", "--test", "toy=30"]
+    arguments += ["--beside", f"twin={selector}", "--beside", f"a question={question}"]
     first = run.invoke(app, arguments)
     assert first.exit_code == 0, first.output
     assert (tmp_path / "out" / "reliability.png").is_file()
     report = json.loads((tmp_path / "out" / "selectors.json").read_text())
-    assert report["ways"].keys() == {*WAYS, GREEDY} - {QUESTION}
+    assert report["ways"].keys() == {*WAYS, "confidence and twin", "confidence and a question", GREEDY}
     assert report["texts"] == {"toy dev": 40, "toy test": 30}
     for way, row in report["ways"].items():
         assert 0 <= row["toy"]["f1"] <= 1
         assert (row["toy"]["difference"] is None) == (way == "confidence")
     # A base that was never trained says nothing; the head knows.
     assert report["ways"]["all"]["toy"]["f1"] >= report["ways"]["confidence"]["toy"]["f1"]
+    twin = report["ways"]["confidence and twin"]["toy"]
+    assert twin["f1"] == report["ways"]["confidence and head"]["toy"]["f1"]
     candidates = tmp_path / "out" / "toy-test-30.jsonl"
     before = candidates.stat().st_mtime_ns
     assert run.invoke(app, ["--dev", "toy"]).exit_code == 2
+    assert run.invoke(app, ["--beside", "nothing"]).exit_code == 2
     again = run.invoke(app, arguments)
     assert again.stdout == first.stdout
     assert candidates.stat().st_mtime_ns == before
