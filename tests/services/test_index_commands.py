@@ -6,7 +6,6 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import cli
-from tests.services.test_model_commands import corpora  # noqa: F401 - a fixture
 from tests.training.test_generator import corpus
 
 run = CliRunner()
@@ -19,14 +18,14 @@ def call(*arguments, code=0):
 
 
 @pytest.mark.slow
-def test_train_index_calibrate_evaluate(corpora, monkeypatch):  # noqa: F811
-    corpus(corpora / "corpora" / "genes")
-    test = corpora / "corpora" / "genes" / "test.jsonl"
-    test.write_text((corpora / "corpora" / "genes" / "dev.jsonl").read_text())
+def test_train_index_calibrate_evaluate(workplace, monkeypatch):
+    corpus(workplace / "corpora" / "genes")
+    test = workplace / "corpora" / "genes" / "test.jsonl"
+    test.write_text((workplace / "corpora" / "genes" / "dev.jsonl").read_text())
     changes = ["corpora={genes: {}}", "max_tokens=4000", "batch_tokens=256", "rank=4", "compile=false", "size=16"]
     changes += ["hidden=32", "measure_every=0", "precision=float32"]
     settings = [part for change in changes for part in ("--set", change)]
-    selector = corpora / "selector"
+    selector = workplace / "selector"
     assert "BIOBRACKET_SELECTOR" in call("train", "selector", "--no-ray", "--out", str(selector), *settings)
     assert (selector / "curves.png").is_file()
 
@@ -46,13 +45,13 @@ def test_train_index_calibrate_evaluate(corpora, monkeypatch):  # noqa: F811
     assert len(list(selector.glob("calibration-*.json"))) == 1
     scored = {}
     for which in ("on", "off"):
-        report = str(corpora / which)
+        report = str(workplace / which)
         scored[which] = json.loads(
             call("evaluate", "--corpus", "genes", "--selector", which, "--json", "--report", report)
         )
     assert scored["on"]["model_revision"] != scored["off"]["model_revision"]
-    against = str(corpora / "off" / "predictions.jsonl")
-    compared = ["--from", str(corpora / "on" / "predictions.jsonl"), "--against", against]
+    against = str(workplace / "off" / "predictions.jsonl")
+    compared = ["--from", str(workplace / "on" / "predictions.jsonl"), "--against", against]
     assert "micro" in call("evaluate", "--corpus", "genes", *compared)
     assert "neither `on` nor `off`" in call("evaluate", "--corpus", "genes", "--selector", "maybe", code=1)
 

@@ -5,53 +5,35 @@ from typer.testing import CliRunner
 
 from services.cli import cli
 from shared.messages import Document, Entity, Extraction, entity_id
-from tests.tiny import make_tiny_model
 
 run = CliRunner()
 
 
-@pytest.fixture
-def corpora(tmp_path, monkeypatch):
-    """A corpus of its own, a tiny base, and the environment that names both."""
-    folder = tmp_path / "corpora" / "toy"
-    folder.mkdir(parents=True)
-    rows = [
-        {
-            "id": str(i),
-            "text": "the gene abc binds",
-            "lang": "en",
-            "entities": [{"start": 9, "end": 12, "type": "Protein", "text": "abc"}],
-        }
-        for i in range(12)
-    ]
-    for split in ("train", "dev", "test"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    monkeypatch.setenv("BIOBRACKET_CORPORA", str(tmp_path / "corpora"))
-    monkeypatch.setenv("BIOBRACKET_BASE_MODEL", str(make_tiny_model(tmp_path / "base")))
-    monkeypatch.setenv("BIOBRACKET_ADAPTER", str(tmp_path / "adapter"))
-    return tmp_path
-
-
 @pytest.mark.slow
-def test_train_calibrate_evaluate(corpora):
-    train = ["train", "generator", "--no-ray", "--out", str(corpora / "adapter"), "--set", "corpora={toy: {}}"]
+def test_train_calibrate_evaluate(workplace):
+    train = ["train", "generator", "--no-ray", "--out", str(workplace / "adapter"), "--set", "corpora={toy: {}}"]
     changes = ["max_tokens=2000", "batch_tokens=256", "rank=4", "compile=false", "measure_every=3"]
     trained = run.invoke(cli, train + [part for change in changes for part in ("--set", change)])
     assert trained.exit_code == 0, trained.output
-    assert (corpora / "adapter" / "adapter_config.json").is_file()
+    assert (workplace / "adapter" / "adapter_config.json").is_file()
 
     calibrated = run.invoke(cli, ["train", "calibration", "--corpora", "toy"])
     assert calibrated.exit_code == 0, calibrated.output
-    assert (corpora / "adapter" / "calibration.json").is_file()
+    assert (workplace / "adapter" / "calibration.json").is_file()
+    file = workplace / "candidates.jsonl"
+    asked = run.invoke(cli, ["candidates", "--corpus", "toy", "--limit", "5", "--out", str(file)])
+    assert asked.exit_code == 0, asked.output
+    assert "of 5 texts" in asked.stdout
+    assert "abc" not in file.read_text()
 
     arguments = ["evaluate", "--corpus", "toy", "--split", "test", "--json"]
-    scored = run.invoke(cli, [*arguments, "--report", str(corpora / "report")])
+    scored = run.invoke(cli, [*arguments, "--report", str(workplace / "report")])
     assert scored.exit_code == 0, scored.output
     result = json.loads(scored.stdout)
     assert 0.0 <= result["micro"]["f1"] <= 1.0
     assert result["micro"]["gold"] == 12
     assert result["seconds"] > 0
-    predictions = corpora / "report" / "predictions.jsonl"
+    predictions = workplace / "report" / "predictions.jsonl"
     assert result["documents"] == len(predictions.read_text(encoding="utf-8").splitlines()) == 12
 
     again = run.invoke(cli, [*arguments, "--from", str(predictions)])
@@ -207,13 +189,13 @@ def test_a_wrong_mapping_names_the_remedy(unseen, mapped, says):
     assert "EGFR" not in result.output
 
 
-def test_a_missing_adapter_names_the_setting(corpora):
+def test_a_missing_adapter_names_the_setting(workplace):
     result = run.invoke(cli, ["evaluate", "--corpus", "toy"])
     assert result.exit_code == 1
     assert "BIOBRACKET_ADAPTER" in result.output
 
 
-def test_a_missing_corpus_names_the_remedy(corpora):
+def test_a_missing_corpus_names_the_remedy(workplace):
     result = run.invoke(cli, ["evaluate", "--corpus", "none"])
     assert result.exit_code == 1
     assert "BIOBRACKET_CORPORA" in result.output
@@ -222,7 +204,7 @@ def test_a_missing_corpus_names_the_remedy(corpora):
 @pytest.mark.parametrize(
     ("change", "field"), [("corpora={toy: {share: 0}}", "corpora.toy.share"), ("minuets=3", "minuets")]
 )
-def test_bad_configurations_are_refused(corpora, change, field):
-    result = run.invoke(cli, ["train", "generator", "--out", str(corpora / "adapter"), "--set", change])
+def test_bad_configurations_are_refused(workplace, change, field):
+    result = run.invoke(cli, ["train", "generator", "--out", str(workplace / "adapter"), "--set", change])
     assert result.exit_code == 1
     assert field in result.output
