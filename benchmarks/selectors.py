@@ -2,7 +2,7 @@
 
     BIOBRACKET_CORPORA=… BIOBRACKET_SELECTOR=… make selectors ARGS='--dev genia=300,cmeee_v2=150,bc5cdr=50'
 
-The generator's candidates on the first texts of each corpus's ``dev`` and ``test`` are made once and kept in ``--out``.
+What the generator says of the first texts of each corpus's ``dev`` and ``test`` is kept in the file of ``--lines``.
 Each way of deciding is calibrated on those of ``dev``, with thresholds of its own, and scored on those of ``test``:
 strict F1 with intervals, differences from the generator's confidence alone, boundary errors, and the expected
 calibration error on candidates that no calibration has seen.
@@ -38,14 +38,14 @@ from shared.messages import Candidate, Entity
 from shared.settings import Settings
 from shared.span_encoder import SpanEncoder
 from training.calibration import Bin, Observation, expected_calibration_error, fit, reliability
-from training.corpora import Example, corpus_folder, documents_of, read
+from training.corpora import Example, corpus_folder, documents_of, limits, read
 from training.evaluation import Scores, score
 from training.questions import ask
 from training.significance import Difference, Interval, compare, intervals
 
 err = Console(stderr=True)
 
-TEXTS = "genia=300,cmeee_v2=150,bc5cdr=50"
+TEXTS = "genia=300,cmeee_v2=150,bc5cdr=50,ccks2017=50"
 
 
 class Known(NamedTuple):
@@ -61,15 +61,39 @@ class Known(NamedTuple):
 
 Way = Callable[[Known], Judgement]
 Heads = Callable[[Sequence[Candidate]], list[float]]
+
+
+def only(*terms: str) -> Way:
+    """By these terms of a judgement alone."""
+
+    def way(known: Known) -> Judgement:
+        of = known.judgement
+        left = Judgement(of.confidence if "confidence" in terms else 0.5, of.greedy)
+        return left._replace(**{term: getattr(of, term) for term in terms})
+
+    return way
+
+
+def _prototypes_and(way: Way) -> Way:
+    return lambda known: way(known)._replace(vote=known.prototype)
+
+
 CONFIDENCE = "confidence"
 WAYS: dict[str, Way] = {
-    CONFIDENCE: lambda known: known.judgement._replace(head=0.0, vote=0.0),
-    "head alone": lambda known: known.judgement._replace(confidence=0.5, vote=0.0),
-    "neighbours alone": lambda known: known.judgement._replace(confidence=0.5, head=0.0),
-    "prototypes alone": lambda known: known.judgement._replace(confidence=0.5, head=0.0, vote=known.prototype),
-    "confidence and neighbours": lambda known: known.judgement._replace(head=0.0),
-    "confidence and prototypes": lambda known: known.judgement._replace(head=0.0, vote=known.prototype),
-    "confidence and head": lambda known: known.judgement._replace(vote=0.0),
+    CONFIDENCE: only("confidence"),
+    "head alone": only("head"),
+    "neighbours alone": only("vote"),
+    "prototypes alone": _prototypes_and(only()),
+    "words alone": only("words"),
+    "confidence and margin": only("confidence", "margin"),
+    "confidence and neighbours": only("confidence", "vote"),
+    "confidence and prototypes": _prototypes_and(only("confidence")),
+    "confidence and words": only("confidence", "words"),
+    "confidence and head": only("confidence", "head"),
+    "all but margin": only("confidence", "head", "vote", "words"),
+    "all but head": only("confidence", "margin", "vote", "words"),
+    "all but neighbours": only("confidence", "margin", "head", "words"),
+    "all but words": only("confidence", "margin", "head", "vote"),
     "all": lambda known: known.judgement,
 }
 GREEDY = "all, greedy candidates only"
@@ -98,7 +122,10 @@ class Cell:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder of the candidates and of the report.")] = Path("runs/selectors"),
+    out: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("runs/selectors"),
+    lines: Annotated[
+        Path, typer.Option(help="File of the generator's lines, as of `biobracket evaluate --lines`.")
+    ] = Path("runs/lines.sqlite"),
     dev: Annotated[str, typer.Option(help="Corpora and the texts of their dev splits to calibrate on.")] = TEXTS,
     test: Annotated[str, typer.Option(help="Corpora and the texts of their test splits that are scored.")] = TEXTS,
     beside: Annotated[
@@ -113,11 +140,16 @@ def main(
     settings = Settings()
     selector = Selector.load(settings, Calibration.default())
     others = dict(_beside(given, settings) for given in beside or ())
-    judged = {
-        (name, split): _judged(name, split, limit, settings, selector, others, out)
-        for split, given in (("dev", dev), ("test", test))
-        for name, limit in _limits(split, given)
-    }
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    generator = Extractor.load(settings.model_copy(update={"selector": ""}), Calibration.default(), lines)
+    judged = {}
+    for split, given in (("dev", dev), ("test", test)):
+        for name, limit in limits(given):
+            examples = read(corpus_folder(name, settings), split)
+            examples = examples[:limit] if limit else examples
+            err.print(f"{name} {split}: {len(examples)} texts", highlight=False)
+            found = generator.candidates(documents_of(examples))
+            judged[name, split] = _judged(examples, found, settings, selector, others)
     compared = {f"confidence and {name}": _by(name) for name in others}
     ways = {name: (change, False) for name, change in (WAYS | compared).items()} | {GREEDY: (WAYS["all"], True)}
     table: dict[str, dict[str, Cell]] = {}
@@ -144,17 +176,6 @@ def main(
     sys.stdout.write(text)
 
 
-def _limits(option: str, given: str) -> list[tuple[str, int]]:
-    """Names and numbers of ``name=number,…``."""
-    found = []
-    for part in given.split(","):
-        name, _, number = part.partition("=")
-        if not (name and number.isdigit() and int(number)):
-            raise typer.BadParameter(f"`{part}` is not `corpus=texts`, such as genia=300", param_hint=option)
-        found.append((name, int(number)))
-    return found
-
-
 def _beside(given: str, settings: Settings) -> tuple[str, Heads]:
     """A name, and what gives the log-odds of candidates by the model in its folder."""
     name, _, place = given.partition("=")
@@ -169,22 +190,16 @@ def _beside(given: str, settings: Settings) -> tuple[str, Heads]:
 
 
 def _by(name: str) -> Way:
-    return lambda known: known.judgement._replace(head=known.others[name], vote=0.0)
+    return lambda known: only("confidence")(known)._replace(head=known.others[name])
 
 
 def _judged(
-    name: str, split: str, limit: int, settings: Settings, selector: Selector, others: Mapping[str, Heads], out: Path
+    examples: list[Example],
+    found: Sequence[Sequence[Candidate]],
+    settings: Settings,
+    selector: Selector,
+    others: Mapping[str, Heads],
 ) -> Judged:
-    examples = read(corpus_folder(name, settings), split)[:limit]
-    file = out / f"{name}-{split}-{limit}.jsonl"
-    if not file.is_file():
-        err.print(f"candidates: {name} {split}", highlight=False)
-        _make(examples, settings, file)
-    found: list[list[Candidate]] = [[] for _ in examples]
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            candidate = Candidate.model_validate_json(line)
-            found[int(candidate.segment.document_id)].append(candidate)
     everything = [candidate for candidates in found for candidate in candidates]
     told = {other: heads(everything) for other, heads in others.items()}
     of_others = [{other: logits[i] for other, logits in told.items()} for i in range(len(everything))]
@@ -208,15 +223,6 @@ def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: S
         float(vector @ (means.get((c.type, True), none) - means.get((c.type, False), none)))
         for c, vector in zip(candidates, embeddings, strict=True)
     ]
-
-
-def _make(examples: Sequence[Example], settings: Settings, file: Path) -> None:
-    """The generator's candidates, one a line; the folder is for this machine alone: they hold text."""
-    plain = settings.model_copy(update={"selector": ""})
-    found = Extractor.load(plain, Calibration.default()).candidates(documents_of(examples))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    text = "".join(candidate.model_dump_json() + "\n" for of in found for candidate in of)
-    file.write_text(text, encoding="utf-8")
 
 
 def _observations(found: Judged, change: Way, greedy: bool) -> list[Observation]:

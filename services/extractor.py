@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import Engine, TagRequest
+from services.line_file import LineFile
 from services.parsing.brackets import parse_lines
-from services.pipeline.assembly import Pipeline
+from services.pipeline.assembly import Pipeline, SegmentCache
 from services.pipeline.config import PipelineConfig
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
-from shared.adapters import model_revision
+from shared.adapters import generator_revision, model_revision
 from shared.base_model import load_tokenizer
 from shared.batching import Batcher
 from shared.calibration import Calibration
@@ -49,21 +51,28 @@ class Extractor:
         *,
         model_revision: str,
         generation: GenerationConfig,
+        generator_revision: str = "",
+        cache: SegmentCache | None = None,
     ) -> None:
+        """``cache``: of the generator's lines, by ``generator_revision``; none where each is to be generated."""
         self.engine = engine
         self.selector = selector
         self._model_revision = model_revision
         self._generation = generation
+        self._generator_revision = generator_revision
+        self._cache = cache or NoCache()
 
     @classmethod
-    def load(cls, settings: Settings, calibration: Calibration | None = None) -> Extractor:
-        """Base model, adapter, selector and calibration of the settings."""
+    def load(cls, settings: Settings, calibration: Calibration | None = None, lines: Path | None = None) -> Extractor:
+        """Base model, adapter, selector and calibration of the settings; ``lines``: of a :class:`LineFile`."""
         config = GenerationConfig()
         return cls(
             CopyEngine.load(settings, config),
             Selector.load(settings, calibration),
             model_revision=model_revision(settings),
             generation=config,
+            generator_revision=generator_revision(settings),
+            cache=LineFile(lines) if lines else None,
         )
 
     def extract(
@@ -132,9 +141,9 @@ class Extractor:
             generate=generate,
             parse=parse,
             select=select,
-            cache=NoCache(),
+            cache=self._cache,
             model_revision=self._model_revision,
-            generator_revision="",  # nothing is cached
+            generator_revision=self._generator_revision,
             config=PipelineConfig(),
         )
 

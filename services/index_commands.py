@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from services.model_commands import LimitOption, _clear_errors, _fail, _progress, out
+from services.model_commands import _clear_errors, _fail, _progress, out
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,10 +17,20 @@ if TYPE_CHECKING:
 
 index = typer.Typer(help="Labelled exemplars that the selector compares candidates with.", no_args_is_help=True)
 
-CorporaOption = Annotated[str, typer.Option("--corpora", help="Corpora, separated by commas.")]
+CorporaOption = Annotated[
+    str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
+]
 SplitOption = Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")]
 TextsOption = Annotated[
     bool, typer.Option("--texts/--no-texts", help="Whether exemplars hold the words of their mentions.")
+]
+CandidatesOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--candidates",
+        help="A file of `biobracket candidates`: of its texts alone, the mentions and what the generator took for one; "
+        "repeated. Else spans drawn at random are the rejected ones.",
+    ),
 ]
 IndexOption = Annotated[
     Path | None, typer.Option("--index", help="Folder of the index; that of the selector where absent.")
@@ -31,7 +41,7 @@ IndexOption = Annotated[
 def build(
     corpora: CorporaOption = "genia,cmeee_v2,bc5cdr",
     split: SplitOption = "train",
-    limit: LimitOption = 0,
+    candidates: CandidatesOption = None,
     kind: Annotated[str, typer.Option("--kind", help="`flat` is exact; `ivf` and `hnsw` are for millions.")] = "flat",
     texts: TextsOption = True,
     folder: IndexOption = None,
@@ -46,7 +56,7 @@ def build(
         settings = Settings()
         selector = _selector(settings)
         revision = encoder_revision(settings, selector)
-        batches, size = _exemplars(settings, selector, corpora, split, limit, texts)
+        batches, size = _exemplars(settings, selector, corpora, split, candidates or (), texts)
         with _progress() as progress:
             task = progress.add_task("exemplars", total=None)
             manifest = ExemplarIndex.build(
@@ -100,7 +110,7 @@ def check(folder: IndexOption = None) -> None:
 def add(
     corpora: CorporaOption,
     split: SplitOption = "train",
-    limit: LimitOption = 0,
+    candidates: CandidatesOption = None,
     texts: TextsOption = True,
     folder: IndexOption = None,
 ) -> None:
@@ -109,7 +119,7 @@ def add(
         loaded, place = _loaded(folder)
         settings = Settings()
         before = len(loaded)
-        for vectors, exemplars in _exemplars(settings, _selector(settings), corpora, split, limit, texts)[0]:
+        for vectors, exemplars in _exemplars(settings, _selector(settings), corpora, split, candidates or (), texts)[0]:
             loaded.add(vectors, exemplars)
         loaded.save(place)
     out.print(f"{len(loaded) - before} exemplars more; {len(loaded)} in all", highlight=False)
@@ -152,26 +162,28 @@ def _loaded(folder: Path | None) -> tuple[ExemplarIndex, Path]:
 
 
 def _exemplars(
-    settings: Settings, selector: Path, corpora: str, split: str, limit: int, texts: bool
+    settings: Settings, selector: Path, corpora: str, split: str, candidates: Sequence[Path], texts: bool
 ) -> tuple[Iterator[tuple[Any, Any]], int]:
     """Exemplars of corpora, batch by batch, and the length of their vectors."""
     from services.pipeline.config import PipelineConfig
     from shared.base_model import load_tokenizer
     from shared.copying import CopyTokens
     from shared.span_encoder import SpanEncoder
-    from training.corpora import corpus_folder, read
+    from training.candidates import wrong
+    from training.corpora import corpus_folder, limits, read
     from training.exemplars import of_corpus
 
     examples = {}
-    for name in corpora.split(","):
+    for name, limit in limits(corpora):
         found = read(corpus_folder(name, settings), split)
         examples[Path(name).name] = found[:limit] if limit else found
     encoder = SpanEncoder.load(settings, selector)
     tokens = CopyTokens(load_tokenizer(settings))
     units = PipelineConfig().max_units
+    mistakes = wrong(candidates) if candidates else None
     batches = (
         batch
         for name, given in examples.items()
-        for batch in of_corpus(name, given, encoder, tokens, max_units=units, texts=texts)
+        for batch in of_corpus(name, given, encoder, tokens, max_units=units, texts=texts, mistakes=mistakes)
     )
     return batches, encoder.size

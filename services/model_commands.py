@@ -1,4 +1,4 @@
-"""The commands that make and measure models: ``biobracket train generator``, ``train calibration``, ``evaluate``."""
+"""The commands that make and measure models: ``biobracket train …``, ``candidates``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -28,6 +28,14 @@ err = Console(stderr=True)
 
 train = typer.Typer(help="Make models.", no_args_is_help=True)
 
+LinesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--lines",
+        help="A file that keeps what the generator says: a later run of the same generator takes it from there. It "
+        "holds text.",
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first so many texts; 0 takes all.")]
 
 
@@ -88,11 +96,37 @@ def train_selector(
     out.print(f"{folder}; next: BIOBRACKET_SELECTOR={folder} biobracket train calibration", highlight=False)
 
 
+@train.command("gazetteer")
+def train_gazetteer(
+    corpora: Annotated[
+        str, typer.Option("--corpora", help="Corpora, separated by commas.")
+    ] = "genia,cmeee_v2,bc5cdr,ccks2017",
+    split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "train",
+) -> None:
+    """Count which words are mentions, and save the counts beside the selector of the settings. They hold no text."""
+    with _clear_errors():
+        from shared.adapters import selector_folder
+        from training.corpora import corpus_folder, limits, read
+        from training.gazetteer import count
+
+        settings = Settings()
+        folder = selector_folder(settings)
+        if folder is None:
+            _fail("selector: none is set; name the one that the gazetteer is for in BIOBRACKET_SELECTOR")
+        found = count(
+            {name: _examples(read(corpus_folder(name, settings), split), limit) for name, limit in limits(corpora)}
+        )
+        found.save(folder)
+    out.print(f"{len(found)} different words; saved in {folder}", highlight=False)
+
+
 @train.command("calibration")
 def train_calibration(
-    corpora: Annotated[str, typer.Option("--corpora", help="Corpora, separated by commas.")] = "genia,cmeee_v2,bc5cdr",
+    corpora: Annotated[
+        str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
+    ] = "genia,cmeee_v2,bc5cdr",
     split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "dev",
-    limit: LimitOption = 0,
+    lines: LinesOption = None,
 ) -> None:
     """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
     with _clear_errors():
@@ -100,17 +134,17 @@ def train_calibration(
         from shared.adapters import calibration_file
         from shared.calibration import Calibration
         from training.calibration import Observation, expected_calibration_error, fit
-        from training.corpora import corpus_folder, documents_of, read
+        from training.corpora import corpus_folder, documents_of, limits, read
 
         settings = Settings()
         file = calibration_file(settings)
         if file is None:
             _fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
-        extractor = Extractor.load(settings, Calibration.default())
+        asked = {name: _examples(read(corpus_folder(name, settings), split), limit) for name, limit in limits(corpora)}
+        extractor = Extractor.load(settings, Calibration.default(), lines)
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
-        for name in corpora.split(","):
-            examples = _examples(read(corpus_folder(name, settings), split), limit)
+        for name, examples in asked.items():
             with _shown(documents := documents_of(examples), f"{name} {split}") as done:
                 found = extractor.candidates(documents, done)
             truths = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
@@ -139,6 +173,7 @@ def candidates(
     folds: Annotated[int, typer.Option("--folds", min=1, help="Parts of the split, as the run was given.")] = 1,
     fold: Annotated[int, typer.Option("--fold", min=0, help="The part that it was not trained on, from 0.")] = 0,
     limit: LimitOption = 0,
+    lines: LinesOption = None,
 ) -> None:
     """The generator's candidates on texts that it was not trained on, for `train selector --set candidates=[…]`."""
     with _clear_errors():
@@ -150,7 +185,7 @@ def candidates(
         settings = Settings().model_copy(update={"selector": ""})
         place = corpus_folder(corpus, settings)
         examples = _examples(part(read(place, split), folds, fold, inside=True), limit)
-        extractor = Extractor.load(settings, Calibration.default())
+        extractor = Extractor.load(settings, Calibration.default(), lines)
         with _shown(documents := documents_of(examples), f"{place.name} {split}") as done:
             found = rows(examples, extractor.candidates(documents, done))
         write(file, found)
@@ -191,6 +226,7 @@ def evaluate(
         Path | None,
         typer.Option("--from", help="Score the predictions.jsonl of an earlier report instead of running the model."),
     ] = None,
+    lines: LinesOption = None,
     against: Annotated[
         Path | None, typer.Option("--against", help="Compare with another run: its predictions.jsonl.")
     ] = None,
@@ -220,7 +256,7 @@ def evaluate(
             if against is not None and against.resolve() == (folder / reports.PREDICTIONS).resolve():
                 _fail("report: its folder holds the run that --against names, which would be lost; name another one")
             reports.prepare(folder)
-        extractions, seconds = _extractions(source, documents, settings, f"{place.name} {split}")
+        extractions, seconds = _extractions(source, documents, settings, lines, f"{place.name} {split}")
         if folder is not None:
             predictions.write(folder / reports.PREDICTIONS, extractions)
         scores = score_all(examples, extractions)
@@ -266,20 +302,21 @@ def _examples(found: list[Example], limit: int) -> list[Example]:
 
 
 def _extractions(
-    source: Path | None, documents: Sequence[Document], settings: Settings, what: str
+    source: Path | None, documents: Sequence[Document], settings: Settings, lines: Path | None, what: str
 ) -> tuple[list[Extraction], float | None]:
-    """The extractions of a file, or those of the model with the seconds it took."""
+    """The extractions of a file, or those of the model, with the seconds it took where nothing was known before."""
     if source is not None:
         from training.predictions import read
 
         return read(source, documents), None
     from services.extractor import Extractor
 
-    extractor = Extractor.load(settings)
+    extractor = Extractor.load(settings, lines=lines)
     begun = time.monotonic()
     with _shown(documents, what) as done:
         extractions = extractor.extract(documents, done)
-    return extractions, time.monotonic() - begun
+    seconds = time.monotonic() - begun
+    return extractions, None if any(e.counts.cached_segments for e in extractions) else seconds
 
 
 @contextmanager
@@ -316,6 +353,7 @@ def _print_report(report: reports.Report) -> None:
 @contextmanager
 def _clear_errors() -> Iterator[None]:
     """Errors that name a setting and its remedy are printed without a traceback."""
+    from services.line_file import LineFileError
     from shared.base_model import BaseModelError
     from shared.calibration import CalibrationError
     from shared.errors import ExemplarError, SelectorError
@@ -330,6 +368,7 @@ def _clear_errors() -> Iterator[None]:
         ConfigError,
         CorpusError,
         ExemplarError,
+        LineFileError,
         PredictionsError,
         ReportError,
         SelectorError,

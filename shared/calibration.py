@@ -1,9 +1,10 @@
 """Calibration: from the generator's confidence to a probability, and the threshold of each type.
 
-Platt scaling (Platt 1999), ``p = sigmoid(slope * logit(confidence) + intercept)``, where there is a span encoder with
-the log-odds of its head and the vote of the nearest exemplars as further terms. There is one set of numbers a type for
-the spans of the generator's best line and one for those beyond it, whose confidences mean different things: the first
-multiplies in the presence of the type, the second are what the greedy line turned down. ``training.calibration`` fits
+Platt scaling (Platt 1999) of the log-odds of the confidence, with what else is known of a candidate as further terms:
+its margin over the spans it overlaps, and of a selector's the log-odds of the head, the vote of the nearest exemplars
+and the gazetteer. There is one set of numbers a type for the spans of the generator's best line and one for those
+beyond it, whose confidences mean different things: the first multiplies in the presence of the type, the second are
+what the greedy line turned down. ``training.calibration`` fits
 it on a dev split; :func:`shared.adapters.calibration_file` is where it lies.
 """
 
@@ -38,29 +39,47 @@ class _Frozen(BaseModel):
 
 
 class Judgement(NamedTuple):
-    """What is known of a candidate.
+    """What is known of a candidate; but for the confidence, 0 where nothing is.
 
+    ``margin``: by how many log-odds the confidence exceeds that of the best other span of the type that it overlaps;
     ``head``: log-odds of the span encoder's head; ``vote``: of the nearest exemplars, from -1, all of them rejected, to
-    1, all accepted. Both are 0 where there is no encoder or no exemplar.
+    1, all accepted; ``words``: log-odds by the gazetteer.
     """
 
     confidence: float
     greedy: bool
+    margin: float = 0.0
     head: float = 0.0
     vote: float = 0.0
+    words: float = 0.0
+
+    @property
+    def terms(self) -> tuple[float, ...]:
+        """What the factors of a :class:`Scaling` are applied to, in their order."""
+        return (logit(self.confidence), self.margin, self.head, self.vote, self.words)
 
 
 class Scaling(_Frozen):
-    """``sigmoid(slope * logit(confidence) + head * log-odds + vote * vote + intercept)``, falling with none of them."""
+    """The log-odds that a candidate is right: the sum of what is known of it, each by its factor, and a shift.
 
-    slope: float = Field(default=1.0, ge=0.0, description="Factor on the log-odds; 0 where confidence tells nothing.")
+    They fall with none of it.
+    """
+
+    slope: float = Field(default=1.0, ge=0.0, description="Factor on the log-odds of the confidence.")
+    margin: float = Field(default=0.0, ge=0.0, description="Factor on its margin.")
     head: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds of the span encoder's head.")
     vote: float = Field(default=0.0, ge=0.0, description="Factor on the vote of the nearest exemplars.")
+    words: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds by the gazetteer.")
     intercept: float = Field(default=0.0, description="Shift of the log-odds.")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Of :attr:`Judgement.terms`, in their order."""
+        return (self.slope, self.margin, self.head, self.vote, self.words)
 
     def probability(self, known: Judgement) -> float:
         """The calibrated probability, in 0..1."""
-        x = self.slope * logit(known.confidence) + self.head * known.head + self.vote * known.vote + self.intercept
+        x = sum(factor * term for factor, term in zip(self.factors, known.terms, strict=True)) + self.intercept
         return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 

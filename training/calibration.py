@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
+from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration
 
 # With fewer candidates a type takes the numbers of all types together. Below it, two parameters rest on chance.
 MIN_OBSERVATIONS = 30
@@ -79,24 +79,22 @@ def _fit_type(observations: Sequence[Observation], gold: int, prior: TypeCalibra
 
 def _platt(observations: Sequence[Observation], prior: Scaling) -> Scaling:
     """Factors and intercept of a logistic regression, drawn weakly towards the prior; no factor negative."""
-    x = np.array([logit(o.known.confidence) for o in observations])
-    head = np.array([o.known.head for o in observations])
-    vote = np.array([o.known.vote for o in observations])
+    terms = np.array([o.known.terms for o in observations], dtype=np.float64)
     y = np.array([o.correct for o in observations], dtype=np.float64)
     # Sums in the order of the values, so that the order of the observations cannot change the last digit.
-    order = np.lexsort((y, vote, head, x))
-    design, y = np.column_stack((x, head, vote, np.ones_like(x)))[order], y[order]
-    mean = np.array([prior.slope, prior.head, prior.vote, prior.intercept])
-    used = [True, bool(head.any()), bool(vote.any()), True]
-    weights = np.zeros(4)
+    order = np.lexsort(np.vstack((y, terms.T[::-1])))
+    design, y = np.column_stack((terms, np.ones_like(y)))[order], y[order]
+    mean = np.array((*prior.factors, prior.intercept))
+    used = [True, *(bool(term.any()) for term in terms.T[1:]), True]
+    weights = np.zeros(len(mean))
     while True:
         weights[:] = 0.0
         weights[used] = _newton(design[:, used], y, mean[used])
-        negative = [i for i in (0, 1, 2) if weights[i] < 0]
-        if not negative:
-            slope, of_head, of_vote, intercept = map(float, weights)
-            return Scaling(slope=slope, head=of_head, vote=of_vote, intercept=intercept)
-        used[min(negative, key=weights.__getitem__)] = False
+        factors = weights[:-1]
+        if factors.min() >= 0:
+            slope, margin, head, vote, words, intercept = map(float, weights)
+            return Scaling(slope=slope, margin=margin, head=head, vote=vote, words=words, intercept=intercept)
+        used[int(factors.argmin())] = False
 
 
 def _newton(design: Floats, y: Floats, mean: Floats) -> Floats:

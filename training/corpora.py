@@ -56,6 +56,17 @@ def corpus_folder(name: str, settings: Settings) -> Path:
     )
 
 
+def limits(given: str) -> list[tuple[str, int]]:
+    """Corpora and how many of their texts, 0 for all, of ``name,name=number,…``. CorpusError where it is not that."""
+    found = []
+    for part in given.split(","):
+        name, equals, number = part.partition("=")
+        if not name or (equals and not (number.isdigit() and int(number))):
+            raise CorpusError(f"corpora: `{part}` is not a corpus or `corpus=texts`; write them as genia=300,bc5cdr")
+        found.append((name, int(number or 0)))
+    return found
+
+
 def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[Example]:
     """The texts of ``<folder>/<split>.jsonl``, at least one.
 

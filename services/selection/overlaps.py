@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from shared.calibration import logit
 from shared.messages import Candidate, Entity, Evidence, entity_id
 
 # Two spans that share a boundary are mostly one mention with its other end in doubt. Where the generator did not itself
 # nest them, both stay only if each is this probable: then the doubt is small and nesting is what explains both.
 NESTING_BAR = 0.8
+
+# Log-odds that a span with none beside it is taken to exceed: those of a hopeless one.
+_NO_RIVAL = -8.0
 
 
 class Scored(NamedTuple):
@@ -24,6 +28,29 @@ class Scored(NamedTuple):
         """Order of preference: the more probable, the greedy, the more confident, the longer, the earlier."""
         c = self.candidate
         return (-self.probability, not c.greedy, -c.generator_confidence, c.start - c.end, c.start)
+
+
+def margins(candidates: Sequence[Candidate]) -> list[float]:
+    """By how many log-odds the confidence of each exceeds that of the best other span of its type that it overlaps.
+
+    The candidates are those of one document. A span that is given twice is not its own rival.
+    """
+    groups: dict[tuple[str, int, str], list[int]] = {}
+    for i, c in enumerate(candidates):
+        groups.setdefault((c.segment.document_id, c.segment.start, c.type), []).append(i)
+    confidences = [logit(c.generator_confidence) for c in candidates]
+    found = [confidence - _NO_RIVAL for confidence in confidences]
+    for group in groups.values():
+        group.sort(key=lambda i: candidates[i].start)
+        for place, i in enumerate(group):
+            for j in group[place + 1 :]:
+                a, b = candidates[i], candidates[j]
+                if b.start >= a.end:
+                    break
+                if (a.start, a.end) != (b.start, b.end):
+                    found[i] = min(found[i], confidences[i] - confidences[j])
+                    found[j] = min(found[j], confidences[j] - confidences[i])
+    return found
 
 
 def keep(scored: Iterable[Scored]) -> tuple[Entity, ...]:

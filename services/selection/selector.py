@@ -1,8 +1,9 @@
 """Selection: candidates of documents in, kept entities out.
 
-A candidate's probability is that of its type's calibration, from the generator's confidence, and where there is a span
-encoder from the log-odds of its head and the vote of the nearest labelled exemplars. What a reviewer said of it, or of
-a near copy, comes before all that.
+A candidate's probability is that of its type's calibration, from the generator's confidence and its margin over
+overlapping spans, and where there is a span encoder from the log-odds of its head, the vote of the nearest labelled
+exemplars, and what the gazetteer knows of the words. What a reviewer said of it, or of a near copy, comes before all
+that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from services.selection.config import SelectionConfig
-from services.selection.overlaps import Scored, keep
+from services.selection.overlaps import Scored, keep, margins
 from services.selection.reviews import Reviews
 from shared.adapters import index_folder, selector_folder
 from shared.calibration import Calibration, Judgement
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from services.selection.knowledge import Found, Knowledge
     from shared.exemplars import Neighbours
     from shared.feedback import FeedbackStore
+    from shared.gazetteer import Gazetteer
     from shared.span_encoder import SpanEncoder
 
 # How fast the say of an exemplar falls with its distance, in cosine.
@@ -41,6 +43,7 @@ class Selector:
         knowledge: Knowledge | None = None,
         reviews: Reviews | None = None,
         config: SelectionConfig | None = None,
+        gazetteer: Gazetteer | None = None,
     ) -> None:
         """Without an encoder, by the generator's confidence alone; without knowledge, no exemplars have a vote."""
         self._calibration = calibration
@@ -48,6 +51,7 @@ class Selector:
         self._knowledge = knowledge
         self._reviews = reviews
         self._config = config or SelectionConfig()
+        self._gazetteer = gazetteer
 
     @classmethod
     def load(
@@ -68,11 +72,12 @@ class Selector:
         if folder is None:
             return cls(calibration, reviews=reviews, config=config)
         from services.selection.knowledge import Knowledge
+        from shared.gazetteer import Gazetteer
         from shared.span_encoder import SpanEncoder, encoder_revision
 
         encoder = SpanEncoder.load(settings, folder, config.batch_tokens)
         knowledge = Knowledge(encoder.size, encoder_revision(settings, folder), index_folder(folder))
-        return cls(calibration, encoder, knowledge, reviews, config)
+        return cls(calibration, encoder, knowledge, reviews, config, Gazetteer.load(folder))
 
     @property
     def encoder(self) -> SpanEncoder | None:
@@ -80,12 +85,18 @@ class Selector:
         return self._encoder
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Judgement]:
-        """What is known of each candidate, but for what reviewers said of it."""
-        return [known for known, _ in self._judged(candidates)]
+        """What is known of each candidate of documents whose ids differ, but for what reviewers said of it."""
+        return [known for known, _ in self._judged([candidates])]
 
-    def _judged(self, candidates: Sequence[Candidate]) -> list[tuple[Judgement, tuple[Evidence, ...]]]:
+    def _judged(self, documents: Sequence[Sequence[Candidate]]) -> list[tuple[Judgement, tuple[Evidence, ...]]]:
+        candidates = [candidate for document in documents for candidate in document]
+        plain = [
+            Judgement(c.generator_confidence, c.greedy, margin)
+            for document in documents
+            for c, margin in zip(document, margins(document), strict=True)
+        ]
         if self._encoder is None:
-            return [(Judgement(c.generator_confidence, c.greedy), ()) for c in candidates]
+            return [(known, ()) for known in plain]
         encoded = self._encoder.encode(candidates)
         votes = np.zeros(len(candidates), dtype=np.float32)
         evidence: list[tuple[Evidence, ...]] = [()] * len(candidates)
@@ -96,10 +107,10 @@ class Selector:
                 votes[rows] = vote(found.near)
                 for i, row in enumerate(rows):
                     evidence[row] = self._evidence(found, type_, i)
-        return [
-            (Judgement(c.generator_confidence, c.greedy, float(head), float(of_exemplars)), seen)
-            for c, head, of_exemplars, seen in zip(candidates, encoded.logits, votes, evidence, strict=True)
-        ]
+        words = [0.0 if self._gazetteer is None else self._gazetteer.log_odds(c.type, c.text) for c in candidates]
+        told = zip(plain, encoded.logits.tolist(), votes.tolist(), words, strict=True)
+        known = [of._replace(head=head, vote=vote, words=by_words) for of, head, vote, by_words in told]
+        return list(zip(known, evidence, strict=True))
 
     def _evidence(self, found: Found, type_: str, row: int) -> tuple[Evidence, ...]:
         evidence: list[Evidence] = []
@@ -125,7 +136,7 @@ class Selector:
         on the other documents. What a reviewer said of a candidate or a near copy of it stands above all else.
         """
         state = self._refresh()
-        judged = iter(self._judged([candidate for document in documents for candidate in document]))
+        judged = iter(self._judged(documents))
         answers = []
         for document in documents:
             scored = []

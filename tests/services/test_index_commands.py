@@ -31,15 +31,18 @@ def test_train_index_calibrate_evaluate(workplace, monkeypatch):
 
     monkeypatch.setenv("BIOBRACKET_ADAPTER", "")
     assert "none is set" in call("index", "info", code=1)
+    assert "none is set" in call("train", "gazetteer", "--corpora", "genes", code=1)
     monkeypatch.setenv("BIOBRACKET_SELECTOR", str(selector))
     assert "biobracket index build" in call("index", "info", code=1)
     assert "not one of flat" in call("index", "build", "--kind", "tree", code=1)
-    assert "exemplars" in call("index", "build", "--corpora", "genes", "--limit", "20")
+    assert "exemplars" in call("index", "build", "--corpora", "genes=20")
     assert "protein" in call("index", "info")
     assert "as they were written" in call("index", "check")
     assert "1 exemplars removed" in call("index", "remove", "genes:1:7-10:protein", "no such one")
-    assert "exemplars more" in call("index", "add", "--corpora", "genes", "--limit", "30")
+    assert "exemplars more" in call("index", "add", "--corpora", "genes=30")
 
+    assert "different words" in call("train", "gazetteer", "--corpora", "genes")
+    assert (selector / "gazetteer.safetensors").is_file()
     assert "biobracket train calibration" in call("evaluate", "--corpus", "genes", "--selector", "on", code=1)
     assert "expected calibration error" in call("train", "calibration", "--corpora", "genes")
     assert len(list(selector.glob("calibration-*.json"))) == 1

@@ -60,17 +60,24 @@ def test_greedy_and_beyond_are_fitted_apart():
     assert fitted.beyond.intercept == pytest.approx(-2.0, abs=0.25)
 
 
-def test_a_head_that_knows_more_is_heeded_and_one_that_knows_nothing_is_not():
+@pytest.mark.parametrize("term", ["margin", "head", "vote", "words"])
+def test_a_term_that_knows_more_is_heeded_and_one_that_knows_nothing_is_not(term):
     rng = random.Random(3)
     plain = observe("protein", 2000, slope=0.6, intercept=-0.8)
     telling = [
-        Observation(o.type, o.known._replace(head=rng.gauss(2.0 if o.correct else -2.0, 2.0)), o.correct) for o in plain
+        Observation(o.type, o.known._replace(**{term: rng.gauss(2.0 if o.correct else -2.0, 2.0)}), o.correct)
+        for o in plain
     ]
-    idle = [Observation(o.type, o.known._replace(head=rng.gauss(0.0, 2.0)), o.correct) for o in plain]
+    against = [Observation(o.type, o.known._replace(**{term: -getattr(o.known, term)}), o.correct) for o in telling]
+    idle = [Observation(o.type, o.known._replace(**{term: rng.gauss(0.0, 2.0)}), o.correct) for o in plain]
+    factor = {
+        name: getattr(fit(given, gold_of(plain)).types["protein"].greedy, term)
+        for name, given in {"telling": telling, "against": against, "idle": idle, "absent": plain}.items()
+    }
     # Of two normal distributions the log-odds are known: their distance over their variance.
-    assert fit(telling, gold_of(plain)).types["protein"].greedy.head == pytest.approx(1.0, abs=0.15)
-    assert fit(idle, gold_of(plain)).types["protein"].greedy.head == pytest.approx(0.0, abs=0.05)
-    assert fit(plain, gold_of(plain)).types["protein"].greedy.head == 0.0
+    assert factor["telling"] == pytest.approx(1.0, abs=0.15)
+    assert factor["against"] == factor["absent"] == 0.0
+    assert factor["idle"] == pytest.approx(0.0, abs=0.05)
 
 
 def test_a_rare_type_takes_the_numbers_of_all_types():

@@ -11,6 +11,7 @@ from shared.packing import use_packed_attention
 from shared.settings import Settings
 from shared.span_encoder import SpanEncoder, SpanHead
 from tests.tiny import make_tiny_model
+from training.candidates import digest
 from training.corpora import Example, Mention
 from training.exemplars import of_corpus
 
@@ -51,3 +52,13 @@ def test_mentions_are_accepted_and_what_is_none_rejected(encoder, tokens, texts)
 def test_the_same_corpus_gives_the_same_exemplars(encoder, tokens):
     first, second = (list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=True)) for _ in range(2))
     assert [batch for _, batch in first] == [batch for _, batch in second]
+
+
+def test_a_generators_mistakes_are_what_is_rejected(encoder, tokens):
+    mistakes = {digest(EXAMPLES[0].text): [Mention(0, 8, "protein"), Mention(4, 8, "protein")]}
+    found = list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=False, mistakes=mistakes))
+    assert {(e.id, e.accepted) for _, batch in found for e in batch} == {
+        ("toy:0:4-8:protein", True),
+        ("toy:0:4-13:dna", True),
+        ("toy:0:0-8:protein", False),
+    }

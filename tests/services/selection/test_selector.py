@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from services.selection.config import SelectionConfig
 from services.selection.knowledge import Knowledge
-from services.selection.overlaps import NESTING_BAR
+from services.selection.overlaps import NESTING_BAR, margins
 from services.selection.selector import Selector, vote
-from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration
+from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
 from shared.exemplars import Exemplar, ExemplarIndex, Neighbours
 from shared.messages import Candidate, Evidence, Segment, check_offsets
 from shared.span_encoder import Encoded
@@ -43,6 +43,35 @@ def select(*candidates, calibration=PLAIN):
 def entities_of(selector, candidates):
     (selected,) = selector.select([candidates])
     return selected.entities
+
+
+SPANS = st.tuples(st.integers(0, 10), st.integers(1, 6), st.floats(0.01, 0.99), st.sampled_from(["protein", "dna"]))
+
+
+@given(st.lists(SPANS, max_size=8), st.randoms())
+def test_margins_are_over_the_best_other_span_of_the_type_that_is_overlapped(spans, order):
+    candidates = [candidate(start, start + length, p, type_=type_) for start, length, p, type_ in spans]
+    found = margins(candidates)
+    for a, margin in zip(candidates, found, strict=True):
+        rivals = [
+            logit(b.generator_confidence)
+            for b in candidates
+            if b.type == a.type and (b.start, b.end) != (a.start, a.end) and b.start < a.end and a.start < b.end
+        ]
+        assert margin == pytest.approx(logit(a.generator_confidence) - max(rivals, default=-8.0))
+    places = list(range(len(candidates)))
+    order.shuffle(places)
+    assert margins([candidates[i] for i in places]) == [found[i] for i in places]
+
+
+def test_spans_of_other_documents_are_no_rivals():
+    calibration = Calibration(unfitted=TypeCalibration(greedy=Scaling(slope=0.0, margin=1.0)))
+    low, high = candidate(0, 5, 0.4), candidate(2, 6, 0.6)
+    selector = Selector(calibration)
+    together = selector.select([[low, high]])[0]
+    apart = selector.select([[low], [high]])
+    assert [e.start for e in together.entities] == [2]
+    assert [[e.start for e in selected.entities] for selected in apart] == [[0], [2]]
 
 
 def test_the_entity_carries_both_confidences():
