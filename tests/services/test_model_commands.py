@@ -45,8 +45,8 @@ def test_train_calibrate_evaluate(workplace):
         kept = run.invoke(cli, [*arguments, *lines])
         assert kept.exit_code == 0, kept.output
     assert json.loads(kept.stdout) == {**result, "seconds": None}
-    (workplace / "lines").write_text("something else")
-    assert "name a file" in run.invoke(cli, [*arguments, *lines]).output
+    (workplace / "notes").write_text("something else")
+    assert "name a file" in run.invoke(cli, [*arguments, "--lines", str(workplace / "notes")]).output
 
 
 TEXTS = ("Patient 12 has an EGFR mutation.", "患者因右肺腺癌入院。", "No mention here.", "Kinase p38 and p53 again.")
