@@ -2,8 +2,8 @@
 
 Platt scaling (Platt 1999) by Newton's method with a weak Gaussian prior: around no change for all types together, and
 around what all types together gave for each single type, so that a rare type borrows from the others. Thresholds
-maximise the F1 that the probabilities lead to expect (Lipton et al. 2014): the labels themselves would say the same with
-more noise. No randomness anywhere.
+maximise the F1 that the probabilities lead to expect (Lipton et al. 2014): labels would say the same with more noise.
+No randomness anywhere.
 """
 
 from __future__ import annotations
