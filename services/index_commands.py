@@ -28,8 +28,8 @@ CandidatesOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--candidates",
-        help="A file of `biobracket candidates`: of its texts alone, the mentions and what the generator took for one; "
-        "repeated. Else spans drawn at random are the rejected ones.",
+        help="A file of `biobracket candidates`, or a folder of them: of its texts alone, the mentions and what the "
+        "generator took for one; repeated. Else spans drawn at random are the rejected ones.",
     ),
 ]
 IndexOption = Annotated[

@@ -188,6 +188,7 @@ def candidates(
         extractor = Extractor.load(settings, Calibration.default(), lines)
         with _shown(documents := documents_of(examples), f"{place.name} {split}") as done:
             found = rows(examples, extractor.candidates(documents, done))
+        file.parent.mkdir(parents=True, exist_ok=True)
         write(file, found)
     right = sum(row.right for row in found)
     out.print(f"{len(found)} candidates of {len(examples)} texts, {right} of them right; {file}", highlight=False)

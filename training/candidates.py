@@ -61,10 +61,24 @@ def write(file: Path, found: Iterable[Row]) -> None:
     file.write_text("".join(row.model_dump_json() + "\n" for row in found), encoding="utf-8")
 
 
-def wrong(files: Iterable[Path]) -> dict[str, list[Mention]]:
-    """The wrong candidates of each text in files that :func:`write` made, by its digest. CorpusError."""
+def files(given: Iterable[Path]) -> list[Path]:
+    """Files, and those of folders, in order. CorpusError where a folder has none."""
+    found: list[Path] = []
+    for path in given:
+        inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not inside:
+            raise CorpusError(f"candidates: no .jsonl file in {path}; make one with `biobracket candidates`")
+        found += inside
+    return found
+
+
+def wrong(given: Iterable[Path]) -> dict[str, list[Mention]]:
+    """The wrong candidates of each text in files that :func:`write` made, by its digest. CorpusError.
+
+    ``given``: files, and folders of them.
+    """
     found: dict[str, list[Mention]] = {}
-    for file in files:
+    for file in files(given):
         try:
             with file.open("rb") as lines:
                 for line in lines:

@@ -213,7 +213,8 @@ class SelectorConfig(RunConfig):
     )
     candidates: tuple[Path, ...] = Field(
         default=(),
-        description="Files of `biobracket candidates`: a generator's wrong ones are learnt from beside what is drawn.",
+        description="Files of `biobracket candidates`, or folders of them: a generator's wrong ones are learnt from "
+        "beside what is drawn.",
     )
     only_candidates: bool = Field(
         default=False, description="Whether only those texts are trained on that `candidates` has any of."
@@ -230,6 +231,13 @@ class SelectorConfig(RunConfig):
     inner: int = Field(default=1, ge=0, description="Wrong spans drawn inside each mention.")
     wrong_types: int = Field(default=1, ge=0, description="Wrong types drawn for the span of each mention.")
     elsewhere: int = Field(default=3, ge=0, description="Wrong spans drawn anywhere in each segment.")
+
+    @field_validator("only_candidates")
+    @classmethod
+    def _has_candidates(cls, only: bool, info: ValidationInfo) -> bool:
+        if only and not info.data.get("candidates"):
+            raise ValueError("there are no texts to train on; name files of candidates, or set it to false")
+        return only
 
     @field_validator("reading")
     @classmethod

@@ -24,7 +24,7 @@ from shared.packing import run
 from shared.settings import Settings
 from shared.span_encoder import SpanHead, write_head
 from training import loop, mixing, spans
-from training.candidates import digest, wrong
+from training.candidates import digest, files, wrong
 from training.config import SelectorConfig
 from training.corpora import corpus_folder, read
 from training.generator import lora, parts, plain, write_model
@@ -113,7 +113,7 @@ class SelectorTask:
             for name, groups in dev.items()
         }
         if config.candidates:
-            self.data["candidates"] = {"sha256": [mixing.sha256(file) for file in config.candidates]}
+            self.data["candidates"] = {"sha256": [mixing.sha256(file) for file in files(config.candidates)]}
         self._made = SelectorFile(types=types, size=config.size, hidden=config.hidden, reading=config.reading)
         head = SpanHead(base.hidden_size, types, config.hidden, config.size)
         if config.init is not None and (config.init / SELECTOR_FILE).is_file():

@@ -25,6 +25,7 @@ def test_wrong_ones_are_found_by_their_text(tmp_path):
         digest(TEXT): [Mention(4, 13, "protein"), Mention(4, 8, "dna")]
     }
     assert wrong([]) == {}
+    assert wrong([tmp_path]) == wrong([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])
     write(tmp_path / "c.jsonl", rows([EXAMPLE], [[candidate(4, 8, "protein")]]))
     assert wrong([tmp_path / "c.jsonl"]) == {digest(TEXT): []}
 
@@ -35,3 +36,8 @@ def test_a_file_that_is_none_is_named(tmp_path, content):
         (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(CorpusError, match=r"a\.jsonl.*biobracket candidates"):
         wrong([tmp_path / "a.jsonl"])
+
+
+def test_a_folder_without_files_is_named(tmp_path):
+    with pytest.raises(CorpusError, match=r"no \.jsonl file.*biobracket candidates"):
+        wrong([tmp_path])

@@ -5,7 +5,13 @@ from training.config import CONFIGS, DEFAULT, ConfigError, GeneratorConfig, Sele
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_ours_can_be_loaded(file):
-    assert (SelectorConfig if file.stem == "selector" else GeneratorConfig).load(file).corpora
+    given = ["candidates=[a.jsonl]"] if file.stem == "selector-mistakes" else []
+    assert (SelectorConfig if file.stem.startswith("selector") else GeneratorConfig).load(file, given).corpora
+
+
+def test_mistakes_are_to_be_named():
+    with pytest.raises(ConfigError, match="only_candidates: there are no texts"):
+        SelectorConfig.load(CONFIGS / "selector-mistakes.yaml")
 
 
 def test_overrides_are_yaml_and_reach_inside():
