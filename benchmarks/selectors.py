@@ -96,6 +96,7 @@ WAYS: dict[str, Way] = {
     "all but words": only("confidence", "margin", "head", "vote"),
     "all": lambda known: known.judgement,
 }
+OF_NEIGHBOURS = {name for name in WAYS if "neighbours" in name or "prototypes" in name}  # nothing without an index
 GREEDY = "all, greedy candidates only"
 
 
@@ -151,7 +152,10 @@ def main(
             found = generator.candidates(documents_of(examples))
             judged[name, split] = _judged(examples, found, settings, selector, others)
     compared = {f"confidence and {name}": _by(name) for name in others}
-    ways = {name: (change, False) for name, change in (WAYS | compared).items()} | {GREEDY: (WAYS["all"], True)}
+    folder = selector_folder(settings)
+    idle = OF_NEIGHBOURS if folder is None or not index_folder(folder).is_dir() else set()
+    ways = {name: (change, False) for name, change in (WAYS | compared).items() if name not in idle}
+    ways[GREEDY] = (WAYS["all"], True)
     table: dict[str, dict[str, Cell]] = {}
     base: dict[str, list[Scores]] = {}
     for way, (change, greedy) in ways.items():

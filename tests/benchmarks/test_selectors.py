@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.selectors import GREEDY, WAYS, main
+from benchmarks.selectors import GREEDY, OF_NEIGHBOURS, WAYS, main
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
 from tests.training import test_generator as generators
@@ -33,7 +33,12 @@ def test_one_command_compares_all_ways(tmp_path, monkeypatch):
     assert first.exit_code == 0, first.output
     assert (tmp_path / "out" / "reliability.png").is_file()
     report = json.loads((tmp_path / "out" / "selectors.json").read_text())
-    assert report["ways"].keys() == {*WAYS, "confidence and twin", "confidence and a question", GREEDY}
+    assert report["ways"].keys() == {
+        *WAYS.keys() - OF_NEIGHBOURS,
+        "confidence and twin",
+        "confidence and a question",
+        GREEDY,
+    }
     assert report["texts"] == {"toy dev": 40, "toy test": 30}
     for way, row in report["ways"].items():
         assert 0 <= row["toy"]["f1"] <= 1
