@@ -38,7 +38,7 @@ from shared.messages import Candidate, Entity
 from shared.settings import Settings
 from shared.span_encoder import SpanEncoder
 from training.calibration import Bin, Observation, expected_calibration_error, fit, reliability
-from training.corpora import Example, corpus_folder, documents_of, limits, read
+from training.corpora import Example, documents_of, read_all
 from training.evaluation import Scores, score
 from training.questions import ask
 from training.significance import Difference, Interval, compare, intervals
@@ -145,9 +145,7 @@ def main(
     generator = Extractor.load(settings.model_copy(update={"selector": ""}), Calibration.default(), lines)
     judged = {}
     for split, given in (("dev", dev), ("test", test)):
-        for name, limit in limits(given):
-            examples = read(corpus_folder(name, settings), split)
-            examples = examples[:limit] if limit else examples
+        for name, examples in read_all(given, split, settings).items():
             err.print(f"{name} {split}: {len(examples)} texts", highlight=False)
             found = generator.candidates(documents_of(examples))
             judged[name, split] = _judged(examples, found, settings, selector, others)

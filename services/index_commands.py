@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from services.model_commands import _clear_errors, _fail, _progress, out
+from services.model_commands import CorporaOption, SplitOption, _clear_errors, _fail, _progress, out
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 
 index = typer.Typer(help="Labelled exemplars that the selector compares candidates with.", no_args_is_help=True)
 
-CorporaOption = Annotated[
-    str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
-]
-SplitOption = Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")]
 TextsOption = Annotated[
     bool, typer.Option("--texts/--no-texts", help="Whether exemplars hold the words of their mentions.")
 ]
@@ -170,13 +166,10 @@ def _exemplars(
     from shared.copying import CopyTokens
     from shared.span_encoder import SpanEncoder
     from training.candidates import wrong
-    from training.corpora import corpus_folder, limits, read
+    from training.corpora import read_all
     from training.exemplars import of_corpus
 
-    examples = {}
-    for name, limit in limits(corpora):
-        found = read(corpus_folder(name, settings), split)
-        examples[Path(name).name] = found[:limit] if limit else found
+    examples = read_all(corpora, split, settings)
     encoder = SpanEncoder.load(settings, selector)
     tokens = CopyTokens(load_tokenizer(settings))
     units = PipelineConfig().max_units

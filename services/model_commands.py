@@ -36,6 +36,10 @@ LinesOption = Annotated[
         "holds text.",
     ),
 ]
+CorporaOption = Annotated[
+    str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
+]
+SplitOption = Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")]
 LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first so many texts; 0 takes all.")]
 
 
@@ -97,36 +101,25 @@ def train_selector(
 
 
 @train.command("gazetteer")
-def train_gazetteer(
-    corpora: Annotated[
-        str, typer.Option("--corpora", help="Corpora, separated by commas.")
-    ] = "genia,cmeee_v2,bc5cdr,ccks2017",
-    split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "train",
-) -> None:
+def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", split: SplitOption = "train") -> None:
     """Count which words are mentions, and save the counts beside the selector of the settings. They hold no text."""
     with _clear_errors():
         from shared.adapters import selector_folder
-        from training.corpora import corpus_folder, limits, read
+        from training.corpora import read_all
         from training.gazetteer import count
 
         settings = Settings()
         folder = selector_folder(settings)
         if folder is None:
             _fail("selector: none is set; name the one that the gazetteer is for in BIOBRACKET_SELECTOR")
-        found = count(
-            {name: _examples(read(corpus_folder(name, settings), split), limit) for name, limit in limits(corpora)}
-        )
+        found = count(read_all(corpora, split, settings))
         found.save(folder)
     out.print(f"{len(found)} different words; saved in {folder}", highlight=False)
 
 
 @train.command("calibration")
 def train_calibration(
-    corpora: Annotated[
-        str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
-    ] = "genia,cmeee_v2,bc5cdr",
-    split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "dev",
-    lines: LinesOption = None,
+    corpora: CorporaOption = "genia,cmeee_v2,bc5cdr", split: SplitOption = "dev", lines: LinesOption = None
 ) -> None:
     """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
     with _clear_errors():
@@ -134,13 +127,13 @@ def train_calibration(
         from shared.adapters import calibration_file
         from shared.calibration import Calibration
         from training.calibration import Observation, expected_calibration_error, fit
-        from training.corpora import corpus_folder, documents_of, limits, read
+        from training.corpora import documents_of, read_all
 
         settings = Settings()
         file = calibration_file(settings)
         if file is None:
             _fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
-        asked = {name: _examples(read(corpus_folder(name, settings), split), limit) for name, limit in limits(corpora)}
+        asked = read_all(corpora, split, settings)
         extractor = Extractor.load(settings, Calibration.default(), lines)
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
@@ -169,7 +162,7 @@ def train_calibration(
 def candidates(
     corpus: Annotated[str, typer.Option("--corpus", help="A folder, or a name below BIOBRACKET_CORPORA.")],
     file: Annotated[Path, typer.Option("--out", help="File of the candidates, one JSON object a line; without text.")],
-    split: Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")] = "train",
+    split: SplitOption = "train",
     folds: Annotated[int, typer.Option("--folds", min=1, help="Parts of the split, as the run was given.")] = 1,
     fold: Annotated[int, typer.Option("--fold", min=0, help="The part that it was not trained on, from 0.")] = 0,
     limit: LimitOption = 0,

@@ -56,17 +56,6 @@ def corpus_folder(name: str, settings: Settings) -> Path:
     )
 
 
-def limits(given: str) -> list[tuple[str, int]]:
-    """Corpora and how many of their texts, 0 for all, of ``name,name=number,…``. CorpusError where it is not that."""
-    found = []
-    for part in given.split(","):
-        name, equals, number = part.partition("=")
-        if not name or (equals and not (number.isdigit() and int(number))):
-            raise CorpusError(f"corpora: `{part}` is not a corpus or `corpus=texts`; write them as genia=300,bc5cdr")
-        found.append((name, int(number or 0)))
-    return found
-
-
 def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[Example]:
     """The texts of ``<folder>/<split>.jsonl``, at least one.
 
@@ -84,6 +73,21 @@ def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[
     mapping = _mapping(file, {mention["type"] for _, row in rows for mention in row["entities"]}, types or {})
     keys = tuple(dict.fromkeys(key for key in mapping.values() if key))
     return [_example(file, number, row, mapping, keys) for number, row in rows]
+
+
+def read_all(given: str, split: str, settings: Settings) -> dict[str, list[Example]]:
+    """A split of several corpora, by the name of their folders, of ``name,name=number,…``: all or the first texts.
+
+    CorpusError where it is not that, or a corpus cannot be read.
+    """
+    found = {}
+    for part_ in given.split(","):
+        name, equals, number = part_.partition("=")
+        if not name or (equals and not (number.isdigit() and int(number))):
+            raise CorpusError(f"corpora: `{part_}` is not a corpus or `corpus=texts`; write them as genia=300,bc5cdr")
+        folder = corpus_folder(name, settings)
+        found[folder.name] = read(folder, split)[: int(number) if equals else None]
+    return found
 
 
 def part(examples: Sequence[Example], folds: int, fold: int, *, inside: bool) -> list[Example]:
