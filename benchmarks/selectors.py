@@ -4,8 +4,9 @@
 
 What the generator says of the first texts of each corpus's ``dev`` and ``test`` is kept in the file of ``--lines``.
 Each way of deciding is calibrated on those of ``dev``, with thresholds of its own, and scored on those of ``test``:
-strict F1 with intervals, differences from the generator's confidence alone, boundary errors, and the expected
-calibration error on candidates that no calibration has seen.
+strict F1 with intervals, differences from the generator's confidence alone, boundary errors, precision and boundary
+errors with thresholds moved until recall is that of confidence alone, and the expected calibration error on candidates
+that no calibration has seen.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from services.selection.overlaps import Scored, keep
 from services.selection.selector import Selector
 from shared.adapters import SELECTOR_FILE, index_folder, load_merged, selector_folder
 from shared.base_model import load_tokenizer
-from shared.calibration import Calibration, Judgement
+from shared.calibration import Calibration, Judgement, logit
 from shared.copying import CopyTokens
 from shared.exemplars import ExemplarIndex
 from shared.messages import Candidate, Entity
@@ -39,12 +40,13 @@ from shared.settings import Settings
 from shared.span_encoder import SpanEncoder
 from training.calibration import Bin, Observation, expected_calibration_error, fit, reliability
 from training.corpora import Example, documents_of, read_all
-from training.evaluation import Scores, score
+from training.evaluation import Scores, Span, score
 from training.questions import ask
 from training.significance import Difference, Interval, compare, intervals
 
 err = Console(stderr=True)
 
+_EXTREME = logit(1.0)
 TEXTS = "genia=300,cmeee_v2=150,bc5cdr=50,ccks2017=50"
 
 
@@ -61,6 +63,7 @@ class Known(NamedTuple):
 
 Way = Callable[[Known], Judgement]
 Heads = Callable[[Sequence[Candidate]], list[float]]
+Taken = Callable[[float], list[set[Span]]]
 
 
 def only(*terms: str) -> Way:
@@ -110,7 +113,10 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one way of deciding makes of a corpus."""
+    """What one way of deciding makes of a corpus.
+
+    ``equal_recall``: precision and boundary errors at the recall of confidence alone; none where it cannot be reached.
+    """
 
     precision: float
     recall: float
@@ -118,6 +124,7 @@ class Cell:
     interval: Interval | None
     difference: Difference | None
     boundary: int
+    equal_recall: tuple[float, int] | None
     calibration_error: float
     reliability: list[Bin]
 
@@ -161,9 +168,10 @@ def main(
         table[way] = {}
         for (name, split), found in judged.items():
             if split == "test":
-                scores = _scores(found, calibration, change, greedy)
+                taken = _taken(found, calibration, change, greedy)
+                scores = _scores(found.examples, taken(0.0))
                 base.setdefault(name, scores)
-                table[way][name] = _cell(found, scores, base[name], calibration, change, greedy)
+                table[way][name] = _cell(found, taken, scores, base[name], calibration, change, greedy)
     report = {
         "command": shlex.join(["make", "selectors", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
         "hardware": hardware(),
@@ -229,35 +237,65 @@ def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: S
 
 def _observations(found: Judged, change: Way, greedy: bool) -> list[Observation]:
     return [
-        Observation(
-            c.type, change(known), any((m.start, m.end, m.type) == (c.start, c.end, c.type) for m in e.mentions)
-        )
-        for e, candidates in zip(found.examples, found.candidates, strict=True)
+        Observation(c.type, change(known), (c.start, c.end, c.type) in gold)
+        for gold, candidates in zip(map(_gold, found.examples), found.candidates, strict=True)
         for c, known in candidates
         if c.greedy or not greedy
     ]
 
 
 def _calibrated(found: Sequence[Judged], change: Way, greedy: bool) -> Calibration:
-    gold = Counter(
-        type_ for j in found for e in j.examples for _, _, type_ in {(m.start, m.end, m.type) for m in e.mentions}
-    )
+    gold = Counter(type_ for j in found for e in j.examples for _, _, type_ in _gold(e))
     return fit([o for j in found for o in _observations(j, change, greedy)], gold)
 
 
-def _scores(found: Judged, calibration: Calibration, change: Way, greedy: bool) -> list[Scores]:
-    scores = []
-    for example, candidates in zip(found.examples, found.candidates, strict=True):
-        kept = [
-            Scored(c, probability)
+def _taken(found: Judged, calibration: Calibration, change: Way, greedy: bool) -> Taken:
+    """What is taken of each text, with all thresholds raised by so many log-odds."""
+    scored = [
+        [
+            (logit(probability) - logit(calibration.threshold(c.type)), Scored(c, probability))
             for c, known in candidates
-            if (c.greedy or not greedy)
-            and (probability := calibration.probability(c.type, change(known))) >= calibration.threshold(c.type)
+            if c.greedy or not greedy
+            for probability in [calibration.probability(c.type, change(known))]
         ]
-        entities = merge(example.text, _by_segment(kept))[0]
-        gold = {(m.start, m.end, m.type) for m in example.mentions}
-        scores.append(score(example.text, gold, {(e.start, e.end, e.type) for e in entities}))
-    return scores
+        for candidates in found.candidates
+    ]
+
+    def taken(raised: float) -> list[set[Span]]:
+        kept = [_by_segment([one for above, one in of if above >= raised]) for of in scored]
+        merged = [merge(e.text, entities)[0] for e, entities in zip(found.examples, kept, strict=True)]
+        return [{(e.start, e.end, e.type) for e in entities} for entities in merged]
+
+    return taken
+
+
+def _gold(example: Example) -> set[Span]:
+    return {(m.start, m.end, m.type) for m in example.mentions}
+
+
+def _scores(examples: Sequence[Example], taken: Sequence[set[Span]]) -> list[Scores]:
+    return [score(e.text, _gold(e), spans) for e, spans in zip(examples, taken, strict=True)]
+
+
+def _at_recall(examples: Sequence[Example], taken: Taken, correct: int) -> list[set[Span]] | None:
+    """What is taken with the highest thresholds that leave so many right; none where there are never as many."""
+    gold = [_gold(example) for example in examples]
+
+    def enough(found: Sequence[set[Span]]) -> bool:
+        return sum(len(of & spans) for of, spans in zip(gold, found, strict=True)) >= correct
+
+    low, high = -2 * _EXTREME, 2 * _EXTREME  # what differences of clipped log-odds can be
+    best = taken(low)
+    if not enough(best):
+        return None
+    while high - low > 0.001:
+        raised = (low + high) / 2
+        found = taken(raised)
+        if enough(found):
+            low, best = raised, found
+        else:
+            high = raised
+    return best
 
 
 def _by_segment(kept: Sequence[Scored]) -> list[Entity]:
@@ -269,6 +307,7 @@ def _by_segment(kept: Sequence[Scored]) -> list[Entity]:
 
 def _cell(
     found: Judged,
+    taken: Taken,
     scores: Sequence[Scores],
     base: Sequence[Scores],
     calibration: Calibration,
@@ -276,6 +315,8 @@ def _cell(
     greedy: bool,
 ) -> Cell:
     whole = sum(scores, Scores())
+    level = _at_recall(found.examples, taken, sum(base, Scores()).micro.correct)
+    at_recall = None if level is None else sum(_scores(found.examples, level), Scores())
     observed = _observations(found, change, greedy)
     probabilities = [calibration.probability(o.type, o.known) for o in observed]
     correct = [o.correct for o in observed]
@@ -286,6 +327,7 @@ def _cell(
         intervals(scores)["micro.f1"],
         None if scores is base else compare(scores, base)["micro.f1"],
         whole.errors.predicted["boundary"],
+        None if at_recall is None else (at_recall.micro.precision, at_recall.errors.predicted["boundary"]),
         expected_calibration_error(probabilities, correct),
         reliability(probabilities, correct, 10),
     )
@@ -323,17 +365,19 @@ def markdown(command: str, texts: dict[str, int], table: dict[str, dict[str, Cel
         lines += [
             f"**{name}**",
             "",
-            "| decided by | precision | recall | F1 | difference | boundary errors | calibration error |",
-            "|---|---|---|---|---|---|---|",
+            "| decided by | precision | recall | F1 | difference | boundary errors | the same at equal recall | "
+            "calibration error |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for way, row in table.items():
             cell = row[name]
             f1 = f"{cell.f1:.3f}{_range(cell.interval)}"
             other = cell.difference
+            level = f"{cell.equal_recall[1]}, precision {cell.equal_recall[0]:.3f}" if cell.equal_recall else ""
             apart = f"{other.value:+.3f}{_range(other.interval)}, p {other.p:.3f}" if other else ""
             lines.append(
                 f"| {way} | {cell.precision:.3f} | {cell.recall:.3f} | {f1} | {apart} | {cell.boundary} | "
-                f"{cell.calibration_error:.3f} |"
+                f"{level} | {cell.calibration_error:.3f} |"
             )
         lines.append("")
     return "\n".join(lines)
