@@ -74,7 +74,7 @@ def main(
         "generation_s": [round(s, 2) for s in generation],
         "selection_s": [round(s, 2) for s in selection],
         "candidates_per_s": round(len(candidates) / statistics.median(selection), 1),
-        "ratio": round(statistics.median(selection) / statistics.median(generation), 3),
+        "ratio": float(f"{statistics.median(selection) / statistics.median(generation):.3g}"),
         "index": [],
     }
     if sizes:
