@@ -105,9 +105,10 @@ GREEDY = "all, greedy candidates only"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The candidates of a split's first texts, by text, with what is known of each."""
+    """The candidates of a split's first texts, by text, with what is known of each, and the gold mentions."""
 
     examples: list[Example]
+    gold: list[set[Span]]
     candidates: list[list[tuple[Candidate, Known]]]
 
 
@@ -169,7 +170,7 @@ def main(
         for (name, split), found in judged.items():
             if split == "test":
                 taken = _taken(found, calibration, change, greedy)
-                scores = _scores(found.examples, taken(0.0))
+                scores = _scores(found, taken(0.0))
                 base.setdefault(name, scores)
                 table[way][name] = _cell(found, taken, scores, base[name], calibration, change, greedy)
     report = {
@@ -214,7 +215,8 @@ def _judged(
     told = {other: heads(everything) for other, heads in others.items()}
     of_others = [{other: logits[i] for other, logits in told.items()} for i in range(len(everything))]
     known = map(Known, selector.judge(everything), _prototypes(everything, selector, settings), of_others)
-    return Judged(examples, [[(candidate, next(known)) for candidate in candidates] for candidates in found])
+    gold = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
+    return Judged(examples, gold, [[(candidate, next(known)) for candidate in candidates] for candidates in found])
 
 
 def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: Settings) -> list[float]:
@@ -238,14 +240,14 @@ def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: S
 def _observations(found: Judged, change: Way, greedy: bool) -> list[Observation]:
     return [
         Observation(c.type, change(known), (c.start, c.end, c.type) in gold)
-        for gold, candidates in zip(map(_gold, found.examples), found.candidates, strict=True)
+        for gold, candidates in zip(found.gold, found.candidates, strict=True)
         for c, known in candidates
         if c.greedy or not greedy
     ]
 
 
 def _calibrated(found: Sequence[Judged], change: Way, greedy: bool) -> Calibration:
-    gold = Counter(type_ for j in found for e in j.examples for _, _, type_ in _gold(e))
+    gold = Counter(type_ for j in found for of in j.gold for _, _, type_ in of)
     return fit([o for j in found for o in _observations(j, change, greedy)], gold)
 
 
@@ -269,17 +271,14 @@ def _taken(found: Judged, calibration: Calibration, change: Way, greedy: bool) -
     return taken
 
 
-def _gold(example: Example) -> set[Span]:
-    return {(m.start, m.end, m.type) for m in example.mentions}
+def _scores(found: Judged, taken: Sequence[set[Span]]) -> list[Scores]:
+    return [
+        score(example.text, gold, spans) for example, gold, spans in zip(found.examples, found.gold, taken, strict=True)
+    ]
 
 
-def _scores(examples: Sequence[Example], taken: Sequence[set[Span]]) -> list[Scores]:
-    return [score(e.text, _gold(e), spans) for e, spans in zip(examples, taken, strict=True)]
-
-
-def _at_recall(examples: Sequence[Example], taken: Taken, correct: int) -> list[set[Span]] | None:
+def _at_recall(gold: Sequence[set[Span]], taken: Taken, correct: int) -> list[set[Span]] | None:
     """What is taken with the highest thresholds that leave so many right; none where there are never as many."""
-    gold = [_gold(example) for example in examples]
 
     def enough(found: Sequence[set[Span]]) -> bool:
         return sum(len(of & spans) for of, spans in zip(gold, found, strict=True)) >= correct
@@ -288,7 +287,7 @@ def _at_recall(examples: Sequence[Example], taken: Taken, correct: int) -> list[
     best = taken(low)
     if not enough(best):
         return None
-    while high - low > 0.001:
+    while high - low > 0.01:
         raised = (low + high) / 2
         found = taken(raised)
         if enough(found):
@@ -315,8 +314,8 @@ def _cell(
     greedy: bool,
 ) -> Cell:
     whole = sum(scores, Scores())
-    level = _at_recall(found.examples, taken, sum(base, Scores()).micro.correct)
-    at_recall = None if level is None else sum(_scores(found.examples, level), Scores())
+    level = _at_recall(found.gold, taken, sum(base, Scores()).micro.correct)
+    at_recall = None if level is None else sum(_scores(found, level), Scores())
     observed = _observations(found, change, greedy)
     probabilities = [calibration.probability(o.type, o.known) for o in observed]
     correct = [o.correct for o in observed]

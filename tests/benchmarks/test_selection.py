@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from benchmarks.selection import main, measure_index
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
-from tests.training.test_generator import corpus
+from tests.training.test_generator import GENES, corpus
 from tests.training.test_selector import trained
 
 
@@ -20,7 +20,12 @@ def test_one_command_measures_selection_and_index(tmp_path, monkeypatch):
     selector = trained(tmp_path / "selector", settings, max_tokens=300)
     for name, value in {"BASE_MODEL": base, "ADAPTER": "", "SELECTOR": selector}.items():
         monkeypatch.setenv(f"BIOBRACKET_{name}", str(value))
-    monkeypatch.delenv("BIOBRACKET_CORPORA", raising=False)
+    # Short texts of the type that the selector was trained on: random weights settle long ones bracket by bracket.
+    stream = [{"id": str(i), "text": f"a gene {GENES[i]} is", "lang": "en", "types": ["protein"]} for i in range(6)]
+    (tmp_path / "corpora" / "stream").mkdir()
+    lines = "".join(json.dumps(document) + "\n" for document in stream)
+    (tmp_path / "corpora" / "stream" / "notes.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.setenv("BIOBRACKET_CORPORA", str(tmp_path / "corpora"))
     app = typer.Typer()
     app.command()(main)
     arguments = ["--documents", "6", "--repetitions", "1", "--exemplars", "2000", "--json"]
