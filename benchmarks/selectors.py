@@ -277,7 +277,7 @@ def _scores(found: Judged, taken: Sequence[set[Span]]) -> list[Scores]:
     ]
 
 
-def _at_recall(gold: Sequence[set[Span]], taken: Taken, correct: int) -> list[set[Span]] | None:
+def at_recall(gold: Sequence[set[Span]], taken: Taken, correct: int) -> list[set[Span]] | None:
     """What is taken with the highest thresholds that leave so many right; none where there are never as many."""
 
     def enough(found: Sequence[set[Span]]) -> bool:
@@ -314,8 +314,8 @@ def _cell(
     greedy: bool,
 ) -> Cell:
     whole = sum(scores, Scores())
-    level = _at_recall(found.gold, taken, sum(base, Scores()).micro.correct)
-    at_recall = None if level is None else sum(_scores(found, level), Scores())
+    level = at_recall(found.gold, taken, sum(base, Scores()).micro.correct)
+    equal = None if level is None else sum(_scores(found, level), Scores())
     observed = _observations(found, change, greedy)
     probabilities = [calibration.probability(o.type, o.known) for o in observed]
     correct = [o.correct for o in observed]
@@ -326,7 +326,7 @@ def _cell(
         intervals(scores)["micro.f1"],
         None if scores is base else compare(scores, base)["micro.f1"],
         whole.errors.predicted["boundary"],
-        None if at_recall is None else (at_recall.micro.precision, at_recall.errors.predicted["boundary"]),
+        None if equal is None else (equal.micro.precision, equal.errors.predicted["boundary"]),
         expected_calibration_error(probabilities, correct),
         reliability(probabilities, correct, 10),
     )

@@ -86,6 +86,8 @@ def read_all(given: str, split: str, settings: Settings) -> dict[str, list[Examp
         if not name or (equals and not (number.isdigit() and int(number))):
             raise CorpusError(f"corpora: `{part_}` is not a corpus or `corpus=texts`; write them as genia=300,bc5cdr")
         folder = corpus_folder(name, settings)
+        if folder.name in found:
+            raise CorpusError(f"corpora: two of them are called {folder.name}; rename the folder of one")
         found[folder.name] = read(folder, split)[: int(number) if equals else None]
     return found
 

@@ -4,7 +4,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.selectors import GREEDY, OF_NEIGHBOURS, WAYS, main
+from benchmarks.selectors import GREEDY, OF_NEIGHBOURS, WAYS, at_recall, main
 from shared.settings import Settings
 from tests.tiny import make_tiny_model
 from tests.training import test_generator as generators
@@ -12,6 +12,18 @@ from tests.training.test_generator import corpus
 from tests.training.test_selector import trained
 
 run = CliRunner()
+
+
+@pytest.mark.parametrize(("correct", "left"), [(0, set()), (1, {1}), (2, {1, 2, 3}), (3, {1, 2, 3, 4, 5}), (4, None)])
+def test_thresholds_are_raised_until_as_many_are_right(correct, left):
+    gold = {(n, n + 1, "protein") for n in (1, 3, 5)}
+    above = {1: 3.0, 2: 2.5, 3: 2.0, 4: -1.0, 5: -4.0}  # log-odds over the threshold of the span at each place
+
+    def taken(raised):
+        return [{(n, n + 1, "protein") for n, by in above.items() if by >= raised}]
+
+    found = at_recall([gold], taken, correct)
+    assert found == (None if left is None else [{(n, n + 1, "protein") for n in left}])
 
 
 @pytest.mark.slow
@@ -43,6 +55,8 @@ def test_one_command_compares_all_ways(tmp_path, monkeypatch):
     for way, row in report["ways"].items():
         assert 0 <= row["toy"]["f1"] <= 1
         assert (row["toy"]["difference"] is None) == (way == "confidence")
+    alone = report["ways"]["confidence"]["toy"]
+    assert alone["equal_recall"] == [alone["precision"], alone["boundary"]]
     # A base that was never trained says nothing; the head knows.
     assert report["ways"]["all"]["toy"]["f1"] >= report["ways"]["confidence"]["toy"]["f1"]
     twin = report["ways"]["confidence and twin"]["toy"]

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from shared.settings import Settings
-from training.corpora import CorpusError, Mention, corpus_folder, part, read
+from training.corpora import CorpusError, Mention, corpus_folder, part, read, read_all
 
 
 def write(folder, *rows, split="train"):
@@ -125,3 +125,12 @@ def test_the_real_corpora(corpora, name):
     for example in examples:
         assert {m.type for m in example.mentions} <= set(example.types)
         assert all(example.text[m.start : m.end] for m in example.mentions)
+
+
+@pytest.mark.parametrize("given", ["", "genia,", "genia=", "genia=0", "genia=x", "=3", "genia,genia=1"])
+def test_a_list_of_corpora_that_is_none_says_how_to_write_one(tmp_path, given):
+    write(tmp_path / "genia", ROW, split="dev")
+    settings = Settings(corpora=tmp_path)
+    assert len(read_all("genia=1", "dev", settings)["genia"]) == 1
+    with pytest.raises(CorpusError, match=r"corpora: .*(write them as|rename)"):
+        read_all(given, "dev", settings)
