@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from threading import Lock
 from typing import Protocol
 
 from shared.pieces import Pieces
@@ -123,10 +124,11 @@ class Decision:
 
 
 class CopyTokens:
-    """Tokens of prefixes, headers and actions for one tokenizer. Not thread-safe; cheap to make."""
+    """Tokens of prefixes, headers and actions for one tokenizer, remembered; for any number of threads."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._lock = Lock()  # a tokenizer is for one thread at a time
         self._ids: dict[str, tuple[int, ...]] = {}
         self._copies: dict[str, tuple[int, ...]] = {}
         self.bos = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
@@ -145,11 +147,12 @@ class CopyTokens:
         """Token ids of a short text, remembered."""
         ids = self._ids.get(text)
         if ids is None:
-            if len(self._ids) > 200_000:  # a few tens of MB; a stream of ever new words must not grow without end
-                self._ids.clear()
-                self._copies.clear()
-            ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
-            self._ids[text] = ids
+            with self._lock:
+                if len(self._ids) > 200_000:  # a few tens of MB; a stream of ever new words must not grow without end
+                    self._ids.clear()
+                    self._copies.clear()
+                ids = tuple(self._tokenizer.encode(text, add_special_tokens=False))
+                self._ids[text] = ids
         return ids
 
     def prefix(self, pieces: Pieces) -> list[int]:

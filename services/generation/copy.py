@@ -1,18 +1,21 @@
 """The ``copy`` engine: constrained copying in whole-line passes (design section 4).
 
-A line is drafted as the plain text. One forward pass over the draft tells, at every decision, what the model would say
-there. The draft is corrected by all of these wishes at once and checked again, until nothing changes. By induction over
-the line that fixed point is what decoding token by token, greedily and under the same constraint, gives: every
-decision was taken by the model with exactly the line before it in view. (Jacobi decoding, Santilli et al. 2023,
-arXiv 2305.10427, with the source text as the draft.) What stands before the first correction is settled: its keys and
-values are kept, and later passes start there.
+A line is drafted as the plain text. One forward pass over the next tokens of the draft tells, at every decision, what
+the model would say there. The draft is corrected by all of these wishes at once and checked again, until nothing
+changes. By induction over the line that fixed point is what decoding token by token, greedily and under the same
+constraint, gives: every decision was taken by the model with exactly the line before it in view. (Jacobi decoding,
+Santilli et al. 2023, arXiv 2305.10427, with the source text as the draft.) What stands before the first correction is
+settled: its keys and values are kept, and later passes start there.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -29,7 +32,8 @@ from shared.packing import Block, KeysValues, run, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
-_ROUND = 64  # streams are padded to a multiple: matrix kernels are prepared per shape
+_ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
+_LEAST = 512  # tokens of a group below which reading the weights costs more than a core of its own saves
 
 
 @dataclass(slots=True)
@@ -104,8 +108,11 @@ class CopyEngine:
         self._tokens = tokens
         self._config = config
         self._device = self._embedding.device
-        self.passes = 0  # forward passes and tokens so far: what benchmarks count
-        self.forwarded = 0
+        on_cpu = self._device.type == "cpu"
+        self._lookahead = config.lookahead or (12 if on_cpu else 256)
+        # What is not a matrix product leaves all cores but one idle: several groups side by side do not.
+        self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
+        self._side_by_side = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
@@ -118,26 +125,20 @@ class CopyEngine:
         prefix = len(self._tokens.prefix(split(request.segment.text)))
         return prefix + len(request.types) * (3 + prefix)
 
-    @torch.inference_mode()
     def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
         """See :class:`services.generation.engine.Engine`."""
-        out: list[list[TaggedLine]] = []
-        for group in self._groups(requests):
-            out += self._tag(group)
-        return out
+        costs = [self.tokens(request) for request in requests]
+        at_once = max(1, min(self._threads, len(requests), sum(costs) // _LEAST))
+        groups = _groups(requests, costs, at_once * -(-sum(costs) // self._config.batch_tokens))
+        threads = self._threads // at_once
 
-    def _groups(self, requests: Sequence[TagRequest]) -> Iterator[list[TagRequest]]:
-        group: list[TagRequest] = []
-        used = 0
-        for request in requests:
-            cost = self.tokens(request)
-            if group and used + cost > self._config.batch_tokens:
-                yield group
-                group, used = [], 0
-            group.append(request)
-            used += cost
-        if group:
-            yield group
+        def tag(group: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+            if self._device.type == "cpu":
+                torch.set_num_threads(threads)  # of this thread, and of those that begin later
+            with torch.inference_mode():
+                return self._tag(group)
+
+        return [lines for found in self._side_by_side.map(tag, groups) for lines in found]
 
     def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
         prefixes = []
@@ -253,6 +254,8 @@ class CopyEngine:
         keep = len(line.ids)
         for action in line.draft:
             options = state.admissible()
+            if len(line.ids) > self._lookahead and line.pending and line.pending[-1].options:
+                break  # what stands behind a correction is checked again: the rest waits until this much is settled
             pending = _Pending(action, line.done + len(line.ids) - 1)
             if len(options) > 1:
                 pending.options = options
@@ -286,12 +289,13 @@ class CopyEngine:
                     line.done += known
                 actions = [step.action for step in line.settled]
                 rest = list(zip([p.action for p in line.pending], wishes, strict=True))[i:]
-                line.draft = _completed(line.prefix.pieces, actions, _corrected(rest))
+                guess = _corrected(rest) + line.draft[len(line.pending) :]
+                line.draft = _completed(line.prefix.pieces, actions, guess)
                 return
         if block is not None and line.ids:
             line.kept.append(block.kept)
             line.done += len(line.ids)
-        line.draft = []
+        line.draft = line.draft[len(line.pending) :]
 
     # Candidates beyond greedy.
 
@@ -426,9 +430,7 @@ class CopyEngine:
         if not ids:
             return self._embedding.new_empty(0, self._embedding.shape[1])
         n = len(ids)
-        self.passes += 1
-        self.forwarded += n
-        if pad := -n % _ROUND:
+        if pad := -n % (_ROUND if n < 512 else 64):
             ids = ids + [0] * pad
             positions = positions + list(range(pad))
             mask = torch.ones(pad, pad, dtype=torch.bool, device=self._device).tril()
@@ -449,6 +451,14 @@ class CopyEngine:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
+
+
+def _groups(requests: Sequence[TagRequest], costs: Sequence[int], number: int) -> Iterator[list[TagRequest]]:
+    """Requests in their order, in about so many groups that cost about as much as one another."""
+    total, ends = sum(costs), accumulate(costs)
+    places = [int((end - cost / 2) * number / total) for end, cost in zip(ends, costs, strict=True)]
+    for _, group in groupby(zip(places, requests, strict=True), key=lambda placed: placed[0]):
+        yield [request for _, request in group]
 
 
 def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:
@@ -475,8 +485,8 @@ def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:
 def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action]) -> list[Action]:
     """A guess made into an admissible rest of the line.
 
-    A guessed mention is closed before the next one is opened: in the pass that follows the model says where it really
-    ends, and whether the next one is inside it.
+    A guessed mention that nothing closes ends with the line: in the pass that follows the model says where it really
+    ends.
     """
     state = State(len(pieces))
     for action in settled:

@@ -35,11 +35,15 @@ def reference(folder):
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def engine(folder):
+def made(folder, **changes):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    tokens = CopyTokens(AutoTokenizer.from_pretrained(folder))
-    return CopyEngine(model, tokens, GenerationConfig(batch_tokens=2000, candidate_floor=0.3, branch_pieces=4))
+    config = GenerationConfig(candidate_floor=0.3, branch_pieces=4, **changes)
+    return CopyEngine(model, CopyTokens(AutoTokenizer.from_pretrained(folder)), config)
+
+
+@pytest.fixture(scope="module", params=[4, 256], ids="lookahead-{}".format)
+def engine(folder, request):
+    return made(folder, batch_tokens=2000, lookahead=request.param)
 
 
 def segment(text: str, lang: str = "en", index: int = 0) -> Segment:
@@ -100,10 +104,11 @@ def test_equals_plain_greedy_decoding_on_any_text(engine, reference, text, types
         assert line.tagged == ("" if actions == [Action.ABSENT] else tagged_text(split(text), actions))
 
 
-def test_lines_do_not_depend_on_the_batch(engine):
-    requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS)]
+@pytest.mark.parametrize(("threads", "batch_tokens"), [(1, 500), (3, 500), (3, 4000)])
+def test_lines_do_not_depend_on_the_batch_nor_on_what_runs_beside_it(folder, engine, threads, batch_tokens):
+    requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS * 3)]
     alone = [engine.tag([request])[0] for request in requests]
-    together = engine.tag(requests)
+    together = made(folder, threads=threads, batch_tokens=batch_tokens).tag(requests)
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             assert (a.tagged, a.type, a.segment) == (b.tagged, b.type, b.segment)
