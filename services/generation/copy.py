@@ -1,4 +1,4 @@
-"""The ``copy`` engine: constrained copying in whole-line passes (design section 4).
+"""The ``copy`` engine: constrained copying, many tokens a pass (design section 4).
 
 A line is drafted as the plain text. One forward pass over the next tokens of the draft tells, at every decision, what
 the model would say there. The draft is corrected by all of these wishes at once and checked again, until nothing
@@ -33,7 +33,7 @@ from shared.pieces import Pieces, split
 from shared.settings import Settings
 
 _ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
-_LEAST = 512  # tokens of a group below which reading the weights costs more than a core of its own saves
+_LEAST = 512  # tokens, at least, for which a core is given a batch of its own
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class CopyEngine:
         self._device = self._embedding.device
         on_cpu = self._device.type == "cpu"
         self._lookahead = config.lookahead or (12 if on_cpu else 256)
-        # What is not a matrix product leaves all cores but one idle: several groups side by side do not.
+        # What is not a matrix product runs on one core only: groups side by side use all of them.
         self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
         self._side_by_side = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
 
