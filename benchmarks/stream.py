@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import redis
-import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -134,9 +133,7 @@ def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
 
 def measure_engine(requests: Sequence[TagRequest], repetitions: int, step: Callable[[str], None]) -> list[float]:
     """Seconds of each repetition, after a small one that warms up."""
-    config = GenerationConfig()
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)  # as the generation service does
-    engine = CopyEngine.load(Settings(), config)
+    engine = CopyEngine.load(Settings(), GenerationConfig())
     engine.tag(requests[:8])
     seconds = []
     for _ in range(repetitions):

@@ -134,7 +134,8 @@ class CopyEngine:
 
         def tag(group: Sequence[TagRequest]) -> list[list[TaggedLine]]:
             if self._device.type == "cpu":
-                torch.set_num_threads(threads)  # of this thread, and of those that begin later
+                # Of this thread, and of those that begin later. Ray's OMP_NUM_THREADS says nothing of the cores.
+                torch.set_num_threads(threads)
             with torch.inference_mode():
                 return self._tag(group)
 

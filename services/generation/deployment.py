@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
@@ -34,13 +32,9 @@ class Generation:
 
     def __init__(self) -> None:
         # Here, so that whoever only binds the deployment does not wait for them.
-        import torch
-
         from services.generation.copy import CopyEngine
 
         logs.configure(settings())
-        # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
-        torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
         engine = CopyEngine.load(settings(), _CONFIG)
         observe = RayObserver()
         self._batcher: Batcher[TagRequest, list[TaggedLine]] = Batcher(
