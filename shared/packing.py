@@ -40,6 +40,18 @@ class Block:
     past: Sequence[KeysValues] = ()
     keep: bool = False
     kept: KeysValues = field(default_factory=list)
+    _biases: dict[bool, Tensor] = field(default_factory=dict, init=False)
+
+    def bias(self, *, windowed: bool, group: int, dtype: torch.dtype) -> Tensor:
+        """What is added to attention scores, zero or minus infinity: a mask for each of ``group`` heads, one below the
+        other. Made once for all layers.
+        """
+        windowed = windowed and self.window is not None
+        if windowed not in self._biases:
+            mask = self.window if windowed and self.window is not None else self.mask
+            bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
+            self._biases[windowed] = bias.repeat(group, 1)
+        return self._biases[windowed]
 
 
 class Layout:
@@ -78,17 +90,15 @@ def packed_attention(
         if block.past:
             k = torch.cat([*(past[layer][0] for past in block.past), k], dim=1)
             v = torch.cat([*(past[layer][1] for past in block.past), v], dim=1)
-        mask = block.mask if sliding_window is None or block.window is None else block.window
         # The query heads of one key head are laid one after the other: one product instead of `group` copies of k, v.
         q = q.reshape(kv_heads, group * length, -1)
-        mask = mask.repeat(group, 1) if group > 1 else mask
+        bias = block.bias(windowed=sliding_window is not None, group=group, dtype=q.dtype)
         if q.requires_grad and q.device.type == "cpu":
             # On a CPU the backward pass of the fused kernel takes three times as long as that of plain products.
-            bias = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
             scores = torch.baddbmm(bias[None], q, k.transpose(1, 2), alpha=scaling or q.shape[-1] ** -0.5)
             out = torch.bmm(torch.softmax(scores, dim=-1), v)
         else:
-            out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=mask, scale=scaling)[0]
+            out = F.scaled_dot_product_attention(q[None], k[None], v[None], attn_mask=bias, scale=scaling)[0]
         outputs.append(out.reshape(heads, length, -1).transpose(0, 1))
     return torch.cat(outputs)[None], None
 

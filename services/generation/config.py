@@ -18,8 +18,10 @@ class GenerationConfig(BaseSettings):
         ge=256,
         description="Tokens that one batch may cost, counting a line for every type asked; bounds memory.",
     )
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        default="auto", description="Number format of the weights; `auto` is bfloat16 where the device multiplies it."
+    dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="Number format of the weights; `auto` is int8 on a CPU that multiplies it, else bfloat16 where the "
+        "device does.",
     )
     candidate_floor: float = Field(
         default=0.2,

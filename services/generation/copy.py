@@ -23,11 +23,11 @@ from torch import Tensor
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
-from shared import entity_types
+from shared import entity_types, int8
 from shared.adapters import adapter_folder, load_merged
 from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens, State, tagged_text
-from shared.messages import Alternative, Segment, TaggedLine
+from shared.messages import Alternative, Lang, Segment, TaggedLine
 from shared.packing import Block, KeysValues, run, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
@@ -117,8 +117,14 @@ class CopyEngine:
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
         """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to run."""
-        model = load_merged(settings, adapter_folder(settings), config.dtype)
-        return cls(model, CopyTokens(load_tokenizer(settings)), config)
+        on_cpu = not torch.cuda.is_available()
+        eight_bits = on_cpu and (config.dtype == "int8" or (config.dtype == "auto" and int8.native()))
+        model = load_merged(settings, adapter_folder(settings), "auto" if config.dtype == "int8" else config.dtype)
+        engine = cls(model, CopyTokens(load_tokenizer(settings)), config)
+        if eight_bits:
+            with torch.inference_mode():
+                int8.quantise(model.get_decoder(), lambda: engine._tag(_definitions()))
+        return engine
 
     def tokens(self, request: TagRequest) -> int:
         """Tokens of the first pass, and as many again for lines: half of the types present, two passes each."""
@@ -452,6 +458,17 @@ class CopyEngine:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
+
+
+def _definitions() -> list[TagRequest]:
+    """What each type is, in both languages, to be tagged for that type: texts that are at hand everywhere."""
+    found = []
+    for key, entity_type in entity_types.TYPES.items():
+        definitions: tuple[tuple[Lang, str], ...] = (("en", entity_type.definition_en), ("zh", entity_type.definition_zh))
+        for lang, text in definitions:
+            segment = Segment(document_id=key, index=0, start=0, end=len(text), text=text, lang=lang)
+            found.append(TagRequest(segment, (key,)))
+    return found
 
 
 def _groups(requests: Sequence[TagRequest], costs: Sequence[int], number: int) -> Iterator[list[TagRequest]]:
