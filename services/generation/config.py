@@ -13,6 +13,18 @@ class GenerationConfig(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_GENERATION_", extra="ignore", frozen=True)
 
+    engine: Literal["auto", "copy", "vllm"] = Field(
+        default="auto",
+        description="What runs the model: `copy`, or `vllm` (installed by itself) for a base that is too large for one "
+        "device; `auto` takes `copy` where the base fits.",
+    )
+    tensor_parallel: int = Field(default=1, ge=1, description="vllm: GPUs that share the weights of one replica.")
+    speculate: int = Field(
+        default=0,
+        ge=0,
+        description="vllm: tokens guessed ahead from the prompt's n-grams. vLLM cannot hold the model to the text "
+        "then: what it says is aligned by parsing, and has no confidence of its own; 0 guesses none.",
+    )
     batch_tokens: int = Field(
         default=8192,
         ge=256,

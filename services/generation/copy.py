@@ -23,11 +23,12 @@ from torch import Tensor
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
+from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
 from shared import entity_types, int8
 from shared.adapters import adapter_folder, load_merged
 from shared.base_model import load_tokenizer
-from shared.copying import Action, CopyTokens, State, tagged_text
-from shared.messages import Alternative, Lang, Segment, TaggedLine
+from shared.copying import Action, CopyTokens, State
+from shared.messages import LANGS, Alternative, Segment, TaggedLine
 from shared.packing import Block, KeysValues, run, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
@@ -47,14 +48,6 @@ class _Prefix:
 
 
 @dataclass(slots=True)
-class _Step:
-    """A settled action, with the log-probability of each admissible one at its decision (none: nothing to decide)."""
-
-    action: Action
-    logprobs: dict[Action, float] | None
-
-
-@dataclass(slots=True)
 class _Line:
     """A line under way. ``settled`` actions will not change; ``draft`` is what is guessed to follow.
 
@@ -64,9 +57,8 @@ class _Line:
     prefix: _Prefix
     type: str
     header: tuple[int, ...]
-    presence: float
-    forced: bool
-    settled: list[_Step]
+    begin: Start
+    settled: list[Step]
     draft: list[Action]
     kept: list[KeysValues] = field(default_factory=list)
     done: int = 0
@@ -157,8 +149,16 @@ class CopyEngine:
         while undecided:
             self._check(undecided)
             undecided = [line for line in undecided if line.draft]
-        alternatives = self._beyond([line for request_lines in lines for line in request_lines])
-        return [[_tagged(line, alternatives.get(id(line), ())) for line in request_lines] for request_lines in lines]
+        beyond = self._beyond([line for request_lines in lines for line in request_lines])
+        return [
+            [
+                tagged_line(
+                    line.prefix.segment, line.type, line.prefix.pieces, line.begin, line.settled, beyond[id(line)]
+                )
+                for line in request_lines
+            ]
+            for request_lines in lines
+        ]
 
     # The first pass: prefixes, and whether each type is there at all.
 
@@ -204,17 +204,10 @@ class CopyEngine:
 
     def _line(self, prefix: _Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> _Line:
         """A line with its first action settled. An absent type that had a real chance is drafted all the same."""
-        presence = 1.0 - math.exp(decided[Action.ABSENT]) if Action.ABSENT in decided else 1.0
-        best = max(decided, key=decided.__getitem__)
-        forced = best is Action.ABSENT and len(decided) > 1 and presence >= self._config.candidate_floor
-        if best is Action.ABSENT and not forced:
-            return _Line(prefix, key, header, presence, False, [_Step(best, decided)], [])
-        rest: dict[Action, float] = {a: p for a, p in decided.items() if a is not Action.ABSENT}
-        norm = math.log(sum(math.exp(p) for p in rest.values()) or 1e-300)
-        rest = {a: p - norm for a, p in rest.items()}  # given that the type is there
-        first = max(rest, key=rest.__getitem__)
-        line = _Line(prefix, key, header, presence, forced, [_Step(first, rest)], [])
-        line.draft = _completed(prefix.pieces, [first], [])
+        begin = begun(decided, self._config.candidate_floor)
+        line = _Line(prefix, key, header, begin, [begin.first], [])
+        if begin.first.action is not Action.ABSENT:
+            line.draft = _completed(prefix.pieces, [begin.first.action], [])
         return line
 
     # Passes over drafts.
@@ -276,7 +269,7 @@ class CopyEngine:
             keep = 0
         del line.ids[keep:]  # nothing depends on tokens after the last decision
 
-    def _action(self, pieces: Pieces, settled: Sequence[_Step], action: Action) -> tuple[int, ...]:
+    def _action(self, pieces: Pieces, settled: Sequence[Step], action: Action) -> tuple[int, ...]:
         """Tokens of the last settled action."""
         before = settled[:-1]
         copied = sum(step.action is Action.COPY for step in before)
@@ -288,7 +281,7 @@ class CopyEngine:
             p.action if d is None else max(d, key=d.__getitem__) for p, d in zip(line.pending, decided, strict=True)
         ]
         for i, (pending, wish, logprobs) in enumerate(zip(line.pending, wishes, decided, strict=True)):
-            line.settled.append(_Step(wish, logprobs))
+            line.settled.append(Step(wish, logprobs))
             if wish is not pending.action:
                 known = pending.before + 1 - line.done  # tokens of this pass that stand before the corrected action
                 if block is not None and known > 0:
@@ -321,43 +314,29 @@ class CopyEngine:
                 span = (branch.start, end)
                 if logprob >= floor and logprob > best.get(span, -math.inf):
                     best[span] = logprob
-        out: dict[int, tuple[Alternative, ...]] = {}
-        for line in lines:
-            pieces = line.prefix.pieces
-            taken = set() if line.forced else {s for s, _ in _spans(line)}
-            spans = {**found[id(line)], **(dict(_spans(line)) if line.forced else {})}
-            presence = math.log(line.presence) if line.forced else 0.0
-            out[id(line)] = tuple(
-                Alternative(start=pieces.cores[s], end=pieces.ends[e - 1], logprob=min(0.0, p + presence))
-                for (s, e), p in sorted(spans.items())
-                if (s, e) not in taken and p + presence >= floor
-            )
-        return out
+        return {
+            id(line): alternatives(line.prefix.pieces, line.begin, line.settled, found[id(line)], floor)
+            for line in lines
+        }
 
-    def _near(self, line: _Line, floor: float, found: dict[tuple[int, int], float]) -> list[_Branch]:
+    def _near(self, line: _Line, floor: float, found: dict[Range, float]) -> list[_Branch]:
         """Closings that were passed over go straight into ``found``; openings passed over become branches."""
-        state = State(len(line.prefix.pieces))
-        opened: list[float] = []
-        branches: list[_Branch] = []
-        tokens = len(line.header)
-        after_open = False
+        pieces = line.prefix.pieces
+        tokens = [len(line.header)]  # before each step
+        copied, after_open = 0, False
         for step in line.settled:
-            for action, logprob in (step.logprobs or {}).items():
-                if action is step.action or logprob < floor:
-                    continue
-                if action is Action.CLOSE:
-                    span = (state.open[-1], state.copied)
-                    found[span] = max(found.get(span, -math.inf), opened[-1] + logprob)
-                elif action is Action.OPEN and tokens <= line.done:
-                    branches.append(self._branch(line, state, logprob, tokens, after_open=after_open))
-            if step.action is Action.OPEN:
-                opened.append((step.logprobs or {}).get(Action.OPEN, 0.0))
-            elif step.action is Action.CLOSE:
-                opened.pop()
-            ids = self._tokens.action(line.prefix.pieces, state.copied, step.action, after_open=after_open)
-            tokens += len(ids)
-            state.apply(step.action)
+            ids = self._tokens.action(pieces, copied, step.action, after_open=after_open)
+            tokens.append(tokens[-1] + len(ids))
+            copied += step.action is Action.COPY
             after_open = step.action is Action.OPEN
+        branches: list[_Branch] = []
+        for index, state, action, logprob in passed_over(len(pieces), line.settled, floor):
+            if action is Action.CLOSE:
+                span = (state.open[-1], state.copied)
+                found[span] = max(found.get(span, -math.inf), logprob)
+            elif tokens[index] <= line.done:
+                after_open = index > 0 and line.settled[index - 1].action is Action.OPEN
+                branches.append(self._branch(line, state, logprob, tokens[index], after_open=after_open))
         return branches
 
     def _branch(self, line: _Line, state: State, opened: float, before: int, *, after_open: bool) -> _Branch:
@@ -464,8 +443,8 @@ def _definitions() -> list[TagRequest]:
     """What each type is, in both languages, to be tagged for that type: texts that are at hand everywhere."""
     found = []
     for key, entity_type in entity_types.TYPES.items():
-        definitions: tuple[tuple[Lang, str], ...] = (("en", entity_type.definition_en), ("zh", entity_type.definition_zh))
-        for lang, text in definitions:
+        for lang in LANGS:
+            text = entity_type.definition_en if lang == "en" else entity_type.definition_zh
             segment = Segment(document_id=key, index=0, start=0, end=len(text), text=text, lang=lang)
             found.append(TagRequest(segment, (key,)))
     return found
@@ -526,20 +505,6 @@ def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action
     return out
 
 
-def _spans(line: _Line) -> list[tuple[tuple[int, int], float]]:
-    """The line's mentions as piece ranges, with the log-probability of their two brackets."""
-    state = State(len(line.prefix.pieces))
-    opened: list[float] = []
-    out = []
-    for step in line.settled:
-        logprob = 0.0 if step.logprobs is None else step.logprobs[step.action]
-        if step.action is Action.OPEN:
-            opened.append(logprob)
-        if (span := state.apply(step.action)) is not None:
-            out.append((span, opened.pop() + logprob))
-    return out
-
-
 def _up_to(kept: Sequence[KeysValues], tokens: int) -> list[KeysValues]:
     """The first ``tokens`` of kept keys and values."""
     out: list[KeysValues] = []
@@ -550,24 +515,3 @@ def _up_to(kept: Sequence[KeysValues], tokens: int) -> list[KeysValues]:
         out.append(part if length <= tokens else [(k[:, :tokens], v[:, :tokens]) for k, v in part])
         tokens -= length
     return out
-
-
-def _tagged(line: _Line, alternatives: tuple[Alternative, ...]) -> TaggedLine:
-    brackets: tuple[float, ...]
-    if line.forced or line.settled[0].action is Action.ABSENT:
-        tagged, brackets = "", ()
-    else:
-        tagged = tagged_text(line.prefix.pieces, [step.action for step in line.settled])
-        brackets = tuple(
-            min(0.0, 0.0 if step.logprobs is None else step.logprobs[step.action])
-            for step in line.settled
-            if step.action in (Action.OPEN, Action.CLOSE)
-        )
-    return TaggedLine(
-        segment=line.prefix.segment,
-        type=line.type,
-        tagged=tagged,
-        presence=min(1.0, max(0.0, line.presence)),
-        brackets=brackets,
-        alternatives=alternatives,
-    )

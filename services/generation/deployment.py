@@ -7,6 +7,7 @@ from ray.serve.config import AutoscalingConfig
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
+from services.generation.engines import load
 from shared import logs
 from shared.batching import Batcher
 from shared.messages import Segment, TaggedLine
@@ -31,11 +32,8 @@ class Generation:
     """Tags segments with the language model. The only deployment that needs an accelerator, or the CPU's cores."""
 
     def __init__(self) -> None:
-        # Here, so that whoever only binds the deployment does not wait for them.
-        from services.generation.copy import CopyEngine
-
         logs.configure(settings())
-        engine = CopyEngine.load(settings(), _CONFIG)
+        engine = load(settings(), _CONFIG)
         observe = RayObserver()
         self._batcher: Batcher[TagRequest, list[TaggedLine]] = Batcher(
             engine.tag,

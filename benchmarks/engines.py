@@ -1,0 +1,414 @@
+"""The engines side by side: the same weights and segments, greedily, each in a process of its own.
+
+    BIOBRACKET_CORPORA=… make engines ARGS='--segments 400'
+
+| engine | what it does |
+|---|---|
+| paper | transformers `generate`, one line after the other, as the paper has it (arXiv 2510.08902) but greedy |
+| transformers | the same, 16 lines at once |
+| vllm | the `vllm` engine, no candidates beyond greedy |
+| vllm_speculative | the same, with guesses from the prompt's n-grams; unconstrained, as vLLM wants it |
+| copy_sequential | the `copy` engine, an action at a time |
+| copy | the `copy` engine as it is, with the candidates beyond greedy |
+
+The paper has all types in one output, one copy of the text after the other; these weights know a line a type, so each
+is asked for by itself. They were trained to choose among the admissible tokens and nothing else, so all engines are
+constrained to these where they can be; left free, the weights say other words than the text's.
+
+Segments are the first of GENIA's, CMeEE-V2's and BC5CDR's ``test`` by turns; slow engines get a prefix of the list, and
+F1 of `copy` on the same prefix stands beside theirs. An engine that is not installed is left out. The floor is what the
+products of one pass over every needed token take at the rate that this machine multiplies.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, takewhile, zip_longest
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+from benchmarks.hardware import hardware
+from benchmarks.stream import requests_of
+from services.generation.config import GenerationConfig
+from services.generation.engine import TagRequest
+from services.generation.walk import Walk, steps_of
+from services.parsing.brackets import parse_lines
+from shared import entity_types, int8
+from shared.adapters import generator_revision
+from shared.copying import Action, CopyTokens, actions_of, tagged_text
+from shared.messages import TaggedLine
+from shared.pieces import Pieces, split
+from shared.settings import Settings
+from training.corpora import corpus_folder, documents_of, read
+
+CORPORA = ("genia", "cmeee_v2", "bc5cdr")
+# Segments at most: the slow engines get the first of the list.
+MOST = {
+    "paper": 6,
+    "transformers": 15,
+    "vllm": 60,
+    "vllm_speculative": 60,
+    "copy_sequential": 90,
+    "copy": 100_000,
+}
+_TOGETHER = 16
+_WARM_UP = 3  # segments, one of each corpus
+
+Span = tuple[int, int, int, str]  # segment, start, end, type
+Tag = Callable[[Sequence[TagRequest]], list[list[TaggedLine]]]
+
+out = Console()
+err = Console(stderr=True)
+
+
+def main(
+    segments: Annotated[int, typer.Option(min=1, help="How many segments; slow engines get fewer.")] = 400,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often each engine is measured.")] = 2,
+    engines: Annotated[str, typer.Option(help="Which, separated by commas; all that are installed by default.")] = "",
+    plot: Annotated[Path | None, typer.Option(help="Draw the rates into this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line.")] = False,
+    worker: Annotated[str, typer.Option(hidden=True)] = "",
+) -> None:
+    """Measure the engines against one another."""
+    if worker:
+        sys.stdout.write("\n" + json.dumps(measured(worker, segments, repetitions)) + "\n")
+        return
+    wanted = engines.split(",") if engines else list(MOST)
+    if unknown := set(wanted) - set(MOST):
+        raise typer.BadParameter(f"engines: {', '.join(sorted(unknown))}: the known ones are {', '.join(MOST)}")
+    if importlib.util.find_spec("vllm") is None:
+        err.print("vllm is not installed: left out", highlight=False)
+        wanted = [name for name in wanted if not name.startswith("vllm")]
+    found = {name: run_alone(name, min(segments, MOST[name]), repetitions) for name in wanted}
+    report = {
+        "command": shlex.join(["make", "engines", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "hardware": hardware(),
+        "generator_revision": generator_revision(Settings()),
+        "engines": {name: summary(of, found) for name, of in found.items()},
+    }
+    if plot is not None:
+        draw(report, plot)
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        show(report)
+
+
+def run_alone(name: str, segments: int, repetitions: int) -> dict[str, Any]:
+    """What an engine does in a process of its own, so that memory and threads are its own too."""
+    err.print(f"{name}: {segments} segments", highlight=False)
+    command = [sys.executable, "-m", "benchmarks.engines", "--worker", name]
+    ran = subprocess.run(  # noqa: S603  # our own module
+        [*command, "--segments", str(segments), "--repetitions", str(repetitions)],
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    result: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    return result
+
+
+def measured(name: str, segments: int, repetitions: int) -> dict[str, Any]:
+    """In the engine's process: seconds of each repetition after a small one, what it found, and its memory."""
+    settings = Settings()
+    requests, gold = texts(settings, segments)
+    tag, close = engine(name, settings)
+    tag(requests[: 1 if name == "paper" else _WARM_UP])
+    seconds = []
+    lines: list[list[TaggedLine]] = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        lines = tag(requests)
+        seconds.append(time.perf_counter() - start)
+    found = sorted(spans(lines))
+    close()
+    # Of this process and of those that it started, which have ended.
+    peak = sum(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {
+        "segments": len(requests),
+        "characters": sum(len(request.segment.text) for request in requests),
+        "seconds": seconds,
+        "peak_mib": peak // 1024,
+        "found": found,
+        "gold": gold,
+        "floor": floor(settings, requests, lines) if name == "copy" else None,
+    }
+
+
+def texts(settings: Settings, segments: int) -> tuple[list[TagRequest], list[Span]]:
+    """The segments, by turns of the corpora, and their gold mentions."""
+    parts: list[list[tuple[TagRequest, list[tuple[int, int, str]]]]] = []
+    for name in CORPORA:
+        examples = read(corpus_folder(name, settings), "test")[:segments]
+        by_id = {str(i): example for i, example in enumerate(examples)}
+        parts.append([])
+        for request in requests_of(documents_of(examples)):
+            begin, end = request.segment.start, request.segment.end
+            mentions = by_id[request.segment.document_id].mentions
+            inside = [(m.start - begin, m.end - begin, m.type) for m in mentions if begin <= m.start < m.end <= end]
+            parts[-1].append((request, inside))
+    turns = [each for each in chain.from_iterable(zip_longest(*parts)) if each is not None][:segments]
+    gold = [(i, *mention) for i, (_, inside) in enumerate(turns) for mention in inside]
+    return [request for request, _ in turns], gold
+
+
+def spans(lines: Sequence[Sequence[TaggedLine]]) -> Iterator[Span]:
+    """What the greedy lines of each segment say."""
+    for i, of in enumerate(lines):
+        for c in parse_lines(of).candidates:
+            if c.greedy:
+                yield i, c.start - c.segment.start, c.end - c.segment.start, c.type
+
+
+def engine(name: str, settings: Settings) -> tuple[Tag, Callable[[], None]]:
+    """An engine's `tag`, and what ends it."""
+    config = GenerationConfig()
+    if name.startswith("vllm"):
+        from services.generation.vllm import VllmEngine, merged_folder
+
+        speculate = 8 if name == "vllm_speculative" else 0
+        config = config.model_copy(update={"speculate": speculate, "candidate_floor": 1.0})
+        served = VllmEngine(merged_folder(settings), config)
+        return served.tag, served.close
+    if name.startswith("copy"):
+        from services.generation.copy import CopyEngine
+
+        if name == "copy_sequential":
+            config = config.model_copy(update={"lookahead": 1})
+        return CopyEngine.load(settings, config).tag, lambda: None
+    return Generate(settings, 1 if name == "paper" else _TOGETHER).tag, lambda: None
+
+
+class Generate:
+    """Lines by ``generate`` of transformers, so many at once, padded on the left."""
+
+    def __init__(self, settings: Settings, together: int) -> None:
+        from transformers import AutoModelForCausalLM
+
+        from services.generation.vllm import merged_folder
+        from shared.base_model import load_tokenizer
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
+        self._tokenizer = load_tokenizer(settings)
+        self._tokens = CopyTokens(self._tokenizer)
+        self._together = together
+
+    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        """See :class:`services.generation.engine.Engine`."""
+        asked = [(request, key) for request in requests for key in request.types]
+        lines = [
+            line for i in range(0, len(asked), self._together) for line in self._generate(asked[i : i + self._together])
+        ]
+        found = iter(lines)
+        return [[next(found) for _ in request.types] for request in requests]
+
+    @torch.inference_mode()
+    def _generate(self, asked: Sequence[tuple[TagRequest, str]]) -> list[TaggedLine]:
+        prompts = [
+            self._tokens.prefix(split(request.segment.text))
+            + list(self._tokens.header(entity_types.get(key).name(request.segment.lang)))
+            for request, key in asked
+        ]
+        width = max(map(len, prompts))
+        pad = self._tokenizer.pad_token_id
+        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._model.device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
+        end = self._tokenizer.eos_token_id
+        walks = [Walk(self._tokens, split(request.segment.text), end) for request, _ in asked]
+        seen = [width] * len(walks)
+
+        def allowed(row: int, so_far: torch.Tensor) -> list[int]:
+            for token in so_far[seen[row] :].tolist():
+                if walks[row].allowed() != (end,):
+                    walks[row].take(token)
+            seen[row] = len(so_far)
+            return list(walks[row].allowed())
+
+        said = self._model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=2 * width,
+            eos_token_id=end,
+            pad_token_id=pad,
+            prefix_allowed_tokens_fn=allowed,
+        )[:, width:]
+        return [self._line(*of, row.tolist()) for of, row in zip(asked, said, strict=True)]
+
+    def _line(self, request: TagRequest, key: str, said: Sequence[int]) -> TaggedLine:
+        pieces = split(request.segment.text)
+        end = self._tokenizer.eos_token_id
+        tokens = list(takewhile(lambda token: token != end, said))
+        steps = steps_of(Walk(self._tokens, pieces, end), tokens, [{}] * len(tokens))
+        actions = [step.action for step in steps]
+        absent = actions == [Action.ABSENT]
+        return TaggedLine(
+            segment=request.segment,
+            type=key,
+            tagged="" if absent else tagged_text(pieces, actions),
+            presence=float(not absent),
+        )
+
+
+def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Sequence[TaggedLine]]) -> dict[str, Any]:
+    """Seconds that one pass over every needed token takes if the machine only multiplies, on all of its cores."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from shared.base_model import base_folder, load_tokenizer
+
+    with torch.device("meta"):
+        body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
+    layers = [layer for layer in body.modules() if isinstance(layer, torch.nn.Linear)]
+    per_token = 2 * sum(layer.weight.numel() for layer in layers)
+    tokens = CopyTokens(load_tokenizer(settings))
+    needed = 0
+    for request, of in zip(requests, lines, strict=True):
+        pieces = split(request.segment.text)
+        needed += len(tokens.prefix(pieces))
+        for line in of:
+            needed += len(tokens.header(entity_types.get(line.type).name(line.segment.lang)))
+            if line.tagged:
+                needed += len(tokens.line(pieces, _actions(pieces, line))[0])
+    rates = {
+        kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]])
+        for kind in ("bfloat16", *(["int8"] if int8.native() else []))
+    }
+    best = max(rates.values())
+    return {
+        "tokens": needed,
+        "gflop_per_token": per_token / 1e9,
+        "gflop_per_s": rates,
+        "seconds": needed * per_token / best / 1e9,
+    }
+
+
+def _actions(pieces: Pieces, line: TaggedLine) -> list[Action]:
+    starts = {at: i for i, at in enumerate(pieces.cores)}
+    ends = {at: i + 1 for i, at in enumerate(pieces.ends)}
+    begin = line.segment.start
+    greedy = [c for c in parse_lines((line,)).candidates if c.greedy]
+    return actions_of(len(pieces), [(starts[c.start - begin], ends[c.end - begin]) for c in greedy])
+
+
+def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> float:
+    """GFLOP/s of products of the layers' shapes, a thread a core, each at its own: how the engine works."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    cores = len(os.sched_getaffinity(0))
+    made = []
+    for inner, outer in shapes:
+        if kind == "int8":
+            made.append(
+                (torch.ones(tokens, inner, dtype=torch.int8), torch.ones(inner, outer, dtype=torch.int8), torch._int_mm)  # noqa: SLF001
+            )
+        else:
+            made.append((torch.ones(tokens, inner).bfloat16(), torch.ones(inner, outer).bfloat16(), torch.mm))
+
+    def work(times: int) -> None:
+        torch.set_num_threads(1)
+        for _ in range(times):
+            for one, other, product in made:
+                product(one, other)
+
+    with ThreadPoolExecutor(cores) as pool:
+        list(pool.map(work, [3] * cores))
+        start = time.perf_counter()
+        list(pool.map(work, [20] * cores))
+        seconds = time.perf_counter() - start
+    return round(cores * 20 * sum(2 * tokens * i * o for i, o in shapes) / seconds / 1e9, 1)
+
+
+def f1(found: Sequence[Span], gold: Sequence[Span], segments: int) -> float:
+    """Strict micro F1 on the first segments."""
+    said, right = ({tuple(s) for s in of if s[0] < segments} for of in (found, gold))
+    hits = len(said & right)
+    return round(2 * hits / max(1, len(said) + len(right)), 4)
+
+
+def summary(of: dict[str, Any], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What is reported of an engine; ratios are of the median rates, copy's F1 is on the same segments."""
+    rates = sorted(of["segments"] / s for s in of["seconds"])
+    per_segment = statistics.median(of["seconds"]) / of["segments"]
+    made: dict[str, Any] = {
+        "segments": of["segments"],
+        "segments_per_second": float(f"{statistics.median(rates):.4g}"),
+        "slowest": float(f"{rates[0]:.4g}"),
+        "fastest": float(f"{rates[-1]:.4g}"),
+        "characters_per_second": round(of["characters"] / of["segments"] / per_segment, 1),
+        "entities_per_second": round(len(of["found"]) / of["segments"] / per_segment, 2),
+        "peak_mib": of["peak_mib"],
+        "f1": f1(of["found"], of["gold"], of["segments"]),
+    }
+    if "copy" in found:
+        theirs = found["copy"]
+        made["f1_of_copy"] = f1(theirs["found"], of["gold"], of["segments"])
+        same = {tuple(s) for s in of["found"]} & {tuple(s) for s in theirs["found"] if s[0] < of["segments"]}
+        made["entities_as_copy"] = round(len(same) / max(1, len(of["found"])), 4)
+    for name in ("paper", "vllm"):
+        if name in found:
+            base = found[name]
+            made[f"times_{name}"] = float(f"{statistics.median(base['seconds']) / base['segments'] / per_segment:.3g}")
+    if of["floor"]:
+        made["floor"] = of["floor"] | {"reached": round(of["floor"]["seconds"] / statistics.median(of["seconds"]), 3)}
+    return made
+
+
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Segments a second of each engine, as bars on a logarithmic scale."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(report["engines"])
+    rates = [report["engines"][name]["segments_per_second"] for name in names]
+    figure, axes = pyplot.subplots(figsize=(7, 3), layout="constrained")
+    axes.barh(names[::-1], rates[::-1], log=True)
+    axes.set_xlabel("segments a second")
+    for i, value in enumerate(rates[::-1]):
+        axes.text(value, i, f" {value:g}", va="center")
+    axes.margins(x=0.15)
+    figure.savefig(file, dpi=120)
+
+
+def show(report: dict[str, Any]) -> None:
+    """The report as Markdown, for benchmarks/RESULTS.md."""
+    machine = report["hardware"]
+    out.print(f"`{report['command']}`, generator revision {report['generator_revision']}", soft_wrap=True)
+    out.print(
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}\n",
+        highlight=False,
+        soft_wrap=True,
+    )
+    columns = ("segments", "segments_per_second", "slowest", "fastest", "characters_per_second", "entities_per_second")
+    columns += ("peak_mib", "f1", "f1_of_copy", "entities_as_copy", "times_paper", "times_vllm")
+    out.print("| engine | " + " | ".join(name.replace("_", " ") for name in columns) + " |", soft_wrap=True)
+    out.print("|---" * (len(columns) + 1) + "|", soft_wrap=True)
+    for name, row in report["engines"].items():
+        cells = " | ".join(str(row.get(column, "")) for column in columns)
+        out.print(f"| {name} | {cells} |", highlight=False, soft_wrap=True)
+    if lowest := report["engines"].get("copy", {}).get("floor"):
+        out.print(
+            f"\nFloor of `copy`: {lowest['tokens']} tokens of {lowest['gflop_per_token']:.3f} GFLOP in "
+            f"{lowest['seconds']:.1f} s, at GFLOP/s {lowest['gflop_per_s']}; {lowest['reached']:.0%} of it reached.",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

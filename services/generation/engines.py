@@ -1,0 +1,40 @@
+"""Which engine runs the model."""
+
+from __future__ import annotations
+
+import os
+
+from services.generation.config import GenerationConfig
+from services.generation.engine import Engine
+from shared.base_model import base_folder
+from shared.settings import Settings
+
+# Of a device's memory for weights of two bytes each; the rest is for keys, values and what a pass holds.
+_SHARE = 0.6
+
+
+def load(settings: Settings, config: GenerationConfig) -> Engine:
+    """The engine of the settings, with its model loaded. The heavy imports are here: whoever names it does not wait."""
+    if config.engine == "vllm" or (config.engine == "auto" and not fits(settings)):
+        from services.generation.vllm import VllmEngine
+
+        return VllmEngine.load(settings, config)
+    from services.generation.copy import CopyEngine
+
+    return CopyEngine.load(settings, config)
+
+
+def fits(settings: Settings) -> bool:
+    """Whether the base's weights leave enough room on one device: on the GPU, or in memory where there is none."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):  # no weights are read
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings)))
+    weights = 2 * sum(parameter.numel() for parameter in model.parameters())
+    there = (
+        torch.cuda.mem_get_info()[1]
+        if torch.cuda.is_available()
+        else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    )
+    return bool(weights <= _SHARE * there)

@@ -1,0 +1,217 @@
+"""The ``vllm`` engine: a line token by token, for bases that one device cannot hold (design section 4).
+
+Every type of a segment is a request of its own; what they share is read once, from vLLM's prefix cache. The copy
+constraint is a logits processor, so that nothing but the segment and brackets can be said, and the log-probabilities
+are those among the admissible actions: what the ``copy`` engine gives. vLLM does not take a logits processor beside
+speculation (n-grams of the prompt, its own source-aligned proposer): there the model runs free, and parsing aligns what
+it said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+from services.generation.config import GenerationConfig
+from services.generation.engine import TagRequest
+from services.generation.lines import Range, Step, alternatives, begun, passed_over, tagged_line
+from services.generation.walk import KEY, Walk, steps_of
+from shared import entity_types
+from shared.adapters import adapter_folder, generator_revision, load_merged
+from shared.base_model import load_tokenizer
+from shared.copying import Action, CopyTokens
+from shared.messages import TaggedLine
+from shared.pieces import Pieces, split
+from shared.settings import Settings
+
+_CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
+_LONGEST = 1024  # tokens: a segment and its line stay below half of it
+_BLOCK = 16  # tokens whose keys and values are shared or not: the texts are short
+_ACTIONS = len(Action)
+
+T = TypeVar("T")
+
+
+class VllmEngine:
+    """See the module. ``tag`` may be called from any thread, and by several at once."""
+
+    def __init__(self, model: Path, config: GenerationConfig) -> None:
+        """``model``: a folder that holds base, adapter merged, and tokenizer."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        self._tokens = CopyTokens(tokenizer)
+        self._tokenizer = tokenizer
+        self._config = config
+        self._constrained = not config.speculate
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
+        self._engine = self._wait(self._start(model))
+
+    @classmethod
+    def load(cls, settings: Settings, config: GenerationConfig) -> VllmEngine:
+        """Base model and adapter of the settings, merged once into the cache folder.
+
+        ModuleNotFoundError, naming the remedy, where vLLM is not installed.
+        """
+        try:
+            import vllm  # noqa: F401
+        except ImportError:
+            raise ModuleNotFoundError(
+                "engine: vllm is not installed; `make vllm` installs it on a CPU, `pip install biobracket[vllm]` on "
+                "CUDA, or set BIOBRACKET_GENERATION_ENGINE=copy"
+            ) from None
+        return cls(merged_folder(settings), config)
+
+    async def _start(self, model: Path) -> Any:
+        config = self._config
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; a thousand lines of the smallest base
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        speculation = {
+            "method": "ngram",
+            "num_speculative_tokens": config.speculate,
+            "prompt_lookup_max": 4,
+            "prompt_lookup_min": 1,
+        }
+        arguments = AsyncEngineArgs(
+            model=str(model),
+            dtype="float32" if config.dtype == "float32" else "bfloat16",
+            max_model_len=_LONGEST,
+            max_num_batched_tokens=config.batch_tokens,
+            block_size=_BLOCK,
+            enable_prefix_caching=True,
+            tensor_parallel_size=config.tensor_parallel,
+            async_scheduling=False,  # the constraint needs the last token before the next one
+            max_logprobs=_ACTIONS,
+            logprobs_mode="processed_logprobs",
+            logits_processors=[_CONSTRAINT] if self._constrained else None,
+            speculative_config=speculation if config.speculate else None,
+            enable_log_requests=False,  # they would hold clinical text
+            disable_log_stats=True,
+        )
+        return AsyncLLM.from_engine_args(arguments)
+
+    def close(self) -> None:
+        """Stop vLLM's processes."""
+        self._engine.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def tokens(self, request: TagRequest) -> int:
+        """About how many tokens a request costs: its prefix once, and a line for half of its types."""
+        prefix = len(self._tokens.prefix(split(request.segment.text)))
+        return prefix + len(request.types) * prefix // 2
+
+    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        """See :class:`services.generation.engine.Engine`."""
+        return self._wait(self._tag(requests))
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        return future.result()
+
+    async def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        return list(await asyncio.gather(*map(self._segment, requests)))
+
+    async def _segment(self, request: TagRequest) -> list[TaggedLine]:
+        pieces = split(request.segment.text)
+        line = self._line if self._constrained else self._free_line
+        return list(await asyncio.gather(*(line(request, pieces, key) for key in request.types)))
+
+    async def _line(self, request: TagRequest, pieces: Pieces, key: str) -> TaggedLine:
+        """A line and the candidates beyond it; see ``CopyEngine``, which finds the same ones with fewer passes."""
+        floor = math.log(self._config.candidate_floor)
+        prompt = [*self._tokens.prefix(pieces), *self._header(request, key)]
+        steps = await self._decode(prompt, pieces)
+        begin = begun(steps[0].logprobs or {steps[0].action: 0.0}, self._config.candidate_floor)
+        if begin.forced:
+            steps = [begin.first, *await self._decode(prompt, pieces, (begin.first.action,))]
+        steps[0] = begin.first
+        beyond: dict[Range, float] = {}
+        branches = []
+        if begin.first.action is not Action.ABSENT:
+            actions = [step.action for step in steps]
+            for at, state, action, logprob in passed_over(len(pieces), steps, floor):
+                if action is Action.CLOSE:
+                    span = (state.open[-1], state.copied)
+                    beyond[span] = max(beyond.get(span, -math.inf), logprob)
+                else:
+                    branches.append((state.copied, logprob, (*actions[:at], Action.OPEN)))
+        closed = await asyncio.gather(
+            *(self._decode(prompt, pieces, done, self._config.branch_pieces) for _, _, done in branches)
+        )
+        for (copied, logprob, _), inner in zip(branches, closed, strict=True):
+            if inner and inner[-1].action is Action.CLOSE:
+                logprob += sum((step.logprobs or {}).get(step.action, 0.0) for step in inner)
+                span = (copied, copied + sum(step.action is Action.COPY for step in inner))
+                if logprob >= floor:
+                    beyond[span] = max(beyond.get(span, -math.inf), logprob)
+        others = () if begin.first.action is Action.ABSENT else alternatives(pieces, begin, steps, beyond, floor)
+        return tagged_line(request.segment, key, pieces, begin, steps, others)
+
+    async def _free_line(self, request: TagRequest, pieces: Pieces, key: str) -> TaggedLine:
+        """What the model says unconstrained."""
+        prefix = self._tokens.prefix(pieces)
+        output = await self._ask([*prefix, *self._header(request, key)], len(prefix) * 2 + 8, None)
+        said = str(self._tokenizer.decode(output.token_ids, skip_special_tokens=True))
+        absent = said.strip() in ("", "-")
+        return TaggedLine(segment=request.segment, type=key, tagged="" if absent else said, presence=float(not absent))
+
+    async def _decode(
+        self, prompt: Sequence[int], pieces: Pieces, done: Sequence[Action] = (), closing: int = 0
+    ) -> list[Step]:
+        """The steps behind ``done``."""
+        line = [token for _, tokens in self._tokens.steps(pieces, done) for token in tokens]
+        asked = {"text": pieces.text, "done": [int(action) for action in done], "closing": closing}
+        output = await self._ask([*prompt, *line], _LONGEST - len(prompt) - len(line), asked)
+        said = [token for token in output.token_ids if token != self._tokenizer.eos_token_id]
+        given: list[Mapping[int, float]] = [
+            {token: found.logprob for token, found in entry.items()} for entry in output.logprobs[: len(said)]
+        ]
+        return steps_of(Walk(self._tokens, pieces, self._tokenizer.eos_token_id, done, closing), said, given)
+
+    async def _ask(self, prompt: Sequence[int], most: int, asked: dict[str, Any] | None) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        stop = [self._tokenizer.eos_token_id, *(self._tokens.newline if asked is None else ())]
+        parameters = SamplingParams(
+            temperature=0.0,
+            max_tokens=most,
+            stop_token_ids=stop,
+            logprobs=None if asked is None else _ACTIONS,
+            extra_args=None if asked is None else {KEY: asked},
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        answers = self._engine.generate({"prompt_token_ids": list(prompt)}, parameters, request_id=uuid.uuid4().hex)
+        (answer,) = [answer async for answer in answers]  # the final one only
+        return answer.outputs[0]
+
+    def _header(self, request: TagRequest, key: str) -> tuple[int, ...]:
+        return self._tokens.header(entity_types.get(key).name(request.segment.lang))
+
+
+def merged_folder(settings: Settings) -> Path:
+    """The base with the adapter of the settings merged, in the cache folder: made once."""
+    folder = settings.cache / f"merged-{generator_revision(settings)}"
+    if not folder.is_dir():
+        settings.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=settings.cache) as work:
+            made = Path(work) / "model"
+            load_merged(settings, adapter_folder(settings), "bfloat16").to("cpu").save_pretrained(made)
+            load_tokenizer(settings).save_pretrained(made)
+            with contextlib.suppress(OSError):  # another replica was first
+                made.rename(folder)
+    return folder

@@ -1,0 +1,71 @@
+"""The vllm engine against the copy engine, on the same tiny weights: one is the other's contract test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.generation.config import GenerationConfig
+from services.generation.copy import CopyEngine
+from services.generation.engine import TagRequest
+from shared.copying import CopyTokens
+from shared.messages import Segment
+from shared.packing import use_packed_attention
+from tests.tiny import make_tiny_model
+
+pytest.importorskip("vllm", reason="vllm is not installed: `make vllm` installs it")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # vLLM and what it brings warn of many things
+
+TYPES = ("protein", "disease", "cell_line")
+TEXTS = (
+    "Activation of the CD28 surface receptor.",
+    "IL-2 gene expression and NF-kappa B activation [1] in Jurkat T cells",
+    "a",
+    "右肺下叶腺癌 with EGFR 突变",
+)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    from services.generation.vllm import VllmEngine
+
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=1, head=32)
+    config = GenerationConfig(candidate_floor=0.01, branch_pieces=4, dtype="float32", batch_tokens=2000)
+    model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    served = VllmEngine(folder, config)
+    yield CopyEngine(model, CopyTokens(AutoTokenizer.from_pretrained(folder)), config), served
+    served.close()
+
+
+def requests():
+    segments = [Segment(document_id="d", index=i, start=0, end=len(t), text=t, lang="en") for i, t in enumerate(TEXTS)]
+    return [TagRequest(segment, TYPES) for segment in segments]
+
+
+def test_says_what_the_copy_engine_says(both):
+    copied, served = (engine.tag(requests()) for engine in both)
+    assert any(line.tagged for of in copied for line in of)
+    for one, other in zip(copied, served, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.segment, a.type, a.tagged) == (b.segment, b.type, b.tagged)
+            assert a.presence == pytest.approx(b.presence, abs=1e-3)
+            assert a.brackets == pytest.approx(b.brackets, abs=1e-2)
+
+
+def test_finds_the_candidates_beyond_greedy(both):
+    """A mention that was not opened may be closed elsewhere: this engine closes it at the first good place."""
+    copied, served = (
+        {
+            (line.segment.index, line.type, x.start, x.end)
+            for of in engine.tag(requests())
+            for line in of
+            for x in line.alternatives
+        }
+        for engine in both
+    )
+    assert len(copied & served) >= 0.7 * len(copied | served) > 0
+
+
+def test_no_requests(both):
+    assert both[1].tag([]) == []
