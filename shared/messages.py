@@ -139,6 +139,7 @@ class Parsed(Message):
 
     candidates: tuple[Candidate, ...]
     repairs: dict[str, int] = Field(default_factory=dict, description="How often each kind of repair was needed.")
+    repaired: dict[int, int] = Field(default_factory=dict, description="Repairs by the index of the segment, if any.")
 
 
 class Evidence(Message):
@@ -171,12 +172,19 @@ class Selected(Message):
     exemplars: str = Field(default="", description="State of the exemplars it was decided with; empty without any.")
 
 
+class Basis(Message):
+    """What selection decides by, besides the model and the feedback of reviewers."""
+
+    index: str = Field(description="Names the exemplars of the index; empty where there are none.")
+    settings: str = Field(description="The settings of selection, as JSON.")
+
+
 class Counts(Message):
     """What an extraction handled."""
 
     characters: int = Field(default=0, description="Length of the text in Unicode code points.")
     segments: int = Field(default=0, description="Segments the text was split into.")
-    cached_segments: int = Field(default=0, description="Segments whose tagged lines were in the cache.")
+    cached_segments: int = Field(default=0, description="Segments that a cache spared the generator.")
     candidates: int = Field(default=0, description="Possible mentions that selection judged.")
     entities: int = Field(default=0, description="Mentions that were kept.")
     repairs: int = Field(default=0, description="Corrections the parser made to tagged lines.")
@@ -211,6 +219,11 @@ class Extraction(Message):
 def entity_id(type_: str, start: int, end: int) -> str:
     """The id of an entity within its document."""
     return f"{type_}:{start}-{end}"
+
+
+def exemplars_state(index: str, version: int) -> str:
+    """``exemplars`` of what is decided with an index and a version of the feedback; empty without either."""
+    return f"{index}.{version}" if index or version else ""
 
 
 def check_offsets(text: str, entity: Entity) -> bool:

@@ -44,8 +44,9 @@ FEEDBACK = Metric("biobracket_feedback", "counter", "Opinions of reviewers.", ("
 RETRIES = Metric("biobracket_retries", "counter", "Attempts repeated.", ("stage",))
 # Segments that documents were split into, cached ones included.
 SEGMENTS = Metric("biobracket_segments", "counter", "Segments processed.", ("lang",))
-# Segments that the cache spared the generator; over SEGMENTS it is the hit rate.
-CACHE_HITS = Metric("biobracket_cache_hits", "counter", "Segments found in the cache.")
+# Segments that a cache spared the generator; their sum over SEGMENTS is the hit rate. Tag `layer`: local or store where
+# the decision of selection was in the replica's memory or in Redis, lines where only the generator's lines were.
+CACHE_HITS = Metric("biobracket_cache_hits", "counter", "Segments found in a cache.", ("layer",))
 # Segments of a batch of the generator: small ones under load mean a budget that is too small.
 GENERATION_BATCH_SEGMENTS = Metric(
     "biobracket_generation_batch_segments", "histogram", "Segments of a generation batch.", (), (1, 4, 16, 64, 256)

@@ -52,11 +52,7 @@ def _pack(text: str, start: int, end: int, lang: Lang, max_units: int) -> Iterat
     """The segments of one paragraph."""
     opened, closed, used = start, start, 0  # the segment so far is text[opened:closed]
     for block in _blocks(text, start, end):
-        pieces = [
-            (s, e, units(text[s:e]))
-            for sentence in _sentences(text, *block, lang)
-            for s, e in _cut(text, *sentence, max_units)
-        ]
+        pieces = [piece for sentence in _sentences(text, *block, lang) for piece in _cut(text, *sentence, max_units)]
         whole = sum(cost for _, _, cost in pieces)
         for place, (s, e, cost) in enumerate(pieces):
             gap = units(text[closed:s]) if used else 0
@@ -99,6 +95,7 @@ _LABEL = re.compile(
 )
 _CAPITALS = re.compile(r"[A-Z][A-Z0-9 /&()',-]{2,60}")  # FINAL DIAGNOSIS
 _COLUMNS = re.compile(r"\S[ ]*\t\s*\S|\|[^|]*\||\S \| \S|[^\s.!?:;,。：；，]\s{3,}\S.*?\S\s{2,}\S")
+_MAYBE_COLUMNS = re.compile(r"[\t|]|\s{3}")  # without one of these there are none, which is told sooner
 _ENDED = re.compile(r"[.!?:;。！？：；…][\"'”’」』）)\]】]*$")
 _WRAPPED = 55  # columns, a Chinese character taking two; a shorter line was ended by its writer, not by a margin
 
@@ -112,7 +109,7 @@ def _blocks(text: str, start: int, end: int) -> Iterator[Span]:
     for s, e in _lines(text, start, end):
         line = text[s:e]
         wrapped = not row and _is_wrapped(before) and not _ENDED.search(before[-8:])
-        is_row = _COLUMNS.search(line, 0, 1000) is not None
+        is_row = _MAYBE_COLUMNS.search(line) is not None and _COLUMNS.search(line, 0, 1000) is not None
         capitals = _CAPITALS.fullmatch(line.strip()) is not None
         structured = capitals or _ITEM.match(line) is not None or _LABEL.match(line) is not None
         starts = row or is_row or (structured and not wrapped)
@@ -214,11 +211,16 @@ _JOINERS = frozenset("\u200d\u2060")
 _VISIBLE = re.compile(r"\S")
 
 
-def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[Span]:
-    """A sentence trimmed of white space, in pieces of at most ``max_units``."""
+def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[tuple[int, int, int]]:
+    """A sentence trimmed of white space, in pieces of at most ``max_units``: start, end and cost of each."""
     while True:
         start, end = _trim(text, start, end)
         if start >= end:
+            return
+        # Most fit, and to count is several times as fast as to look at each unit. What is longer than this never fits:
+        # a unit takes at most sixteen characters and a space that costs nothing.
+        if end - start <= 17 * max_units and (cost := units(text[start:end])) <= max_units:
+            yield start, end, cost
             return
         ends, costs, used = [], [], 0
         for unit in _UNIT.finditer(text, start, end):
@@ -227,9 +229,6 @@ def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[Span]:
                 break
             ends.append(unit.end())
             costs.append(used)
-        else:
-            yield start, end
-            return
         # A cut in the first quarter would leave crumbs, and make the time quadratic.
         cut, best = ends[-1], -1
         for at, cost in zip(reversed(ends), reversed(costs), strict=True):
@@ -237,7 +236,8 @@ def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[Span]:
                 break
             if (quality := _quality(text, at)) > best:
                 cut, best = at, quality
-        yield _trim(text, start, cut)
+        s, e = _trim(text, start, cut)
+        yield s, e, units(text[s:e])
         start = cut
 
 

@@ -95,8 +95,17 @@ def parse_lines(lines: Iterable[TaggedLine]) -> Parsed:
     groups: dict[tuple[Segment, str], list[TaggedLine]] = {}
     for line in lines:
         groups.setdefault((line.segment, line.type), []).append(line)
-    candidates = tuple(candidate for group in groups.values() for candidate in _candidates(group, repairs))
-    return Parsed(candidates=candidates, repairs={kind: n for kind, n in sorted(repairs.items()) if n})
+    candidates: list[Candidate] = []
+    repaired: Counter[int] = Counter()
+    for (segment, _), group in groups.items():
+        before = repairs.total()
+        candidates += _candidates(group, repairs)
+        repaired[segment.index] += repairs.total() - before
+    return Parsed(
+        candidates=tuple(candidates),
+        repairs={kind: n for kind, n in sorted(repairs.items()) if n},
+        repaired={index: n for index, n in sorted(repaired.items()) if n},
+    )
 
 
 def _candidates(lines: list[TaggedLine], repairs: Counter[str]) -> Iterator[Candidate]:

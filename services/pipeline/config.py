@@ -30,6 +30,17 @@ class PipelineConfig(BaseSettings):
     chunk_segments: int = Field(
         default=64, ge=1, description="Segments of a document that go to generation in one request."
     )
+    local_cache_mib: int = Field(
+        default=64,
+        ge=0,
+        description="Memory of a replica for decisions on segments, in MiB, asked before Redis; 0: none.",
+    )
+    state_s: float = Field(
+        default=1.0,
+        gt=0,
+        description="Seconds between two questions to selection whether its index changed; until then cached decisions "
+        "count.",
+    )
     chunks_in_flight: int = Field(
         default=4, ge=1, description="Requests of one document that are under way at once, so that others get a turn."
     )

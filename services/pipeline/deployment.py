@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Any
 
@@ -10,11 +11,14 @@ from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from services.pipeline.assembly import Pipeline
+from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
+from services.pipeline.state import StateWatch
 from shared import logs
 from shared.adapters import generator_revision, model_revision
-from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
-from shared.metrics import CACHE_HITS, ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
+from shared.feedback import FeedbackStore
+from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
+from shared.metrics import ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
 from shared.ray_metrics import RayObserver
 from shared.settings import settings
 from shared.store import ResultStore
@@ -43,6 +47,10 @@ class PipelineService:
         self._parsing = parsing
         self._selection = selection
         self._store = ResultStore.from_settings(settings())
+        self._feedback = FeedbackStore.from_settings(settings())
+        self._watch = StateWatch(self._basis, self._feedback.version, _CONFIG.state_s)
+        self._watching = asyncio.get_running_loop().create_task(self._watch.run())
+        self._observe = RayObserver()
         self._pipeline = Pipeline(
             generate=self._generate,
             parse=self._parse,
@@ -51,15 +59,16 @@ class PipelineService:
             model_revision=model_revision(settings()),
             generator_revision=generator_revision(settings()),
             config=_CONFIG,
+            state=self._watch,
+            local=LocalCache(_CONFIG.local_cache_mib * 2**20, settings().segment_ttl),
+            observe=self._observe,
         )
-        self._observe = RayObserver()
 
     async def extract(self, document: Document) -> Extraction:
         """The entities of a document; :class:`shared.errors.DocumentError` where the document is at fault."""
         extraction = await self._pipeline.extract(document)
         counts = extraction.counts
         self._observe(SEGMENTS, counts.segments, {"lang": extraction.lang})
-        self._observe(CACHE_HITS, counts.cached_segments)
         self._observe(REFUSED, counts.refused)
         for type_, count in Counter(entity.type for entity in extraction.entities).items():
             self._observe(ENTITIES, count, {"type": type_})
@@ -78,3 +87,7 @@ class PipelineService:
     async def _select(self, candidates: tuple[Candidate, ...]) -> Selected:
         selected: Selected = await self._selection.select.remote(candidates)
         return selected
+
+    async def _basis(self) -> Basis:
+        basis: Basis = await self._selection.basis.remote()
+        return basis

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -13,7 +15,7 @@ from shared.adapters import selector_folder
 from shared.batching import Batcher
 from shared.feedback import FeedbackStore
 from shared.logs import configure
-from shared.messages import Candidate, Selected
+from shared.messages import Basis, Candidate, Selected
 from shared.settings import settings
 
 _CONFIG = SelectionConfig()
@@ -40,16 +42,22 @@ class Selection:
             # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
             torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
         feedback = FeedbackStore.from_settings(settings())
-        selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
+        self._selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
         self._batcher: Batcher[tuple[Candidate, ...], Selected] = Batcher(
-            selector.select,
-            selector.tokens,
+            self._selector.select,
+            self._selector.tokens,
             batch_tokens=_CONFIG.batch_tokens,
             max_queued=_CONFIG.max_queued,
             full="selection: too many documents wait; send less or raise BIOBRACKET_SELECTION_MAX_QUEUED",
+            executor=self._executor,
         )
 
     async def select(self, candidates: tuple[Candidate, ...]) -> Selected:
         """See :class:`services.selection.selector.Selector`."""
         (selected,) = await self._batcher.ask([candidates])
         return selected
+
+    async def basis(self) -> Basis:
+        """What this replica decides by; between two batches, since a selector takes one caller at a time."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._selector.basis)

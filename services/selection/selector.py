@@ -19,7 +19,7 @@ from services.selection.overlaps import Scored, keep, margins
 from services.selection.reviews import Reviews
 from shared.adapters import index_folder, selector_folder
 from shared.calibration import Calibration, Judgement
-from shared.messages import Candidate, Evidence, Selected
+from shared.messages import Basis, Candidate, Evidence, Selected, exemplars_state
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -155,14 +155,18 @@ class Selector:
     def _refresh(self) -> str:
         """Takes exemplars and feedback that changed; names what there is, empty where there is nothing."""
         changes = None if self._reviews is None else self._reviews.refresh()
+        if changes is not None and self._knowledge is not None and self._encoder is not None:
+            self._knowledge.learn(changes, self._encoder.encode)
+        return exemplars_state(self.basis().index, 0 if self._reviews is None else self._reviews.version)
+
+    def basis(self) -> Basis:
+        """What it decides by, after taking an index that changed."""
         index = ""
         if self._knowledge is not None and self._encoder is not None:
-            if changes is not None:
-                self._knowledge.learn(changes, self._encoder.encode)
             self._knowledge.refresh()
             index = self._knowledge.state
-        version = 0 if self._reviews is None else self._reviews.version
-        return f"{index}.{version}" if index or version else ""
+        # All of them: a list of those that matter would one day lack one.
+        return Basis(index=index, settings=self._config.model_dump_json())
 
 
 def vote(near: Neighbours) -> NDArray[np.float32]:

@@ -171,6 +171,15 @@ def test_of_duplicates_the_more_confident_stays():
     assert parsed.repairs == {"duplicate": 1}
 
 
+def test_repairs_are_told_by_segment():
+    good, bad = tagged_line("CD28 up", "[CD28] up"), tagged_line("CD28 up", "[[CD28]] [up")
+    segments = [line.segment.model_copy(update={"index": index}) for index, line in enumerate((bad, good, bad))]
+    lines = [line.model_copy(update={"segment": s}) for line, s in zip((bad, good, bad), segments, strict=True)]
+    parsed = parse_lines([*lines, lines[0].model_copy(update={"type": "dna"})])
+    assert parsed.repaired == {0: 4, 2: 2}
+    assert sum(parsed.repairs.values()) == 6
+
+
 @pytest.mark.parametrize(
     ("text", "tagged", "spans", "repairs"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.pipeline.assembly import Pipeline, merge
+from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
+from services.pipeline.state import State
 from shared import tagging
 from shared.entity_types import DEFAULTS
 from shared.errors import DocumentError
@@ -20,6 +23,7 @@ from shared.messages import (
     Candidate,
     Document,
     Entity,
+    Evidence,
     Extraction,
     Parsed,
     Segment,
@@ -145,6 +149,7 @@ class Bench:
 
     def __init__(self, revision: str = "r1", memory: Memory | None = None, selector: str = "", **config: int) -> None:
         self.memory = memory or Memory()
+        self.hits: Counter[str] = Counter()
         self.generator = Generator()
         self.pipeline = Pipeline(
             generate=self.generator,
@@ -393,3 +398,275 @@ def test_any_text_keeps_its_offsets(text: str, max_units: int) -> None:
     assert all(check_offsets(text, each) for each in result.entities)
     assert result.counts.refused == 0
     assert result.counts.entities == len(result.entities)
+
+
+class Selection:
+    """A parser and a selector that count how often they are asked, and what the pipeline knows of their state."""
+
+    def __init__(self) -> None:
+        self.told: State | StoreError | None = State("settings", "index.1")
+        self.exemplars = "index.1"
+        self.asked = 0
+        self.rejected: set[str] = set()
+
+    async def state(self) -> State | None:
+        if isinstance(self.told, StoreError):
+            raise self.told
+        return self.told
+
+    async def parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
+        self.asked += 1
+        parsed = await parse(lines)
+        repaired = {line.segment.index: 2 for line in lines if "CD3" in line.segment.text}
+        return parsed.model_copy(update={"repairs": {"duplicate": sum(repaired.values())}, "repaired": repaired})
+
+    async def select(self, candidates: tuple[Candidate, ...]) -> Selected:
+        self.asked += 1
+        entities = (await select(candidates)).entities
+        return Selected(entities=tuple(e for e in entities if e.text not in self.rejected), exemplars=self.exemplars)
+
+
+def deciding(
+    selection: Selection, memory: Memory, local: LocalCache | None = None, revision: str = "r1", **config: int
+) -> Bench:
+    """A replica of the pipeline that caches decisions."""
+    bench = Bench(revision, memory, **config)
+    bench.pipeline = Pipeline(
+        generate=bench.generator,
+        parse=selection.parse,
+        select=selection.select,
+        cache=memory,
+        model_revision=revision,
+        generator_revision="g1",
+        config=PipelineConfig.model_validate(config),
+        state=selection.state,
+        local=local,
+        observe=lambda metric, value, tags=None: bench.hits.update({(tags or {})["layer"]: int(value)}),
+    )
+    return bench
+
+
+def same(one: Extraction, other: Extraction) -> bool:
+    """Whether two extractions differ in nothing but what it took to make them."""
+
+    def made(of: Extraction) -> Extraction:
+        return of.model_copy(update={"timings": {}, "counts": of.counts.model_copy(update={"cached_segments": 0})})
+
+    return made(one) == made(other)
+
+
+def test_what_was_decided_is_not_decided_again() -> None:
+    selection, memory, local = Selection(), Memory(), LocalCache(2**20)
+    text = f"{TEXT}\n\nCD3 binds.\n\nCD3 binds.\n\nNothing."
+    first = deciding(selection, memory, local)
+    cold = first.extract(text)
+    asked, generated = selection.asked, len(first.generator.asked)
+    warm = first.extract(text)
+    assert same(cold, warm)
+    assert (cold.exemplars, cold.counts.repairs) == ("index.1", 3 * 2)
+    assert (warm.counts.cached_segments, first.hits) == (warm.counts.segments, {"local": warm.counts.segments})
+    assert warm.timings.keys() == {"segmentation", "cache", "merge", "total"}
+    other = deciding(selection, memory, LocalCache(2**20))
+    assert same(cold, other.extract(text))
+    assert same(cold, other.extract(text))
+    assert other.hits == {"store": warm.counts.segments, "local": warm.counts.segments}
+    assert (selection.asked, len(first.generator.asked), other.generator.asked) == (asked, generated, [])
+    moved = other.extract(f"CD9 too.\n\n{text}")
+    assert [each.text for each in moved.entities][-len(cold.entities) :] == [each.text for each in cold.entities]
+    assert moved.counts.refused == 0
+    assert {segment for segment, _ in other.generator.asked} == {"CD9 too."}
+
+
+def test_a_text_without_candidates_is_decided_whatever_the_exemplars() -> None:
+    selection, memory = Selection(), Memory()
+    bench = deciding(selection, memory)
+    assert [bench.extract("Nothing.").exemplars for _ in range(2)] == ["", ""]
+    assert selection.asked == 1
+
+
+def test_what_a_reviewer_says_is_in_force_at_the_next_document() -> None:
+    selection, memory = Selection(), Memory()
+    replicas = [deciding(selection, memory, LocalCache(2**20)) for _ in range(2)]
+    for bench in replicas:
+        assert "fever" in {each.text for each in bench.extract(TEXT).entities}
+    selection.rejected, selection.exemplars, selection.told = {"fever"}, "index.2", State("settings", "index.2")
+    for bench in replicas:
+        result = bench.extract(TEXT)
+        assert "fever" not in {each.text for each in result.entities}
+        assert result.exemplars == "index.2"
+        assert bench.hits["lines"] in (0, result.counts.segments)  # the first decides anew, and need not generate
+    # Taken back, under a new version: what was decided under the first one is not asked for.
+    selection.rejected, selection.exemplars, selection.told = set(), "index.3", State("settings", "index.3")
+    assert "fever" in {each.text for each in replicas[0].extract(TEXT).entities}
+
+
+def test_a_decision_is_kept_under_the_state_it_was_made_with() -> None:
+    selection, memory = Selection(), Memory()
+    selection.exemplars, selection.rejected = "index.2", {"fever"}  # a change that the pipeline does not know of yet
+    bench = deciding(selection, memory)
+    assert bench.extract(TEXT).exemplars == "index.2"
+    asked = selection.asked
+    selection.told = State("settings", "index.2")
+    assert bench.extract(TEXT).exemplars == "index.2"
+    assert selection.asked == asked
+    selection.exemplars, selection.rejected, selection.told = "index.1", set(), State("settings", "index.1")
+    assert "fever" in {each.text for each in bench.extract(TEXT).entities}
+
+
+def test_models_settings_languages_and_types_have_decisions_of_their_own() -> None:
+    selection, memory, local = Selection(), Memory(), LocalCache(2**20)
+    text = "CD28 binds."
+    deciding(selection, memory, local).extract(text, types=["dna", "protein"])
+    asked = selection.asked
+    deciding(selection, memory, local).extract(text, types=["protein", "dna"])
+    assert selection.asked == asked
+    others = [("r2", "en", ["dna", "protein"]), ("r1", "zh", ["dna", "protein"]), ("r1", "en", ["dna"])]
+    for count, (revision, lang, types) in enumerate(others, 1):
+        result = deciding(selection, memory, local, revision).extract(text, lang=lang, types=types)
+        assert selection.asked == asked + 2 * count
+        assert (result.model_revision, {each.type for each in result.entities}) == (revision, set(types))
+    selection.told = State("other settings", "index.1")
+    deciding(selection, memory, local).extract(text, types=["dna", "protein"])
+    assert selection.asked == asked + 2 * 4
+
+
+def test_without_a_known_state_everything_is_decided() -> None:
+    selection, memory = Selection(), Memory()
+    bench = deciding(selection, memory)
+    for told, warnings in ((None, ()), (StoreError("redis: gone", retryable=True), ("cache-unavailable",))):
+        selection.told = told
+        asked = selection.asked
+        results = [bench.extract(TEXT) for _ in range(2)]
+        assert {result.warnings for result in results} == {warnings}
+        assert {result.exemplars for result in results} == {"index.1"}
+        assert selection.asked == asked + 4
+    assert not [key for key in memory.values if key.startswith("decision:")]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        b'{"tagged":"","presence":0.5}',
+        b'{"entities":[{"id":"dna:0-3","start":0,"end":3,"text":"CD3","type":"dna","confidence":0.5,'
+        b'"generator_confidence":0.5}],"candidates":1,"repairs":0}',
+    ],
+)
+def test_a_decision_that_cannot_be_read_is_made_again(value: bytes) -> None:
+    selection, memory = Selection(), Memory()
+    cold = deciding(selection, memory).extract("CD28 binds.")
+    memory.values.update({key: value for key in memory.values if key.startswith("decision:")})
+    bench = deciding(selection, memory, LocalCache(2**20))
+    result = bench.extract("CD28 binds.")
+    assert (result.warnings, result.entities) == (("cache-unreadable",), cold.entities)
+    assert same(bench.extract("CD28 binds."), cold)
+    assert bench.hits == {"lines": 1, "local": 1}
+
+
+def test_a_broken_store_is_a_warning_unless_all_is_here() -> None:
+    selection, memory = Selection(), Memory()
+    bench = deciding(selection, memory, LocalCache(2**20))
+    cold = bench.extract(TEXT)
+    memory.broken = True
+    assert same(bench.extract(TEXT), cold)
+    result = bench.extract(f"{TEXT}\n\nCD9 too.")
+    assert (result.warnings, result.counts.entities) == (("cache-unavailable",), cold.counts.entities + 2)
+
+
+def test_entities_that_break_the_invariant_are_not_cached() -> None:
+    selection, memory = Selection(), Memory()
+    bench = deciding(selection, memory)
+
+    async def shifted(candidates: tuple[Candidate, ...]) -> Selected:
+        found = (await selection.select(candidates)).entities
+        return Selected(entities=tuple(each.model_copy(update={"start": each.start + 1}) for each in found))
+
+    bench.pipeline._select = shifted
+    assert [bench.extract(TEXT).counts.refused for _ in range(2)] == [7, 7]
+    assert not [key for key in memory.values if key.startswith("decision:")]
+
+
+def test_no_key_holds_text() -> None:
+    bench = deciding(Selection(), Memory())
+    bench.extract("fever", id="secret-id")
+    assert not [key for key in bench.memory.values if "fever" in key]
+    assert not [value for value in bench.memory.values.values() if b"secret-id" in value]
+
+
+def test_long_texts_are_the_same() -> None:
+    bench = deciding(Selection(), Memory(), LocalCache(2**20))
+    text = "\n\n".join(f"CD{n % 700} binds." for n in range(1500))
+    cold = bench.extract(text)
+    assert cold.counts.entities == 3000
+    assert same(bench.extract(text), cold)
+
+
+EVIDENCE = st.builds(
+    Evidence, text=st.none() | st.text(), type=st.just("dna"), accepted=st.booleans(), similarity=st.floats(-1, 1)
+)
+KEPT = st.tuples(
+    st.integers(0, 9), st.integers(1, 10), st.sampled_from(["dna", "protein"]), st.booleans(), st.floats(0, 1),
+    st.floats(0, 1), st.lists(EVIDENCE, max_size=2),
+)  # fmt: skip
+TEXTS = ("CD28 binds.", "患者发热入院。", "No 😀 at all.", "x")
+
+
+@given(
+    st.lists(st.sampled_from(TEXTS), min_size=1, max_size=8),
+    st.lists(st.sampled_from(TEXTS), max_size=8),
+    st.fixed_dictionaries({text: st.lists(KEPT, max_size=5) for text in TEXTS}),
+    st.dictionaries(st.sampled_from(TEXTS), st.integers(1, 3)),
+    st.integers(1, 3),
+)
+def test_a_warm_cache_changes_nothing(
+    parts: list[str],
+    seen: list[str],
+    kept: dict[str, list[tuple[int, int, str, bool, float, float, list[Evidence]]]],
+    repairs: dict[str, int],
+    chunk_segments: int,
+) -> None:
+    by_candidate: dict[tuple[str, int, int, str], tuple[bool, float, list[Evidence]]] = {}
+    spans: dict[str, set[tuple[int, int, str, float]]] = {text: set() for text in TEXTS}
+    for text, of in kept.items():
+        for start, length, type_, stays, confidence, generated, evidence in of:
+            end = min(start + length, len(text))
+            if start < end and (text, start, end, type_) not in by_candidate:
+                by_candidate[text, start, end, type_] = stays, confidence, evidence
+                spans[text].add((start, end, type_, generated))
+
+    class Drawn(Selection):
+        async def parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
+            segments = {line.segment.index: line.segment for line in lines}
+            repaired = {index: repairs[each.text] for index, each in segments.items() if each.text in repairs}
+            candidates = tuple(
+                Candidate(segment=each, type=type_, start=each.start + start, end=each.start + end,
+                          text=each.text[start:end], generator_confidence=generated)
+                for each in segments.values()
+                for start, end, type_, generated in sorted(spans[each.text])
+            )  # fmt: skip
+            return Parsed(candidates=candidates, repairs={"duplicate": sum(repaired.values())}, repaired=repaired)
+
+        async def select(self, candidates: tuple[Candidate, ...]) -> Selected:
+            entities = []
+            for c in candidates:
+                within = c.start - c.segment.start, c.end - c.segment.start
+                stays, confidence, evidence = by_candidate[c.segment.text, *within, c.type]
+                if stays:
+                    made = entity(c.start, c.end, c.type, document, confidence)
+                    told = {"generator_confidence": c.generator_confidence, "evidence": tuple(evidence)}
+                    entities.append(made.model_copy(update=told))
+            return Selected(entities=tuple(entities), exemplars=self.exemplars)
+
+    fields = {"types": ["dna", "protein"], "lang": "en"}
+    memory, local = Memory(), LocalCache(2**20)
+    warm = deciding(Drawn(), memory, local, chunk_segments=chunk_segments)
+    document = "\n\n".join(seen)
+    warm.extract(document, **fields)
+    document = "\n\n".join(parts)
+    cold = deciding(Drawn(), Memory(), chunk_segments=chunk_segments).extract(document, **fields)
+    for bench in (warm, warm, deciding(Drawn(), memory, LocalCache(0), chunk_segments=3)):
+        assert same(bench.extract(document, **fields), cold)
+    assert all(check_offsets(document, each) for each in cold.entities)

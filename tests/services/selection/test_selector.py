@@ -285,3 +285,21 @@ def test_what_a_reviewer_said_stands_above_all(tmp_path):
         assert selected.exemplars == ".1"
         assert selector.select([asked])[0].exemplars == ".2"
     assert Selector(PLAIN).select([asked])[0].exemplars == ""
+
+
+def test_it_tells_what_it_decides_by_and_takes_a_new_index_for_it(tmp_path):
+    config = SelectionConfig()
+    plain = Selector(PLAIN, reviews=Opinions()).basis()
+    assert plain.index == ""
+    assert plain.settings != Selector(PLAIN, config=config.model_copy(update={"evidence": 3})).basis().settings
+    knowledge = Knowledge(2, "0" * 16, tmp_path / "index")
+    selector = Selector(PLAIN, Compass(), knowledge, config=config)
+    assert selector.basis() == plain
+    exemplar = Exemplar(accepted=True, id="a", type="protein", text="CD28", source="s")
+    vectors = np.array([[1.0, 0.0]], dtype=np.float32)
+    ExemplarIndex.build(tmp_path / "index", [(vectors, [exemplar])], kind="flat", encoder="0" * 16, dim=2)
+    selector.basis()
+    knowledge._loading.join()
+    index = selector.basis().index
+    assert index != ""
+    assert selector.select([[candidate(2, 5, 0.9)]])[0].exemplars == f"{index}.0"

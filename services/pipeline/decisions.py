@@ -1,0 +1,59 @@
+"""What selection decided of a segment, as it is kept for the next document that has the same one."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+
+from shared.messages import Entity, Message, Parsed, Segment, check_offsets, entity_id
+
+
+class Decision(Message):
+    """The kept entities of a segment, with offsets within it, and what they were chosen from."""
+
+    entities: tuple[Entity, ...]
+    candidates: int
+    repairs: int
+
+    @classmethod
+    def read(cls, value: bytes, text: str) -> Decision:
+        """What :meth:`write` made. ValueError where it is no decision on this text."""
+        decision = cls.model_validate_json(value)
+        if not all(check_offsets(text, entity) for entity in decision.entities):
+            raise ValueError("entities: do not lie in the text")
+        return decision
+
+    def write(self) -> bytes:
+        return self.model_dump_json(exclude_defaults=True).encode()
+
+    def entities_at(self, start: int) -> list[Entity]:
+        """The entities where the segment starts there in its document."""
+        return [_moved(entity, start) for entity in self.entities]
+
+
+def decisions(segments: Sequence[Segment], parsed: Parsed, entities: Sequence[Entity]) -> dict[str, Decision]:
+    """The decision on each text among a document's segments, which are in order.
+
+    None at all where an entity does not fit its segment: that is a bug, which is not to be kept.
+    """
+    starts = [segment.start for segment in segments]
+    within: list[list[Entity]] = [[] for _ in segments]
+    for entity in entities:
+        place = bisect_right(starts, entity.start) - 1
+        moved = _moved(entity, -starts[place])
+        if not check_offsets(segments[place].text, moved):
+            return {}
+        within[place].append(moved)
+    candidates = Counter(candidate.segment.index for candidate in parsed.candidates)
+    return {
+        segment.text: Decision(
+            entities=tuple(kept), candidates=candidates[segment.index], repairs=parsed.repaired.get(segment.index, 0)
+        )
+        for segment, kept in zip(segments, within, strict=True)
+    }
+
+
+def _moved(entity: Entity, by: int) -> Entity:
+    start, end = entity.start + by, entity.end + by
+    return entity.model_copy(update={"id": entity_id(entity.type, start, end), "start": start, "end": end})
