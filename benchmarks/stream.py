@@ -3,9 +3,12 @@
     make bench ARGS='--documents 40 --repetitions 3'
 
 The stream is what users have: documents into Kafka, through every service, until each result is in the store and on
-the entities topic. The bare engine is handed the same segments in this process, with nothing around it. Their ratio is
-what the services cost. Both run from a cold cache: the store is emptied before every repetition. The engine goes first,
-before any server is up.
+the entities topic. The bare engine is handed the same segments in this process, with nothing around it; with the
+selector after it, it does the work that the services do. Their ratios are what the services cost. All run from a cold
+cache: the store is emptied before every repetition. The engine goes first, before any server is up.
+
+Then the same documents again, under other ids, with every segment in the cache; and once more from a cold cache, at
+half of the rate just measured, for the latency from the record that goes in to the record that comes out.
 
 Documents are the first of the folder `stream` below the one that BIOBRACKET_CORPORA names, its files by turns; else the
 sample notes. A segment counts once, however often the documents repeat it, since only its first is computed.
@@ -22,12 +25,15 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import redis
 import typer
 from rich.console import Console
@@ -35,12 +41,15 @@ from rich.progress import Progress
 
 from benchmarks.hardware import hardware
 from services.generation.config import GenerationConfig
-from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
+from services.generation.engines import load
+from services.parsing.brackets import parse_lines
 from services.pipeline.config import PipelineConfig
 from services.runtime import Runtime
+from services.selection.selector import Selector
 from shared.adapters import model_revision
 from shared.entity_types import DEFAULTS
+from shared.feedback import FeedbackStore, Opinion
 from shared.language import detect
 from shared.messages import Document, Extraction, Segment
 from shared.segmentation import segment
@@ -70,14 +79,14 @@ def main(
     chosen, source = read_documents(corpus / "stream" if corpus else None, documents)
     requests = requests_of(chosen)
     with Progress(console=err, transient=True) as progress:
-        task = progress.add_task("loading the model", total=2 * repetitions)
+        task = progress.add_task("loading the model", total=3 * repetitions + 1)
 
         def step(what: str) -> None:
             progress.update(task, description=what, advance=1)
 
-        engine = measure_engine(requests, repetitions, step)
+        engine, both = measure_engine(requests, repetitions, step)
         progress.update(task, description="starting servers and services")
-        stream, entities = measure_stream(chosen, repetitions, step)
+        stream = measure_stream(chosen, repetitions, step)
     report = {
         "command": shlex.join(["make", "bench", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
         "hardware": hardware(),
@@ -88,11 +97,17 @@ def main(
             "documents": len(chosen),
             "characters": sum(len(d.text) for d in chosen),
             "segments": len(requests),
-            "entities": entities,
+            "entities": stream.entities,
         },
         "engine": side(engine, len(requests)),
-        "stream": side(stream, len(requests)),
-        "ratio": round(statistics.median(engine) / statistics.median(stream), 3),
+        "engine_and_selector": side(both, len(requests)),
+        "stream": side(stream.cold, len(requests)),
+        "cached": side(stream.cached, len(requests)),
+        "ratio": round(statistics.median(engine) / statistics.median(stream.cold), 3),
+        "ratio_with_selector": round(statistics.median(both) / statistics.median(stream.cold), 3),
+        "stages_s": stream.stages,
+        "cached_document_ms": stream.cached_ms,
+        "latency_s_at_half_load": stream.latency,
     }
     if as_json:
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
@@ -131,23 +146,39 @@ def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
     return list(found.values())
 
 
-def measure_engine(requests: Sequence[TagRequest], repetitions: int, step: Callable[[str], None]) -> list[float]:
-    """Seconds of each repetition, after a small one that warms up."""
-    engine = CopyEngine.load(Settings(), GenerationConfig())
-    engine.tag(requests[:8])
-    seconds = []
+def measure_engine(
+    requests: Sequence[TagRequest], repetitions: int, step: Callable[[str], None]
+) -> tuple[list[float], list[float]]:
+    """Seconds of each repetition, after a small one that warms up: of the engine, and of engine and selector."""
+    settings = Settings()
+    engine, selector = load(settings, GenerationConfig()), Selector.load(settings)
+    selector.select([parse_lines(of).candidates for of in engine.tag(requests[:8])])
+    alone, both = [], []
     for _ in range(repetitions):
         start = time.perf_counter()
-        engine.tag(requests)
-        seconds.append(time.perf_counter() - start)
+        lines = engine.tag(requests)
+        alone.append(time.perf_counter() - start)
+        selector.select([parse_lines(of).candidates for of in lines])
+        both.append(time.perf_counter() - start)
         step("engine")
-    return seconds
+    return alone, both
 
 
-def measure_stream(
-    documents: Sequence[Document], repetitions: int, step: Callable[[str], None]
-) -> tuple[list[float], int]:
-    """Seconds of each repetition, after one small one that warms up; and the entities of the last."""
+@dataclass
+class Measured:
+    """What the stream took: seconds of each repetition, and of the last ones what its documents tell."""
+
+    cold: list[float] = field(default_factory=list)
+    cached: list[float] = field(default_factory=list)
+    entities: int = 0
+    stages: dict[str, float] = field(default_factory=dict)  # seconds, summed over the documents
+    cached_ms: dict[str, float] = field(default_factory=dict)  # of the pipeline, a document, by percentile
+    latency: dict[str, float] = field(default_factory=dict)  # seconds, by percentile
+
+
+def measure_stream(documents: Sequence[Document], repetitions: int, step: Callable[[str], None]) -> Measured:
+    """Every repetition cold and then cached, after one small one that warms up; then the latency."""
+    found = Measured()
     with (
         tempfile.TemporaryDirectory(prefix="biobracket-bench-") as data,
         Runtime(Settings(data=Path(data), http_port=0)) as runtime,
@@ -155,33 +186,86 @@ def measure_stream(
         settings = runtime.settings
         source = Source(settings, f"bench-{secrets.token_hex(8)}", [settings.topic_entities])
         sink = Sink(settings)
-        store = ResultStore.from_settings(settings)
-        stream_once(documents[:2], sink, source, settings)
-        seconds = []
-        for _ in range(repetitions):
+        store, feedback = ResultStore.from_settings(settings), FeedbackStore.from_settings(settings)
+
+        def run(part: Sequence[Document], every_s: float = 0.0) -> tuple[float, list[Extraction], list[float]]:
+            return stream_once(part, sink, source, settings, every_s)
+
+        def forget(number: int) -> None:
             with redis.Redis.from_url(settings.redis.get_secret_value()) as server:
                 server.flushall()
-            seconds.append(stream_once(documents, sink, source, settings))
+            # The pipeline has decisions in its memory too. Those made before the last change of the feedback do not
+            # count, so it changes, to a state that no repetition before had.
+            for n in range(number + 1):
+                opinion = Opinion(
+                    id=f"bench-{n}", text="The room was cold.", start=4, end=8, type="disease", accepted=False
+                )
+                feedback.put(opinion.feedback(time.time()))
+                feedback.undo(f"bench-{n}")
+
+        run(documents[:2])
+        for number in range(repetitions):
+            forget(number)
+            seconds, extractions, _ = run(documents)
+            found.cold.append(seconds)
+            found.entities = sum(len(extraction.entities) for extraction in extractions)
+            found.stages = summed(extractions)
             step("stream")
-        counts = store.counts()
-        for client in (source, sink, store):
+            again = [document.model_copy(update={"id": f"{document.id}-again"}) for document in documents]
+            seconds, extractions, _ = run(again)
+            if any(e.counts.cached_segments < e.counts.segments for e in extractions):
+                raise SystemExit("a segment seen before was generated again; this is a bug")
+            found.cached.append(seconds)
+            found.cached_ms = percentiles([1000 * e.timings["total"] for e in extractions])
+            step("stream, cached")
+        stored = store.counts()["documents"]
+        forget(repetitions)
+        _, _, latencies = run(documents, 2 * statistics.median(found.cold) / len(documents))
+        found.latency = percentiles(latencies)
+        step("latency")
+        for client in (source, sink, store, feedback):
             client.close()
-    if counts["documents"] != len(documents):
-        raise SystemExit(f"{counts['documents']} of {len(documents)} documents are in the store; this is a bug")
-    return seconds, counts["entities"]
+    if stored != 2 * len(documents):
+        raise SystemExit(f"{stored} of {2 * len(documents)} documents are in the store; this is a bug")
+    return found
 
 
-def stream_once(documents: Sequence[Document], sink: Sink, source: Source, settings: Settings) -> float:
-    """Seconds from the first document sent to the last result on the entities topic, where it is after the store."""
-    waiting = {document.id for document in documents}
+def stream_once(
+    documents: Sequence[Document], sink: Sink, source: Source, settings: Settings, every_s: float
+) -> tuple[float, list[Extraction], list[float]]:
+    """Seconds from the first document sent to the last result on the entities topic, where it is after the store.
+
+    And the results, and how long each took. ``every_s``: seconds between two documents that are sent; 0 sends all.
+    """
+    sent: dict[str, float] = {}
+    extractions: list[Extraction] = []
+    latencies: list[float] = []
     start = time.perf_counter()
-    for document in documents:
-        sink.send(settings.topic_documents, document.id.encode(), document.model_dump_json().encode())
-    sink.flush()
-    while waiting:
-        for record in source.poll(0.5, 1000):
-            waiting.discard(Extraction.model_validate_json(record.value or b"").document_id)
-    return time.perf_counter() - start
+    while len(extractions) < len(documents):
+        now = time.perf_counter()
+        for document in documents[len(sent) : int((now - start) / every_s) + 1 if every_s else None]:
+            sent[document.id] = now
+            sink.send(settings.topic_documents, document.id.encode(), document.model_dump_json().encode())
+        sink.flush()
+        for record in source.poll(0.05 if every_s else 0.5, 1000):
+            extraction = Extraction.model_validate_json(record.value or b"")
+            if extraction.document_id in sent:
+                extractions.append(extraction)
+                latencies.append(time.perf_counter() - sent[extraction.document_id])
+    return time.perf_counter() - start, extractions, latencies
+
+
+def summed(extractions: Sequence[Extraction]) -> dict[str, float]:
+    """Seconds of each stage, over all documents: they wait side by side, so the sum is more than the time it took."""
+    total: Counter[str] = Counter()
+    for extraction in extractions:
+        total.update(extraction.timings)
+    return {stage: round(seconds, 2) for stage, seconds in total.most_common()}
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The 50th, 95th and 99th percentile."""
+    return {f"p{p}": float(f"{np.percentile(values, p):.3g}") for p in (50, 95, 99)}
 
 
 def side(seconds: Sequence[float], segments: int) -> dict[str, Any]:
@@ -212,10 +296,21 @@ def show(report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     out.print("| | segments a second, median | slowest | fastest |\n|---|---|---|---|", highlight=False)
-    for name in ("engine", "stream"):
+    for name in ("engine", "engine_and_selector", "stream", "cached"):
         row = report[name]
-        out.print(f"| {name} | {row['segments_per_s']} | {row['min']} | {row['max']} |", highlight=False)
-    out.print(f"\nThe stream reaches {report['ratio']:.0%} of the bare engine.", highlight=False)
+        cells = f"{row['segments_per_s']} | {row['min']} | {row['max']}"
+        out.print(f"| {name.replace('_', ' ')} | {cells} |", highlight=False)
+    latency, cached = report["latency_s_at_half_load"], report["cached_document_ms"]
+    stages = ", ".join(f"{stage} {seconds}" for stage, seconds in report["stages_s"].items())
+    told = (
+        f"\nThe stream reaches {report['ratio']:.0%} of the bare engine, {report['ratio_with_selector']:.0%} of it "
+        f"and the selector.",
+        f"A document in the cache takes the pipeline {cached['p50']} ms (median; p95 {cached['p95']}).",
+        f"At half of the cold rate a document takes {latency['p50']} s (median; p95 {latency['p95']}, p99 "
+        f"{latency['p99']}).",
+        f"Seconds by stage, summed over the documents, which wait side by side: {stages}.",
+    )
+    out.print(" ".join(told), highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
