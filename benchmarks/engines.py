@@ -32,6 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, takewhile, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -306,8 +307,6 @@ def _actions(pieces: Pieces, line: TaggedLine) -> list[Action]:
 
 def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> float:
     """GFLOP/s of products of the layers' shapes, a thread a core, each at its own: how the engine works."""
-    from concurrent.futures import ThreadPoolExecutor
-
     cores = len(os.sched_getaffinity(0))
     made = []
     for inner, outer in shapes:

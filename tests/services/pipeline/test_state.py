@@ -78,6 +78,7 @@ def test_an_index_that_changes_is_seen_and_what_is_not_known_is_not_said(monkeyp
             monkeypatch.setattr(module, "_PATIENCE_S", 0.01)
             around.basis = None
             await until(watch, None)
+            assert await watch() is None  # and stays so
 
     asyncio.run(run())
 
