@@ -30,6 +30,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -82,10 +83,11 @@ def main(
     plot: Annotated[Path | None, typer.Option(help="Draw the rates into this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line.")] = False,
     worker: Annotated[str, typer.Option(hidden=True)] = "",
+    into: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure the engines against one another."""
-    if worker:
-        sys.stdout.write("\n" + json.dumps(measured(worker, segments, repetitions)) + "\n")
+    if worker and into:
+        into.write_text(json.dumps(measured(worker, segments, repetitions)), encoding="utf-8")
         return
     wanted = engines.split(",") if engines else list(MOST)
     if unknown := set(wanted) - set(MOST):
@@ -111,14 +113,13 @@ def main(
 def run_alone(name: str, segments: int, repetitions: int) -> dict[str, Any]:
     """What an engine does in a process of its own, so that memory and threads are its own too."""
     err.print(f"{name}: {segments} segments", highlight=False)
-    command = [sys.executable, "-m", "benchmarks.engines", "--worker", name]
-    ran = subprocess.run(  # noqa: S603  # our own module
-        [*command, "--segments", str(segments), "--repetitions", str(repetitions)],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
-    )
-    result: dict[str, Any] = json.loads(ran.stdout.strip().splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        into = Path(folder) / "measured.json"  # not its standard output, to which libraries and their processes write
+        command = [sys.executable, "-m", "benchmarks.engines", "--worker", name, "--into", str(into)]
+        command += ["--segments", str(segments), "--repetitions", str(repetitions)]
+        subprocess.run(command, stdout=sys.stderr, check=True)  # noqa: S603  # our own module
+        result: dict[str, Any] = json.loads(into.read_bytes())
+    err.print(f"{name}: {', '.join(f'{seconds:.1f} s' for seconds in result['seconds'])}", highlight=False)
     return result
 
 

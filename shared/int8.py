@@ -1,23 +1,35 @@
-"""Linear layers in 8-bit integers on a CPU: twice as fast as bfloat16 where the CPU multiplies such numbers.
+"""Gemma 3's layers in 8-bit integers on a CPU: what a CPU multiplies twice as fast as bfloat16.
 
 Weights get one scale an output, fixed when they are loaded; activations one a token, taken as it comes. A few inputs of
 a layer are much larger than the others for every token, and would leave these few steps of 256: their size is moved
-into the weights beforehand (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, and a
-token's result does not depend on what else is in the batch.
+into the weights beforehand (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, what is
+between them is in float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what
+else is in the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from shared import int8_kernels as kernels
+from shared.packing import Block, Body, Cache, Packed
 
 # Share of an input's size that the weights take over. Of 0, 0.3, 0.5, 0.65 and 0.8 this gave Gemma 3 270M's layers on
 # the whole the least error, 0.9 to 2.3 % of their output's norm; without it 1.4 to 5.8 %.
 _SHARE = 0.65
 _LEAST = 1e-5
+# Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
+_ROWS = 256
+_ROUND = 16  # products are prepared per shape
 
 
 def native() -> bool:
@@ -26,48 +38,276 @@ def native() -> bool:
     return bool(has.get("avx512_vnni") or has.get("avx_vnni") or has.get("amx_int8"))
 
 
-class Int8Linear(nn.Module):
-    """``linear`` with its weights in 8 bits; input (..., in) and output (..., out) keep their number format.
+def body_of(model: Any, dtype: str, example: Callable[[], Any]) -> Body:
+    """The layers of a causal model with packed attention: in 8 bits where ``dtype`` is `int8`, or `auto` on a CPU that
+    multiplies such numbers and for a model whose layers are those here; as they are, else.
 
-    ``peaks``: the largest absolute value that each input takes, shape (in,).
+    ``example``: see :class:`Int8Body`. ValueError, naming the field, where `int8` cannot be.
     """
+    packed = Packed(model)
+    possible = model.device.type == "cpu" and _supports(model.config)
+    if dtype == "int8" and not possible:
+        raise ValueError("dtype: int8 is for Gemma 3 on a CPU; set BIOBRACKET_GENERATION_DTYPE=auto")
+    if possible and (dtype == "int8" or (dtype == "auto" and native())):
+        with torch.inference_mode():
+            return Int8Body(packed, example)
+    return packed
+
+
+def _supports(config: Any) -> bool:
+    """Whether these are the layers of a causal model's configuration."""
+    return (
+        config.model_type == "gemma3_text"
+        and config.hidden_activation == "gelu_pytorch_tanh"
+        and config.attn_logit_softcapping is None
+        and not config.attention_bias
+    )
+
+
+class _Linear(NamedTuple):
+    """Weights in 8 bits of layers with the same input."""
 
     weight: Tensor  # (in, out), int8
-    scale: Tensor  # (out,)
-    smooth: Tensor  # (in,): the inputs are multiplied by it
+    scale: NDArray[np.float32]  # (out,)
+    smooth: NDArray[np.float32]  # (in,): the inputs are multiplied by it
 
-    def __init__(self, linear: nn.Linear, peaks: Tensor) -> None:
-        super().__init__()
-        weight = linear.weight.detach().float()
+    @classmethod
+    def of(cls, linears: Sequence[nn.Linear], peaks: Tensor) -> _Linear:
+        """``peaks``: the largest absolute value that each input takes, shape (in,)."""
+        weight = torch.cat([linear.weight.detach().float() for linear in linears])
         sizes = weight.abs().amax(0).clamp_(min=_LEAST)
         moved = peaks.float().clamp(min=_LEAST) ** _SHARE / sizes ** (1 - _SHARE)
         weight = weight * moved
         scale = weight.abs().amax(1).clamp_(min=_LEAST) / 127
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8).t().contiguous())
-        self.register_buffer("scale", scale)
-        self.register_buffer("smooth", 1 / moved)
-        self.bias = None if linear.bias is None else linear.bias.detach().float()
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]) * self.smooth
-        scale = rows.abs().amax(1, keepdim=True).clamp_(min=_LEAST).div_(127)
-        product = torch._int_mm(rows.div_(scale).round_().to(torch.int8), self.weight)  # noqa: SLF001  # the only way
-        out = product.float().mul_(scale).mul_(self.scale)
-        if self.bias is not None:
-            out += self.bias
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+        rounded = (weight / scale[:, None]).round().to(torch.int8)
+        return cls(rounded.t().contiguous(), scale.numpy(), (1 / moved).numpy())
 
 
-def quantise(module: nn.Module, example: Callable[[], Any]) -> None:
-    """Put every linear layer below a module into 8 bits, in place. ``example`` runs the module on texts of its trade,
-    which show how large the inputs of each layer get.
-    """
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    inputs: NDArray[np.float32]  # (hidden,): weights of the norm before attention, with the smoothing after it
+    project: _Linear  # to queries, keys and values
+    norms: NDArray[np.float32]  # (2, head dim), of queries and of keys
+    out: _Linear
+    after_attention: NDArray[np.float32]
+    before_mlp: NDArray[np.float32]  # with the smoothing after it
+    gate_up: _Linear
+    down: _Linear
+    after_mlp: NDArray[np.float32]
+    kind: str
+
+
+class _Workspace(threading.local):
+    """What one thread writes into. Memory that comes and goes costs more than the numbers written to it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Tensor] = {}
+        self.cache: Cache | None = None
+
+    def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of the shape with whatever is in it."""
+        size = int(np.prod(shape))
+        made = self._made.get(name)
+        if made is None or made.numel() < size:
+            made = self._made[name] = torch.zeros(size, dtype=dtype)
+        return made[:size].view(shape)
+
+
+class Int8Body:
+    """See the module and :class:`shared.packing.Body`. For any number of threads."""
+
+    def __init__(self, packed: Packed, example: Callable[[], Any]) -> None:
+        """``example`` runs ``packed``, a Gemma 3, on texts of its trade: these show how
+        large the inputs of each layer get.
+        """
+        model = packed.model
+        config = self._config = model.config
+        peaks = _peaks(model, example)
+        self._embed = model.embed_tokens
+        self._layers = [_layer(layer, peaks) for layer in model.layers]
+        self._norm = _weight(model.norm)
+        self._epsilon = np.float32(config.rms_norm_eps)
+        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
+        self._size = config.head_dim
+        self._scaling = config.query_pre_attn_scalar**-0.5
+        self._rotary = model.rotary_emb
+        self._rotations: dict[str, Tensor] = {}
+        self._of_thread = _Workspace()
+
+    def cache(self) -> Cache:
+        """See :class:`shared.packing.Body`."""
+        return Cache(self._config, torch.bfloat16)
+
+    def __call__(
+        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+    ) -> Tensor:
+        """See :class:`shared.packing.Body`."""
+        work, total = self._of_thread, len(ids)
+        if cache is None:
+            if work.cache is None:
+                work.cache = self.cache()
+            cache = work.cache
+            cache.clear()
+            cache.take(total)
+            slots = [block.start for block in blocks]
+        else:
+            slots = [block.slot for block in blocks]
+        at = np.empty((total, 3), np.int64)
+        for block, slot in zip(blocks, slots, strict=True):
+            at[block.start : block.end, 0] = block.start
+            at[block.start : block.end, 1] = block.end - block.start
+            at[block.start : block.end, 2] = range(slot + block.past, slot + block.past + block.end - block.start)
+        where = torch.tensor(positions)
+        rotations = {kind: self._rotation(kind, where).numpy() for kind in {layer.kind for layer in self._layers}}
+        hidden = self._embed(torch.tensor(ids)).float().numpy()
+        entered = work.tensor("entered", (total + _ROUND, hidden.shape[1]), torch.int8)
+        step = work.tensor("step", (total,), torch.float32).numpy()
+        queries = work.tensor("queries", (total * self._heads, self._size), torch.bfloat16)
+        kernels.enter(hidden, self._layers[0].inputs, self._epsilon, entered.numpy(), step)
+        for index, layer in enumerate(self._layers):
+            kept = cache.kept[index]
+            self._project(layer, entered, step, rotations[layer.kind], at, queries, kept)
+            attention = self._attend(layer, queries, kept, blocks, slots)
+            # The norm before the next layer's attention; behind the last one what it gives is not used.
+            following = self._layers[index + 1].inputs if index + 1 < len(self._layers) else layer.inputs
+            self._finish(layer, attention, at, hidden, following, entered, step)
+        out = torch.from_numpy(hidden)
+        out = out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + float(self._epsilon))
+        return out.mul_(torch.from_numpy(self._norm))
+
+    def _rotation(self, kind: str, positions: Tensor) -> Tensor:
+        """Cosines and sines, (T, head dim)."""
+        table = self._rotations.get(kind)
+        last = int(positions.max())
+        if table is None or last >= len(table):
+            everywhere = torch.arange(max(1024, 2 * last))
+            cosine, sine = self._rotary(torch.empty(0), everywhere[None], kind)
+            half = self._size // 2
+            table = torch.cat((cosine[0, :, :half], sine[0, :, :half]), dim=1).contiguous()
+            self._rotations[kind] = table
+        return table[positions]
+
+    def _product(self, linear: _Linear, rows: Tensor) -> NDArray[np.int32]:
+        """``rows`` (T, in), int8, T a multiple of ``_ROUND``."""
+        out = self._of_thread.tensor("product", (len(rows), linear.weight.shape[1]), torch.int32)
+        torch._int_mm(rows, linear.weight, out=out)  # noqa: SLF001  # the only way
+        found: NDArray[np.int32] = out.numpy()
+        return found
+
+    def _project(
+        self,
+        layer: _Layer,
+        entered: Tensor,
+        step: NDArray[np.float32],
+        rotation: NDArray[np.float32],
+        at: NDArray[np.int64],
+        queries: Tensor,
+        kept: Tensor,
+    ) -> None:
+        keys, values = kept.view(torch.uint16).numpy()
+        for rows, padded in _chunks(len(at)):
+            kernels.project(
+                self._product(layer.project, entered[padded]),
+                step[rows],
+                layer.project.scale,
+                layer.norms,
+                self._epsilon,
+                rotation[rows],
+                at[rows],
+                rows.start,
+                self._heads,
+                queries.view(torch.uint16).numpy(),
+                keys,
+                values,
+            )
+
+    def _attend(
+        self, layer: _Layer, queries: Tensor, kept: Tensor, blocks: Sequence[Block], slots: Sequence[int]
+    ) -> NDArray[np.uint16]:
+        group, windowed = self._heads // self._groups, layer.kind == "sliding_attention"
+        outputs = []
+        for block, slot in zip(blocks, slots, strict=True):
+            length = block.end - block.start
+            q = queries[block.start * self._heads : block.end * self._heads]
+            k, v = kept[:, None, :, slot : slot + block.past + length]
+            bias = block.bias(windowed=windowed, group=group, dtype=torch.bfloat16)
+            q = q.view(1, self._groups, group * length, self._size)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self._scaling)
+            outputs.append(out.reshape(-1, self._size))
+        found: NDArray[np.uint16] = torch.cat(outputs).view(torch.uint16).numpy()
+        return found
+
+    def _finish(
+        self,
+        layer: _Layer,
+        attention: NDArray[np.uint16],
+        at: NDArray[np.int64],
+        hidden: NDArray[np.float32],
+        following: NDArray[np.float32],
+        entered: Tensor,
+        step: NDArray[np.float32],
+    ) -> None:
+        """What comes after attention: into ``hidden``, and for the next layer into ``entered`` and ``step``."""
+        work, epsilon = self._of_thread, self._epsilon
+        heads = work.tensor("attended", (_ROWS, layer.out.weight.shape[0]), torch.int8)
+        middle = work.tensor("middle", (_ROWS, hidden.shape[1]), torch.int8)
+        inner = work.tensor("inner", (_ROWS, layer.down.weight.shape[0]), torch.int8)
+        one, other = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
+        for rows, padded in _chunks(len(at)):
+            n, m = rows.stop - rows.start, padded.stop - padded.start
+            kernels.attended(attention, at[rows], rows.start, self._heads, layer.out.smooth, heads.numpy(), one[:n])
+            product = self._product(layer.out, heads[:m])
+            state, scale = hidden[rows], layer.out.scale
+            after, before = layer.after_attention, layer.before_mlp
+            kernels.add(product, one[:n], scale, after, state, before, epsilon, middle.numpy(), other[:n])
+            product = self._product(layer.gate_up, middle[:m])
+            kernels.activate(product, other[:n], layer.gate_up.scale, layer.down.smooth, inner.numpy(), one[:n])
+            product = self._product(layer.down, inner[:m])
+            out, scale = entered[rows].numpy(), layer.down.scale
+            kernels.add(product, one[:n], scale, layer.after_mlp, state, following, epsilon, out, step[rows])
+
+
+def _chunks(total: int) -> list[tuple[slice, slice]]:
+    """Rows that go together, and the same with some more, so that their number is a multiple of ``_ROUND``."""
+    found = []
+    for begin in range(0, total, _ROWS):
+        end = min(begin + _ROWS, total)
+        found.append((slice(begin, end), slice(begin, end + -(end - begin) % _ROUND)))
+    return found
+
+
+def _weight(norm: Any) -> NDArray[np.float32]:
+    """What a norm multiplies by."""
+    weight: NDArray[np.float32] = (1 + norm.weight.detach().float()).numpy()
+    return weight
+
+
+def _layer(layer: Any, peaks: dict[nn.Module, Tensor]) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    project = _Linear.of((attention.q_proj, attention.k_proj, attention.v_proj), peaks[attention.q_proj])
+    gate_up = _Linear.of((mlp.gate_proj, mlp.up_proj), peaks[mlp.gate_proj])
+    return _Layer(
+        inputs=_weight(layer.input_layernorm) * project.smooth,
+        project=project,
+        norms=np.stack([_weight(attention.q_norm), _weight(attention.k_norm)]),
+        out=_Linear.of((attention.o_proj,), peaks[attention.o_proj]),
+        after_attention=_weight(layer.post_attention_layernorm),
+        before_mlp=_weight(layer.pre_feedforward_layernorm) * gate_up.smooth,
+        gate_up=gate_up,
+        down=_Linear.of((mlp.down_proj,), peaks[mlp.down_proj]),
+        after_mlp=_weight(layer.post_feedforward_layernorm),
+        kind=attention.layer_type,
+    )
+
+
+def _peaks(module: nn.Module, example: Callable[[], Any]) -> dict[nn.Module, Tensor]:
+    """The largest absolute value of each input of each linear layer below a module while the example runs."""
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
-    peaks = {layer: torch.zeros(layer.in_features) for layer in linears}
+    peaks: dict[nn.Module, Tensor] = {layer: torch.zeros(layer.in_features) for layer in linears}
 
     def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).abs().amax(0).float()
-        peaks[layer] = torch.maximum(peaks[layer], seen)  # type: ignore[index]
+        peaks[layer] = torch.maximum(peaks[layer], seen)
 
     hooks = [layer.register_forward_pre_hook(look) for layer in linears]
     try:
@@ -75,7 +315,4 @@ def quantise(module: nn.Module, example: Callable[[], Any]) -> None:
     finally:
         for hook in hooks:
             hook.remove()
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear):
-                setattr(parent, name, Int8Linear(child, peaks[child]))
+    return peaks

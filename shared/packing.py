@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,41 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "biobracket_packed"
 
-# Per layer keys and values, each of shape (kv heads, tokens, head dim).
-KeysValues = list[tuple[Tensor, Tensor]]
+_ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
+
+
+class Cache:
+    """Keys and values of tokens that are past, in slots, for all layers.
+
+    ``kept``: shape (layers, 2, KV heads, slots, head dim). It grows, and what it has taken it keeps: fresh memory costs
+    more than the numbers written to it. For one thread at a time.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+        """``config``: of the causal model whose tokens they are."""
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.kept = torch.empty(
+            config.num_hidden_layers, 2, config.num_key_value_heads, 0, size, dtype=dtype, device=device
+        )
+        self._used = 0
+
+    def clear(self) -> None:
+        """Forget all tokens."""
+        self._used = 0
+
+    def take(self, slots: int) -> int:
+        """The first of so many free slots in a row."""
+        first = self._used
+        self._used += slots
+        if self._used > (there := self.kept.shape[3]):
+            grown = self.kept.new_empty(*self.kept.shape[:3], max(self._used, 2 * there), self.kept.shape[4])
+            grown[:, :, :, :first] = self.kept[:, :, :, :first]
+            self.kept = grown
+        return first
+
+    def copy(self, source: int, to: int, slots: int) -> None:
+        """Copy what so many slots hold to others."""
+        self.kept[:, :, :, to : to + slots] = self.kept[:, :, :, source : source + slots]
 
 
 @dataclass(slots=True)
@@ -29,17 +62,16 @@ class Block:
     """Tokens ``start:end`` of the stream, which see themselves through ``mask``.
 
     ``mask``: bool, shape (end - start, past + end - start), true where a token may look; ``window``: the same for
-    sliding layers, none where the window does not bite. ``past``: earlier keys and values, one after the other, that
-    stand before the block's own. With ``keep`` the block's own are left in ``kept``.
+    sliding layers, none where the window does not bite. With a cache, ``slot`` is the first of ``past`` tokens that
+    stand before the block's own, and these go into the slots after them.
     """
 
     start: int
     end: int
     mask: Tensor
     window: Tensor | None = None
-    past: Sequence[KeysValues] = ()
-    keep: bool = False
-    kept: KeysValues = field(default_factory=list)
+    past: int = 0
+    slot: int = 0
     _biases: dict[bool, Tensor] = field(default_factory=dict, init=False)
 
     def bias(self, *, windowed: bool, group: int, dtype: torch.dtype) -> Tensor:
@@ -57,10 +89,11 @@ class Block:
 class Layout:
     """The blocks of a stream. An object of its own, so that a compiled model does not depend on their number."""
 
-    __slots__ = ("blocks",)
+    __slots__ = ("blocks", "cache")
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
+    def __init__(self, blocks: Sequence[Block], cache: Cache | None = None) -> None:
         self.blocks = blocks
+        self.cache = cache
 
 
 def packed_attention(
@@ -85,11 +118,11 @@ def packed_attention(
         q = query[0, :, block.start : block.end]
         k = key[0, :, block.start : block.end]
         v = value[0, :, block.start : block.end]
-        if block.keep:
-            block.kept.append((k, v))
-        if block.past:
-            k = torch.cat([*(past[layer][0] for past in block.past), k], dim=1)
-            v = torch.cat([*(past[layer][1] for past in block.past), v], dim=1)
+        if layout.cache is not None:
+            kept = layout.cache.kept[layer, :, :, block.slot : block.slot + block.past + length]
+            kept[0, :, block.past :] = k
+            kept[1, :, block.past :] = v
+            k, v = kept
         # The query heads of one key head are laid one after the other: one product instead of `group` copies of k, v.
         q = q.reshape(kv_heads, group * length, -1)
         bias = block.bias(windowed=sliding_window is not None, group=group, dtype=q.dtype)
@@ -152,8 +185,46 @@ def sliding(mask: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> 
     return mask & (queries[:, None] - keys[None, :] < window)
 
 
-def run(model: Any, ids: Tensor, positions: Tensor, layout: Sequence[Block]) -> Tensor:
+def run(model: Any, ids: Tensor, positions: Tensor, layout: Sequence[Block], cache: Cache | None = None) -> Tensor:
     """Hidden states after the final norm, shape (T, hidden), of a packed stream of ids, shape (T,)."""
-    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=Layout(layout))
+    layout_ = Layout(layout, cache)
+    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout_)
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
+
+
+class Body(Protocol):
+    """What runs the layers of a causal model over a stream, for inference."""
+
+    def cache(self) -> Cache:
+        """An empty one."""
+
+    def __call__(
+        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+    ) -> Tensor:
+        """Hidden states after the final norm, shape (T, hidden)."""
+
+
+class Packed:
+    """The layers of a ``transformers`` causal model with packed attention, as they are."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.get_decoder()
+        self._device = model.device
+
+    def cache(self) -> Cache:
+        """See :class:`Body`."""
+        return Cache(self.model.config, self.model.dtype, self._device)
+
+    def __call__(
+        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+    ) -> Tensor:
+        """See :class:`Body`."""
+        n = len(ids)
+        if pad := -n % (_ROUND if n < 512 else 64):
+            ids = [*ids, *[0] * pad]
+            positions = [*positions, *range(pad)]
+            slot = cache.take(pad) if cache is not None else 0
+            blocks = [*blocks, Block(n, n + pad, causal(pad, device=self._device), slot=slot)]
+        stream = torch.tensor((ids, positions), device=self._device)
+        return run(self.model, stream[0], stream[1], blocks, cache)[:n]

@@ -28,7 +28,8 @@ class GenerationConfig(BaseSettings):
     batch_tokens: int = Field(
         default=8192,
         ge=256,
-        description="Tokens that one batch may cost, counting a line for every type asked; bounds memory.",
+        description="Tokens that one batch of one thread may cost, counting a line for every type asked; bounds "
+        "memory.",
     )
     dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
         default="auto",
@@ -48,7 +49,7 @@ class GenerationConfig(BaseSettings):
         default=0,
         ge=0,
         description="Tokens of a line that one pass checks: a few waste little on what a correction undoes, many need "
-        "fewer passes; 0 takes 12 on a CPU and 256 on a GPU.",
+        "fewer passes; 0 takes 6 on a CPU and 256 on a GPU.",
     )
     max_queued: int = Field(default=4096, ge=1, description="Segments that may wait in a replica; more are put off.")
 

@@ -5,13 +5,15 @@ the model would say there. The draft is corrected by all of these wishes at once
 changes. By induction over the line that fixed point is what decoding token by token, greedily and under the same
 constraint, gives: every decision was taken by the model with exactly the line before it in view. (Jacobi decoding,
 Santilli et al. 2023, arXiv 2305.10427, with the source text as the draft.) What stands before the first correction is
-settled: its keys and values are kept, and later passes start there.
+settled: its keys and values are kept, and later passes start there. A line's lie in one row of slots of the cache, a
+copy of the prefix's first, so that attention sees them in one piece.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,34 +26,35 @@ from torch import Tensor
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
-from shared import entity_types, int8
+from shared import entity_types
 from shared.adapters import adapter_folder, load_merged
 from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens, State
+from shared.int8 import body_of
 from shared.messages import LANGS, Alternative, Segment, TaggedLine
-from shared.packing import Block, KeysValues, run, sliding
+from shared.packing import Block, Body, Cache, Packed, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
-_ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
 _LEAST = 512  # tokens, at least, for which a core is given a batch of its own
+_MARGIN = 16  # slots of a line for brackets; one that needs more moves
 
 
 @dataclass(slots=True)
 class _Prefix:
-    """A segment's shared beginning: its pieces, length in tokens, and keys and values."""
+    """A segment's shared beginning: its pieces and tokens."""
 
     segment: Segment
     pieces: Pieces
     ids: list[int]
-    kept: KeysValues = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class _Line:
     """A line under way. ``settled`` actions will not change; ``draft`` is what is guessed to follow.
 
-    ``done`` counts the line's tokens (header included) whose keys and values are in ``kept``.
+    ``done`` counts the line's tokens (header included) whose keys and values are in the cache, behind the prefix's, in
+    its ``room`` slots from ``slot`` on.
     """
 
     prefix: _Prefix
@@ -60,8 +63,9 @@ class _Line:
     begin: Start
     settled: list[Step]
     draft: list[Action]
-    kept: list[KeysValues] = field(default_factory=list)
     done: int = 0
+    slot: int = 0
+    room: int = 0
     # Filled for the pass under way:
     ids: list[int] = field(default_factory=list)
     pending: list[_Pending] = field(default_factory=list)
@@ -92,8 +96,9 @@ class _Branch:
 class CopyEngine:
     """See the module. ``model`` is a ``transformers`` causal model with packed attention, ``tokens`` its CopyTokens."""
 
-    def __init__(self, model: Any, tokens: CopyTokens, config: GenerationConfig) -> None:
-        self._body = model.get_decoder()
+    def __init__(self, model: Any, tokens: CopyTokens, config: GenerationConfig, body: Body | None = None) -> None:
+        """``body``: what runs the model's layers, if not itself."""
+        self._body = body or Packed(model)
         self._embedding: Tensor = model.get_output_embeddings().weight
         self._softcap = getattr(model.config, "final_logit_softcapping", None)
         self._window = getattr(model.config, "sliding_window", None)
@@ -101,22 +106,20 @@ class CopyEngine:
         self._config = config
         self._device = self._embedding.device
         on_cpu = self._device.type == "cpu"
-        self._lookahead = config.lookahead or (12 if on_cpu else 256)
+        self._lookahead = config.lookahead or (6 if on_cpu else 256)
         # What is not a matrix product runs on one core only: groups side by side use all of them.
         self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
         self._side_by_side = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
+        self._of_thread = threading.local()
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
         """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to run."""
-        on_cpu = not torch.cuda.is_available()
-        eight_bits = on_cpu and (config.dtype == "int8" or (config.dtype == "auto" and int8.native()))
         model = load_merged(settings, adapter_folder(settings), "auto" if config.dtype == "int8" else config.dtype)
-        engine = cls(model, CopyTokens(load_tokenizer(settings)), config)
-        if eight_bits:
-            with torch.inference_mode():
-                int8.quantise(model.get_decoder(), lambda: engine._tag(_definitions()))
-        return engine
+        tokens = CopyTokens(load_tokenizer(settings))
+        alone = config.model_copy(update={"threads": 1})
+        body = body_of(model, config.dtype, lambda: cls(model, tokens, alone).tag(_definitions()))
+        return cls(model, tokens, config, body)
 
     def tokens(self, request: TagRequest) -> int:
         """Tokens of the first pass, and as many again for lines: half of the types present, two passes each."""
@@ -127,7 +130,7 @@ class CopyEngine:
         """See :class:`services.generation.engine.Engine`."""
         costs = [self.tokens(request) for request in requests]
         at_once = max(1, min(self._threads, len(requests), sum(costs) // _LEAST))
-        groups = _groups(requests, costs, at_once * -(-sum(costs) // self._config.batch_tokens))
+        groups = _groups(requests, costs, at_once * -(-sum(costs) // (at_once * self._config.batch_tokens)))
         threads = self._threads // at_once
 
         def tag(group: Sequence[TagRequest]) -> list[list[TaggedLine]]:
@@ -140,6 +143,7 @@ class CopyEngine:
         return [lines for found in self._side_by_side.map(tag, groups) for lines in found]
 
     def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+        self._cache().clear()
         prefixes = []
         for request in requests:
             pieces = split(request.segment.text)
@@ -159,6 +163,13 @@ class CopyEngine:
             ]
             for request_lines in lines
         ]
+
+    def _cache(self) -> Cache:
+        """Of this thread, for the batch that it is at; its memory is used again for the next."""
+        cache: Cache | None = getattr(self._of_thread, "cache", None)
+        if cache is None:
+            cache = self._of_thread.cache = self._body.cache()
+        return cache
 
     # The first pass: prefixes, and whether each type is there at all.
 
@@ -181,26 +192,35 @@ class CopyEngine:
                 at.append(len(ids) - 1)
                 options = State(len(prefix.pieces)).admissible()
                 first_ids.append(self._first_ids(prefix.pieces, 0, options, after_open=False))
-            blocks.append(self._block(start, positions[start:], length, [len(h) for h in headers[-1]]))
+            slot = self._cache().take(len(ids) - start)
+            blocks.append(self._block(start, positions[start:], slot, 0, length, [len(h) for h in headers[-1]]))
         hidden = self._run(ids, positions, blocks)
         logprobs = iter(self._logprobs(hidden, at, first_ids))
         lines: list[list[_Line]] = []
         for request, prefix, block, request_headers in zip(requests, prefixes, blocks, headers, strict=True):
-            length = len(prefix.ids)
-            prefix.kept = [(k[:, :length], v[:, :length]) for k, v in block.kept]
-            begin = length
+            begin = block.slot + len(prefix.ids)
             found = []
             for key, header in zip(request.types, request_headers, strict=True):
                 options = State(len(prefix.pieces)).admissible()
                 decided = dict(zip(options, next(logprobs), strict=True))
                 line = self._line(prefix, key, header, decided)
-                end = begin + len(header)
-                line.kept = [[(k[:, begin:end], v[:, begin:end]) for k, v in block.kept]]
-                line.done = len(header)
-                begin = end
+                if line.draft:
+                    line.done = len(header)
+                    room = 2 * len(prefix.ids) + len(header) + _MARGIN
+                    self._move(line, room, (block.slot, len(prefix.ids)), (begin, len(header)))
+                begin += len(header)
                 found.append(line)
             lines.append(found)
         return lines
+
+    def _move(self, line: _Line, room: int, *parts: tuple[int, int]) -> None:
+        """Give a line ``room`` slots, the first of them with what is in ``parts``: slots and how many."""
+        cache = self._cache()
+        line.slot, line.room = cache.take(room), room
+        to = line.slot
+        for source, slots in parts:
+            cache.copy(source, to, slots)
+            to += slots
 
     def _line(self, prefix: _Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> _Line:
         """A line with its first action settled. An absent type that had a real chance is drafted all the same."""
@@ -219,25 +239,22 @@ class CopyEngine:
         blocks: list[Block] = []
         at: list[int] = []
         first_ids: list[tuple[int, ...]] = []
-        starts: list[int] = []
         for line in lines:
             self._prepare(line)
             start = len(ids)
-            starts.append(start)
             ids += line.ids
             offset = len(line.prefix.ids) + line.done
             positions += range(offset, offset + len(line.ids))
             at += [start + p.before - line.done for p in line.pending if p.options]
             first_ids += [p.first_ids for p in line.pending if p.options]
             if line.ids:
-                past = [line.prefix.kept, *line.kept]
-                blocks.append(self._block(start, positions[start:], len(line.ids), [], past, offset))
-        hidden = self._run(ids, positions, blocks)
-        logprobs = iter(self._logprobs(hidden, at, first_ids))
-        by_start = {block.start: block for block in blocks if block.keep}
-        for line, start in zip(lines, starts, strict=True):
+                if offset + len(line.ids) > line.room:
+                    self._move(line, 2 * line.room + len(line.ids), (line.slot, offset))
+                blocks.append(self._block(start, positions[start:], line.slot, offset))
+        logprobs = iter(self._logprobs(self._run(ids, positions, blocks), at, first_ids))
+        for line in lines:
             decided = [dict(zip(p.options, next(logprobs), strict=True)) if p.options else None for p in line.pending]
-            self._settle(line, decided, by_start.get(start) if line.ids else None)
+            self._settle(line, decided)
 
     def _prepare(self, line: _Line) -> None:
         """Lay out the drafted tokens from the first one without keys and values, and the decisions among them."""
@@ -276,25 +293,20 @@ class CopyEngine:
         after_open = bool(before) and before[-1].action is Action.OPEN
         return self._tokens.action(pieces, copied, action, after_open=after_open)
 
-    def _settle(self, line: _Line, decided: Sequence[dict[Action, float] | None], block: Block | None) -> None:
+    def _settle(self, line: _Line, decided: Sequence[dict[Action, float] | None]) -> None:
         wishes = [
             p.action if d is None else max(d, key=d.__getitem__) for p, d in zip(line.pending, decided, strict=True)
         ]
         for i, (pending, wish, logprobs) in enumerate(zip(line.pending, wishes, decided, strict=True)):
             line.settled.append(Step(wish, logprobs))
             if wish is not pending.action:
-                known = pending.before + 1 - line.done  # tokens of this pass that stand before the corrected action
-                if block is not None and known > 0:
-                    line.kept.append([(k[:, :known], v[:, :known]) for k, v in block.kept])
-                    line.done += known
+                line.done = max(line.done, pending.before + 1)  # what stands before the corrected action
                 actions = [step.action for step in line.settled]
                 rest = list(zip([p.action for p in line.pending], wishes, strict=True))[i:]
                 guess = _corrected(rest) + line.draft[len(line.pending) :]
                 line.draft = _completed(line.prefix.pieces, actions, guess)
                 return
-        if block is not None and line.ids:
-            line.kept.append(block.kept)
-            line.done += len(line.ids)
+        line.done += len(line.ids)
         line.draft = line.draft[len(line.pending) :]
 
     # Candidates beyond greedy.
@@ -356,6 +368,7 @@ class CopyEngine:
 
     def _close(self, branches: Sequence[_Branch]) -> Iterator[tuple[_Branch, int, float]]:
         """For each branch the likeliest closing: piece end and log-probability, opening and copying included."""
+        cache = self._cache()
         ids: list[int] = []
         positions: list[int] = []
         blocks: list[Block] = []
@@ -368,10 +381,9 @@ class CopyEngine:
             positions += range(offset, offset + len(branch.ids))
             at += [start + token for token, _, _, _ in branch.closes]
             first_ids += [first for _, _, _, first in branch.closes]
-            past = [line.prefix.kept, *_up_to(line.kept, branch.before)]
-            block = self._block(start, positions[start:], len(branch.ids), [], past, offset)
-            block.keep = False
-            blocks.append(block)
+            slot = cache.take(offset + len(branch.ids))
+            cache.copy(line.slot, slot, offset)
+            blocks.append(self._block(start, positions[start:], slot, offset))
         if not branches:
             return
         logprobs = iter(self._logprobs(self._run(ids, positions, blocks), at, first_ids))
@@ -395,34 +407,29 @@ class CopyEngine:
         self,
         start: int,
         positions: Sequence[int],
-        shared: int,
-        lines: Sequence[int],
-        past: Sequence[KeysValues] = (),
-        past_length: int = 0,
+        slot: int,
+        past: int,
+        shared: int | None = None,
+        lines: Sequence[int] = (),
     ) -> Block:
-        """A block whose first ``shared`` tokens are seen by all of its ``lines`` (lengths in tokens)."""
+        """A block that sees ``past`` tokens from ``slot`` on. Its first ``shared`` are seen by all of its ``lines``."""
         n = len(positions)
-        mask = torch.ones(n, past_length + n, dtype=torch.bool, device=self._device).tril(past_length)
-        at = shared
+        mask = torch.ones(n, past + n, dtype=torch.bool, device=self._device).tril(past)
+        at = n if shared is None else shared
         for length in lines:
-            mask[at + length :, past_length + at : past_length + at + length] = False
+            mask[at + length :, past + at : past + at + length] = False
             at += length
-        queries = torch.tensor(positions, device=self._device)
-        keys = torch.cat((torch.arange(past_length, device=self._device), queries))
-        window = sliding(mask, queries, keys, self._window)
-        return Block(start, start + n, mask, window, past, keep=True)
+        window = None
+        if self._window is not None and max(positions) >= self._window:
+            queries = torch.tensor(positions, device=self._device)
+            keys = torch.cat((torch.arange(past, device=self._device), queries))
+            window = sliding(mask, queries, keys, self._window)
+        return Block(start, start + n, mask, window, past, slot)
 
     def _run(self, ids: list[int], positions: list[int], blocks: list[Block]) -> Tensor:
         if not ids:
             return self._embedding.new_empty(0, self._embedding.shape[1])
-        n = len(ids)
-        if pad := -n % (_ROUND if n < 512 else 64):
-            ids = ids + [0] * pad
-            positions = positions + list(range(pad))
-            mask = torch.ones(pad, pad, dtype=torch.bool, device=self._device).tril()
-            blocks = [*blocks, Block(n, n + pad, mask)]
-        as_tensor = torch.tensor((ids, positions), device=self._device)
-        return run(self._body, as_tensor[0], as_tensor[1], blocks)[:n]
+        return self._body(ids, positions, blocks, self._cache())
 
     def _logprobs(self, hidden: Tensor, at: list[int], first_ids: list[tuple[int, ...]]) -> list[list[float]]:
         """Log-probabilities of the admissible actions at each decision: only their logits are computed."""
@@ -502,16 +509,4 @@ def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action
         take(Action.COPY)
     while state.open:
         take(Action.CLOSE)
-    return out
-
-
-def _up_to(kept: Sequence[KeysValues], tokens: int) -> list[KeysValues]:
-    """The first ``tokens`` of kept keys and values."""
-    out: list[KeysValues] = []
-    for part in kept:
-        length = part[0][0].shape[1]
-        if tokens <= 0:
-            break
-        out.append(part if length <= tokens else [(k[:, :tokens], v[:, :tokens]) for k, v in part])
-        tokens -= length
     return out

@@ -1,62 +1,149 @@
+"""Layers in 8 bits against the same model in float32."""
+
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from shared.int8 import Int8Linear, quantise
+from shared import int8
+from shared.int8 import Int8Body, body_of
+from shared.packing import Block, Packed, both_ways, causal, sliding, use_packed_attention
+from tests.tiny import make_tiny_model
+
+WINDOW = 6
 
 
-def made(bias, outliers=1.0):
+def load(folder):
+    return use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+
+
+def block(start, length, past=0, slot=0):
+    mask, positions = causal(length, past), torch.arange(past + length)
+    return Block(start, start + length, mask, sliding(mask, positions[past:], positions, WINDOW), past, slot)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load(make_tiny_model(tmp_path_factory.mktemp("tiny"), window=WINDOW))
+
+
+@pytest.fixture(scope="module")
+def bodies(model):
+    packed = Packed(model)
+    return packed, made(packed)
+
+
+@torch.inference_mode()
+def made(packed):
     torch.manual_seed(0)
-    linear = nn.Linear(64, 48, bias=bias)
-    x = torch.randn(3, 20, 64)
-    x[..., 5] *= outliers
-    return linear, x
+    ids = torch.randint(3, 200, (300,)).tolist()
+    return Int8Body(packed, lambda: packed(ids, list(range(300)), [block(0, 300)]))
 
 
 def error(got, expected):
     return float((got - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("outliers", [1.0, 100.0])
-@torch.no_grad()
-def test_is_the_layer_but_for_rounding(bias, outliers):
-    linear, x = made(bias, outliers)
-    quantised = Int8Linear(linear, x.abs().amax((0, 1)))
-    assert quantised(x).shape == (3, 20, 48)
-    assert error(quantised(x), linear(x)) < 0.02
+@torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 300])  # 300: more than go through the products together
+def test_is_the_model_but_for_rounding(bodies, length):
+    torch.manual_seed(length)
+    ids = torch.randint(3, 200, (length,)).tolist()
+    expected, got = (body(ids, list(range(length)), [block(0, length)]) for body in bodies)
+    assert got.shape == expected.shape
+    assert error(got, expected) < 0.06
+
+
+def product(linear, x):
+    """What a layer makes of its quantised weights and input."""
+    rows = x * torch.from_numpy(linear.smooth)
+    step = rows.abs().amax(1, keepdim=True) / 127
+    return (rows / step).round() @ linear.weight.float() * step * torch.from_numpy(linear.scale)
 
 
 @torch.no_grad()
-def test_moving_the_size_of_large_inputs_into_the_weights_keeps_more_of_the_others():
-    linear, x = made(False, 100.0)
-    rest = x.clone()
-    rest[..., 5] = 0  # what the other inputs say
-    smooth, plain = Int8Linear(linear, x.abs().amax((0, 1))), Int8Linear(linear, torch.ones(64))
-    said = linear(rest)
-    assert error(smooth(x) - linear(x) + said, said) < error(plain(x) - linear(x) + said, said) / 2
+def test_large_inputs_leave_the_others_their_steps():
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 48, bias=False), nn.Linear(64, 16, bias=False)]
+    x = torch.randn(40, 64)
+    x[:, 5] *= 100.0
+    others = x.clone()
+    others[:, 5] = 0
+    expected, said = (torch.cat([layer(of) for layer in layers], dim=1) for of in (x, others))
+    smooth, plain = (int8._Linear.of(layers, peaks) for peaks in (x.abs().amax(0), torch.ones(64)))
+    assert error(product(smooth, x) - expected + said, said) < error(product(plain, x) - expected + said, said) / 2
 
 
 @torch.no_grad()
-def test_a_token_does_not_depend_on_the_others_and_keeps_its_number_format():
-    linear, x = made(True)
-    quantised = Int8Linear(linear, x.abs().amax((0, 1)))
-    assert torch.equal(quantised(x)[1, 4], quantised(x[1, 4]))
-    assert quantised(x.bfloat16()).dtype == torch.bfloat16
+def test_inputs_that_were_never_seen_do_no_harm():
+    layer = nn.Linear(64, 48, bias=False)
+    x = torch.randn(40, 64)
+    assert error(product(int8._Linear.of([layer], torch.zeros(64)), x), layer(x)) < 0.02
 
 
-@torch.no_grad()
-def test_nothing_in_gives_nothing_out():
-    linear, x = made(False)
-    assert torch.equal(Int8Linear(linear, torch.zeros(64))(torch.zeros_like(x)), torch.zeros(3, 20, 48))
+@torch.inference_mode()
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_a_token_does_not_depend_on_what_else_is_in_the_stream(bodies, lengths):
+    body = bodies[1]
+    torch.manual_seed(sum(lengths))
+    texts = [torch.randint(3, 200, (n,)).tolist() for n in lengths]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    blocks = [block(start, n) for start, n in zip(starts, lengths, strict=True)]
+    together = body([i for ids in texts for i in ids], [p for n in lengths for p in range(n)], blocks)
+    for ids, start in zip(texts, starts, strict=True):
+        alone = body(ids, list(range(len(ids))), [block(0, len(ids))])
+        torch.testing.assert_close(together[start : start + len(ids)], alone, atol=2e-2, rtol=0)
 
 
-@torch.no_grad()
-def test_a_model_is_quantised_by_what_its_layers_meet():
-    linear, x = made(False, 100.0)
-    model = nn.Sequential(linear, nn.GELU(), nn.Sequential(nn.Linear(48, 8)))
-    expected = model(x)
-    quantise(model, lambda: model(x))
-    assert [type(layer) for layer in model.modules() if hasattr(layer, "weight")] == [Int8Linear, Int8Linear]
-    assert error(model(x), expected) < 0.02
-    assert not any(layer._forward_pre_hooks for layer in model.modules())
+@torch.inference_mode()
+def test_kept_tokens_stand_for_themselves(bodies):
+    body = bodies[1]
+    ids = torch.randint(3, 200, (20,)).tolist()
+    whole = body(ids, list(range(20)), [block(0, 20)])
+    cache = body.cache()
+    slot = cache.take(20)
+    body(ids[:12], list(range(12)), [block(0, 12, slot=slot)], cache)
+    rest = body(ids[12:], list(range(12, 20)), [block(0, 8, past=12, slot=slot)], cache)
+    torch.testing.assert_close(rest, whole[12:], atol=2e-2, rtol=0)
+
+
+@torch.inference_mode()
+def test_attention_can_look_both_ways(bodies):
+    ids = torch.randint(3, 200, (20,)).tolist()
+    expected, got = (body(ids, list(range(20)), [Block(0, 20, *both_ways(20, WINDOW))]) for body in bodies)
+    assert error(got, expected) < 0.06
+
+
+@torch.inference_mode()
+def test_many_threads_can_use_it(bodies):
+    from concurrent.futures import ThreadPoolExecutor
+
+    texts = [torch.randint(3, 200, (n,)).tolist() for n in range(20, 60)]
+
+    def one(ids):
+        with torch.inference_mode():
+            return bodies[1](ids, list(range(len(ids))), [block(0, len(ids))])
+
+    with ThreadPoolExecutor(4) as pool:
+        for got, ids in zip(pool.map(one, texts), texts, strict=True):
+            assert torch.equal(got, one(ids))
+
+
+def test_which_layers_are_put_into_8_bits(model, tmp_path, monkeypatch):
+    def example():
+        Packed(model)([5, 6], [0, 1], [block(0, 2)])
+
+    monkeypatch.setattr(int8, "native", lambda: True)
+    assert isinstance(body_of(model, "int8", example), Int8Body)
+    assert isinstance(body_of(model, "auto", example), Int8Body)
+    assert isinstance(body_of(model, "bfloat16", example), Packed)
+    monkeypatch.setattr(int8, "native", lambda: False)
+    assert isinstance(body_of(model, "auto", example), Packed)
+    other = load(make_tiny_model(tmp_path, architecture="qwen3"))
+    assert isinstance(body_of(other, "auto", example), Packed)
+    with pytest.raises(ValueError, match=r"dtype: int8 is for Gemma 3 .* BIOBRACKET_GENERATION_DTYPE"):
+        body_of(other, "int8", example)
+    assert not any(module._forward_pre_hooks for module in model.modules())
