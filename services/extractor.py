@@ -27,6 +27,7 @@ from shared.batching import Batcher
 from shared.calibration import Calibration
 from shared.copying import CopyTokens
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
+from shared.packing import Packed
 from shared.settings import Settings
 from training.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation import Scores, score_all
@@ -181,7 +182,7 @@ class DevScores:
                 for name, types in self._corpora.items()
             }
         generation = GenerationConfig()
-        engine = CopyEngine(model, CopyTokens(load_tokenizer(self._settings)), generation)
+        engine = CopyEngine(Packed(model), CopyTokens(load_tokenizer(self._settings)), generation)
         extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training", generation=generation)
         scores = {}
         for name, examples in self._examples.items():

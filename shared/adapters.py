@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import SelectorError
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.packing import Body
 
 SCHEME = "per-type.v1"
 CALIBRATION_FILE = "calibration.json"
@@ -105,6 +110,49 @@ def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") ->
     if device == "cpu" and dtype == "bfloat16":
         _use_exact_gelu(model)
     return model.requires_grad_(False)
+
+
+def load_body(
+    settings: Settings, folder: Path | None, revision: str, dtype: str, example: Callable[[Body], None]
+) -> Body:
+    """The base model with an adapter merged, for inference.
+
+    ``dtype``: see :func:`load_merged`, or `int8`, which `auto` is as well on a CPU that multiplies such numbers and for
+    a base that can be had in them. That is made once, from what ``example`` does with the model, and kept in the cache
+    folder under ``revision``, that of what the base is merged with. ValueError where `int8` cannot be.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoConfig
+
+    from shared.base_model import base_folder
+    from shared.int8 import FORMAT, Int8Body, native, quantised, supports
+    from shared.packing import Packed
+
+    base = base_folder(settings)
+    config = AutoConfig.from_pretrained(base)
+    possible = not torch.cuda.is_available() and supports(config)
+    if dtype == "int8" and not possible:
+        raise ValueError("dtype: int8 is for Gemma 3 on a CPU; set it to auto")
+    if dtype != "int8" and not (dtype == "auto" and possible and native()):
+        return Packed(load_merged(settings, folder, dtype))
+    file = settings.cache / f"int8-{FORMAT}-{revision}-{_files(Path(base))}.safetensors"
+    settings.cache.mkdir(parents=True, exist_ok=True)
+    with file.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several replicas may start at once; one does the work
+        if not file.is_file():
+            packed = Packed(load_merged(settings, folder))
+            made = file.with_suffix(".made")
+            save_file(quantised(packed, lambda: example(packed)), made)
+            made.rename(file)
+    return Int8Body(config, load_file(file))
+
+
+def _files(folder: Path) -> str:
+    """Eight hex digits that change when a base's files do; a hub id has none here."""
+    stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
+    told = ",".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def _use_exact_gelu(model: Any) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import DocumentError
-from shared.messages import Lang
+from shared.messages import LANGS, Lang, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +130,16 @@ def get(key: str) -> EntityType:
         return TYPES[key]
     except KeyError:
         raise KeyError(f"types: unknown entity type; the known ones are {', '.join(sorted(TYPES))}") from None
+
+
+def definitions() -> list[Segment]:
+    """What each type is, in both languages; the document is its key. Texts of the trade that are at hand everywhere."""
+    found = []
+    for key, entity_type in TYPES.items():
+        for lang in LANGS:
+            text = entity_type.definition(lang)
+            found.append(Segment(document_id=key, index=0, start=0, end=len(text), text=text, lang=lang))
+    return found
 
 
 def check(types: Sequence[str]) -> None:

@@ -10,8 +10,7 @@ else is in the batch.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,12 +20,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared import int8_kernels as kernels
-from shared.packing import Block, Body, Cache, Packed
+from shared.packing import Block, Cache, Packed
 
 # Share of an input's size that the weights take over. Of 0, 0.3, 0.5, 0.65 and 0.8 this gave Gemma 3 270M's layers on
 # the whole the least error, 0.9 to 2.3 % of their output's norm; without it 1.4 to 5.8 %.
 _SHARE = 0.65
 _LEAST = 1e-5
+FORMAT = 1  # of the weights that are kept; another number where what they mean changes
 # Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
 _ROWS = 256
 _ROUND = 16  # products are prepared per shape
@@ -38,23 +38,7 @@ def native() -> bool:
     return bool(has.get("avx512_vnni") or has.get("avx_vnni") or has.get("amx_int8"))
 
 
-def body_of(model: Any, dtype: str, example: Callable[[], Any]) -> Body:
-    """The layers of a causal model with packed attention: in 8 bits where ``dtype`` is `int8`, or `auto` on a CPU that
-    multiplies such numbers and for a model whose layers are those here; as they are, else.
-
-    ``example``: see :class:`Int8Body`. ValueError, naming the field, where `int8` cannot be.
-    """
-    packed = Packed(model)
-    possible = model.device.type == "cpu" and _supports(model.config)
-    if dtype == "int8" and not possible:
-        raise ValueError("dtype: int8 is for Gemma 3 on a CPU; set BIOBRACKET_GENERATION_DTYPE=auto")
-    if possible and (dtype == "int8" or (dtype == "auto" and native())):
-        with torch.inference_mode():
-            return Int8Body(packed, example)
-    return packed
-
-
-def _supports(config: Any) -> bool:
+def supports(config: Any) -> bool:
     """Whether these are the layers of a causal model's configuration."""
     return (
         config.model_type == "gemma3_text"
@@ -71,30 +55,27 @@ class _Linear(NamedTuple):
     scale: NDArray[np.float32]  # (out,)
     smooth: NDArray[np.float32]  # (in,): the inputs are multiplied by it
 
-    @classmethod
-    def of(cls, linears: Sequence[nn.Linear], peaks: Tensor) -> _Linear:
-        """``peaks``: the largest absolute value that each input takes, shape (in,)."""
-        weight = torch.cat([linear.weight.detach().float() for linear in linears])
-        sizes = weight.abs().amax(0).clamp_(min=_LEAST)
-        moved = peaks.float().clamp(min=_LEAST) ** _SHARE / sizes ** (1 - _SHARE)
-        weight = weight * moved
-        scale = weight.abs().amax(1).clamp_(min=_LEAST) / 127
-        rounded = (weight / scale[:, None]).round().to(torch.int8)
-        return cls(rounded.t().contiguous(), scale.numpy(), (1 / moved).numpy())
 
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
-    inputs: NDArray[np.float32]  # (hidden,): weights of the norm before attention, with the smoothing after it
-    project: _Linear  # to queries, keys and values
-    norms: NDArray[np.float32]  # (2, head dim), of queries and of keys
-    out: _Linear
-    after_attention: NDArray[np.float32]
-    before_mlp: NDArray[np.float32]  # with the smoothing after it
-    gate_up: _Linear
-    down: _Linear
-    after_mlp: NDArray[np.float32]
-    kind: str
+    """One layer's weights. The smoothing of a product's inputs is in the norm before it, where there is one."""
+
+    def __init__(self, weights: Mapping[str, Tensor], prefix: str, kind: str) -> None:
+        def linear(name: str) -> _Linear:
+            weight, scale, smooth = (weights[f"{prefix}{name}.{part}"] for part in _Linear._fields)
+            return _Linear(weight, scale.numpy(), smooth.numpy())
+
+        def norm(name: str) -> NDArray[np.float32]:
+            found: NDArray[np.float32] = weights[f"{prefix}{name}"].numpy()
+            return found
+
+        self.kind = kind
+        self.project, self.out = linear("project"), linear("out")
+        self.gate_up, self.down = linear("gate_up"), linear("down")
+        self.inputs = norm("input_layernorm") * self.project.smooth
+        self.queries_keys = np.stack([norm("q_norm"), norm("k_norm")])
+        self.after_attention = norm("post_attention_layernorm")
+        self.before_mlp = norm("pre_feedforward_layernorm") * self.gate_up.smooth
+        self.after_mlp = norm("post_feedforward_layernorm")
 
 
 class _Workspace(threading.local):
@@ -116,27 +97,28 @@ class _Workspace(threading.local):
 class Int8Body:
     """See the module and :class:`shared.packing.Body`. For any number of threads."""
 
-    def __init__(self, packed: Packed, example: Callable[[], Any]) -> None:
-        """``example`` runs ``packed``, a Gemma 3, on texts of its trade: these show how
-        large the inputs of each layer get.
-        """
-        model = packed.model
-        config = self._config = model.config
-        peaks = _peaks(model, example)
-        self._embed = model.embed_tokens
-        self._layers = [_layer(layer, peaks) for layer in model.layers]
-        self._norm = _weight(model.norm)
+    def __init__(self, config: Any, weights: Mapping[str, Tensor]) -> None:
+        """``weights``: what :func:`quantised` made of a model with this configuration."""
+        from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
+
+        self.config = config
+        self.embedding = weights["embedding"]
+        kinds = enumerate(config.layer_types)
+        self._layers = [_Layer(weights, f"{index}.", kind) for index, kind in kinds]
+        self._norm = weights["norm"]
         self._epsilon = np.float32(config.rms_norm_eps)
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._size = config.head_dim
         self._scaling = config.query_pre_attn_scalar**-0.5
-        self._rotary = model.rotary_emb
+        # As the model has it: rounded to the number format of its weights.
+        self._scale = torch.tensor(config.hidden_size**0.5).to(self.embedding.dtype)
+        self._rotary = Gemma3RotaryEmbedding(config)
         self._rotations: dict[str, Tensor] = {}
         self._of_thread = _Workspace()
 
     def cache(self) -> Cache:
         """See :class:`shared.packing.Body`."""
-        return Cache(self._config, torch.bfloat16)
+        return Cache(self.config, torch.bfloat16)
 
     def __call__(
         self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
@@ -159,7 +141,7 @@ class Int8Body:
             at[block.start : block.end, 2] = range(slot + block.past, slot + block.past + block.end - block.start)
         where = torch.tensor(positions)
         rotations = {kind: self._rotation(kind, where).numpy() for kind in {layer.kind for layer in self._layers}}
-        hidden = self._embed(torch.tensor(ids)).float().numpy()
+        hidden = (F.embedding(torch.tensor(ids), self.embedding) * self._scale).float().numpy()
         entered = work.tensor("entered", (total + _ROUND, hidden.shape[1]), torch.int8)
         step = work.tensor("step", (total,), torch.float32).numpy()
         queries = work.tensor("queries", (total * self._heads, self._size), torch.bfloat16)
@@ -173,7 +155,7 @@ class Int8Body:
             self._finish(layer, attention, at, hidden, following, entered, step)
         out = torch.from_numpy(hidden)
         out = out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + float(self._epsilon))
-        return out.mul_(torch.from_numpy(self._norm))
+        return out.mul_(self._norm)
 
     def _rotation(self, kind: str, positions: Tensor) -> Tensor:
         """Cosines and sines, (T, head dim)."""
@@ -210,7 +192,7 @@ class Int8Body:
                 self._product(layer.project, entered[padded]),
                 step[rows],
                 layer.project.scale,
-                layer.norms,
+                layer.queries_keys,
                 self._epsilon,
                 rotation[rows],
                 at[rows],
@@ -276,28 +258,45 @@ def _chunks(total: int) -> list[tuple[slice, slice]]:
     return found
 
 
-def _weight(norm: Any) -> NDArray[np.float32]:
+@torch.inference_mode()
+def quantised(packed: Packed, example: Callable[[], Any]) -> dict[str, Tensor]:
+    """The weights of an :class:`Int8Body`, of a model that :func:`supports` is true of.
+
+    ``example`` runs it on texts of its trade: these show how large the inputs of each layer get.
+    """
+    decoder = packed.decoder
+    peaks = _peaks(decoder, example)
+    found = {"embedding": packed.embedding, "norm": _norm(decoder.norm)}
+    for index, layer in enumerate(decoder.layers):
+        attention, mlp = layer.self_attn, layer.mlp
+        for name, linears in (
+            ("project", (attention.q_proj, attention.k_proj, attention.v_proj)),
+            ("out", (attention.o_proj,)),
+            ("gate_up", (mlp.gate_proj, mlp.up_proj)),
+            ("down", (mlp.down_proj,)),
+        ):
+            made = _linear(linears, peaks[linears[0]])
+            found |= {f"{index}.{name}.{part}": tensor for part, tensor in made.items()}
+        found |= {f"{index}.{name}": _norm(child) for name, child in layer.named_children() if name.endswith("norm")}
+        found |= {f"{index}.{name}": _norm(getattr(attention, name)) for name in ("q_norm", "k_norm")}
+    return found
+
+
+def _linear(linears: Sequence[nn.Linear], peaks: Tensor) -> dict[str, Tensor]:
+    """A :class:`_Linear`. ``peaks``: the largest absolute value that each input takes, shape (in,)."""
+    weight = torch.cat([linear.weight.detach().float() for linear in linears])
+    sizes = weight.abs().amax(0).clamp_(min=_LEAST)
+    moved = peaks.float().clamp(min=_LEAST) ** _SHARE / sizes ** (1 - _SHARE)
+    weight = weight * moved
+    scale = weight.abs().amax(1).clamp_(min=_LEAST) / 127
+    rounded = (weight / scale[:, None]).round().to(torch.int8)
+    return {"weight": rounded.t().contiguous(), "scale": scale, "smooth": 1 / moved}
+
+
+def _norm(norm: Any) -> Tensor:
     """What a norm multiplies by."""
-    weight: NDArray[np.float32] = (1 + norm.weight.detach().float()).numpy()
+    weight: Tensor = 1 + norm.weight.detach().float()
     return weight
-
-
-def _layer(layer: Any, peaks: dict[nn.Module, Tensor]) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    project = _Linear.of((attention.q_proj, attention.k_proj, attention.v_proj), peaks[attention.q_proj])
-    gate_up = _Linear.of((mlp.gate_proj, mlp.up_proj), peaks[mlp.gate_proj])
-    return _Layer(
-        inputs=_weight(layer.input_layernorm) * project.smooth,
-        project=project,
-        norms=np.stack([_weight(attention.q_norm), _weight(attention.k_norm)]),
-        out=_Linear.of((attention.o_proj,), peaks[attention.o_proj]),
-        after_attention=_weight(layer.post_attention_layernorm),
-        before_mlp=_weight(layer.pre_feedforward_layernorm) * gate_up.smooth,
-        gate_up=gate_up,
-        down=_Linear.of((mlp.down_proj,), peaks[mlp.down_proj]),
-        after_mlp=_weight(layer.post_feedforward_layernorm),
-        kind=attention.layer_type,
-    )
 
 
 def _peaks(module: nn.Module, example: Callable[[], Any]) -> dict[nn.Module, Tensor]:

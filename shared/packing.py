@@ -194,7 +194,13 @@ def run(model: Any, ids: Tensor, positions: Tensor, layout: Sequence[Block], cac
 
 
 class Body(Protocol):
-    """What runs the layers of a causal model over a stream, for inference."""
+    """A causal model for inference: its layers, to be run over a stream, and its output embedding.
+
+    ``embedding``: shape (vocabulary, hidden); ``config``: of ``transformers``.
+    """
+
+    config: Any
+    embedding: Tensor
 
     def cache(self) -> Cache:
         """An empty one."""
@@ -206,15 +212,17 @@ class Body(Protocol):
 
 
 class Packed:
-    """The layers of a ``transformers`` causal model with packed attention, as they are."""
+    """A ``transformers`` causal model with packed attention, as it is."""
 
     def __init__(self, model: Any) -> None:
-        self.model = model.get_decoder()
+        self.decoder = model.get_decoder()
+        self.config = model.config
+        self.embedding = model.get_output_embeddings().weight
         self._device = model.device
 
     def cache(self) -> Cache:
         """See :class:`Body`."""
-        return Cache(self.model.config, self.model.dtype, self._device)
+        return Cache(self.config, self.decoder.dtype, self._device)
 
     def __call__(
         self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
@@ -227,4 +235,4 @@ class Packed:
             slot = cache.take(pad) if cache is not None else 0
             blocks = [*blocks, Block(n, n + pad, causal(pad, device=self._device), slot=slot)]
         stream = torch.tensor((ids, positions), device=self._device)
-        return run(self.model, stream[0], stream[1], blocks, cache)[:n]
+        return run(self.decoder, stream[0], stream[1], blocks, cache)[:n]

@@ -13,7 +13,6 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,18 +22,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from shared import entity_types
-from shared.adapters import SELECTOR_FILE, SelectorFile, Way, load_merged
+from shared.adapters import SELECTOR_FILE, SelectorFile, Way, load_body
 from shared.base_model import load_tokenizer
 from shared.copying import CopyTokens
 from shared.errors import SelectorError
 from shared.messages import LANGS, Candidate, Lang
-from shared.packing import Block, block_mask, both_ways, causal, run, sliding
+from shared.packing import Block, Body, block_mask, both_ways, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
 HEAD_FILE = "head.safetensors"
 TYPES_AT_ONCE = 3  # lines beside one another in training, where a segment is read as the generator does
-_ROUND = 64  # streams are padded to a multiple: matrix kernels are prepared per shape
 
 
 class SpanHead(nn.Module):
@@ -184,29 +182,43 @@ class SpanEncoder:
     """See the module. Not thread-safe: one caller at a time."""
 
     def __init__(
-        self, model: Any, head: SpanHead, tokens: CopyTokens, batch_tokens: int, way: Way = "both-ways"
+        self, body: Body, head: SpanHead, tokens: CopyTokens, batch_tokens: int, way: Way = "both-ways"
     ) -> None:
-        """``model``: a causal model with packed attention; a pass has at most ``batch_tokens``, or one segment."""
-        self._body = model.get_decoder()
+        """``body``: the model; a pass has at most ``batch_tokens``, or one segment."""
+        self._body = body
         self._head = head
         self._tokens = tokens
         self._types = {key: i for i, key in enumerate(head.known)}
         self._headers = None if way == "both-ways" else {lang: headers(tokens, head.known, lang) for lang in LANGS}
-        self._window = getattr(model.config, "sliding_window", None)
+        self._window = getattr(body.config, "sliding_window", None)
         self._batch_tokens = batch_tokens
-        self._device = next(model.parameters()).device
+        self._device = body.embedding.device
         self.size = head.outer.out_features
         self.forwarded = 0  # tokens so far: what benchmarks count
 
     @classmethod
-    def load(cls, settings: Settings, folder: Path, batch_tokens: int = 4096) -> SpanEncoder:
-        """Base model of the settings, with adapter and head of a folder made by ``biobracket train selector``."""
+    def load(cls, settings: Settings, folder: Path, batch_tokens: int = 4096, dtype: str = "auto") -> SpanEncoder:
+        """Base model of the settings, with adapter and head of a folder made by ``biobracket train selector``.
+
+        ``dtype``: see :func:`shared.adapters.load_body`.
+        """
         made = SelectorFile.load(folder)
-        model = load_merged(settings, folder)
-        head = SpanHead(model.config.hidden_size, made.types, made.hidden, made.size)
-        head.read(folder)
-        head = head.to(model.device).eval().requires_grad_(False)
-        return cls(model, head, CopyTokens(load_tokenizer(settings)), batch_tokens, made.reading)
+        tokens = CopyTokens(load_tokenizer(settings))
+
+        def with_head(body: Body) -> SpanEncoder:
+            head = SpanHead(body.config.hidden_size, made.types, made.hidden, made.size)
+            head.read(folder)
+            head = head.to(body.embedding.device).eval().requires_grad_(False)
+            return cls(body, head, tokens, batch_tokens, made.reading)
+
+        def example(body: Body) -> None:
+            whole = [
+                Candidate(segment=s, type=made.types[0], start=0, end=s.end, text=s.text, generator_confidence=0.5)
+                for s in entity_types.definitions()
+            ]
+            with_head(body).encode(whole)
+
+        return with_head(load_body(settings, folder, encoder_revision(settings, folder), dtype, example))
 
     def tokens(self, text: str) -> int:
         """About how many tokens a segment costs."""
@@ -271,12 +283,7 @@ class SpanEncoder:
                 boundaries = read.boundaries(self._types[candidate.type], start, end)
                 at.append([begin + token for token in boundaries])
         self.forwarded += len(ids)
-        if pad := -len(ids) % _ROUND:
-            blocks.append(Block(len(ids), len(ids) + pad, causal(pad, device=self._device)))
-            ids += [0] * pad
-            positions += range(pad)
-        stream = torch.tensor((ids, positions), device=self._device)
-        hidden = run(self._body, stream[0], stream[1], blocks)
+        hidden = self._body(ids, positions, blocks)
         types = torch.tensor([self._types[candidates[i].type] for i in rows], device=self._device)
         embeddings, logits = self._head(hidden[torch.tensor(at, device=self._device)].float(), types)
         encoded.embeddings[rows] = embeddings.cpu().numpy()

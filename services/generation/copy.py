@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import accumulate, groupby
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,12 +26,11 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
 from shared import entity_types
-from shared.adapters import adapter_folder, load_merged
+from shared.adapters import adapter_folder, generator_revision, load_body
 from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens, State
-from shared.int8 import body_of
-from shared.messages import LANGS, Alternative, Segment, TaggedLine
-from shared.packing import Block, Body, Cache, Packed, sliding
+from shared.messages import Alternative, Segment, TaggedLine
+from shared.packing import Block, Body, Cache, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
@@ -94,14 +92,13 @@ class _Branch:
 
 
 class CopyEngine:
-    """See the module. ``model`` is a ``transformers`` causal model with packed attention, ``tokens`` its CopyTokens."""
+    """See the module. ``body`` is the model, ``tokens`` its CopyTokens."""
 
-    def __init__(self, model: Any, tokens: CopyTokens, config: GenerationConfig, body: Body | None = None) -> None:
-        """``body``: what runs the model's layers, if not itself."""
-        self._body = body or Packed(model)
-        self._embedding: Tensor = model.get_output_embeddings().weight
-        self._softcap = getattr(model.config, "final_logit_softcapping", None)
-        self._window = getattr(model.config, "sliding_window", None)
+    def __init__(self, body: Body, tokens: CopyTokens, config: GenerationConfig) -> None:
+        self._body = body
+        self._embedding = body.embedding
+        self._softcap = getattr(body.config, "final_logit_softcapping", None)
+        self._window = getattr(body.config, "sliding_window", None)
         self._tokens = tokens
         self._config = config
         self._device = self._embedding.device
@@ -115,11 +112,15 @@ class CopyEngine:
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
         """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to run."""
-        model = load_merged(settings, adapter_folder(settings), "auto" if config.dtype == "int8" else config.dtype)
         tokens = CopyTokens(load_tokenizer(settings))
         alone = config.model_copy(update={"threads": 1})
-        body = body_of(model, config.dtype, lambda: cls(model, tokens, alone).tag(_definitions()))
-        return cls(model, tokens, config, body)
+
+        def example(body: Body) -> None:
+            requests = [TagRequest(segment, (segment.document_id,)) for segment in entity_types.definitions()]
+            cls(body, tokens, alone).tag(requests)
+
+        folder, revision = adapter_folder(settings), generator_revision(settings)
+        return cls(load_body(settings, folder, revision, config.dtype, example), tokens, config)
 
     def tokens(self, request: TagRequest) -> int:
         """Tokens of the first pass, and as many again for lines: half of the types present, two passes each."""
@@ -444,17 +445,6 @@ class CopyEngine:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
-
-
-def _definitions() -> list[TagRequest]:
-    """What each type is, in both languages, to be tagged for that type: texts that are at hand everywhere."""
-    found = []
-    for key, entity_type in entity_types.TYPES.items():
-        for lang in LANGS:
-            text = entity_type.definition_en if lang == "en" else entity_type.definition_zh
-            segment = Segment(document_id=key, index=0, start=0, end=len(text), text=text, lang=lang)
-            found.append(TagRequest(segment, (key,)))
-    return found
 
 
 def _groups(requests: Sequence[TagRequest], costs: Sequence[int], number: int) -> Iterator[list[TagRequest]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -18,6 +20,9 @@ class SelectionConfig(BaseSettings):
         default=0.0, ge=0, description="GPU share of a replica; selection by confidence alone needs none."
     )
     threads: int = Field(default=0, ge=0, description="Threads of the span encoder on a CPU; 0: one a core.")
+    dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
+        default="auto", description="Number format of the span encoder, as for generation."
+    )
     neighbours: int = Field(default=16, ge=1, description="Nearest exemplars that have a vote on a candidate.")
     near_copy: float = Field(
         default=0.5,

@@ -75,7 +75,7 @@ class Selector:
         from shared.gazetteer import Gazetteer
         from shared.span_encoder import SpanEncoder, encoder_revision
 
-        encoder = SpanEncoder.load(settings, folder, config.batch_tokens)
+        encoder = SpanEncoder.load(settings, folder, config.batch_tokens, config.dtype)
         knowledge = Knowledge(encoder.size, encoder_revision(settings, folder), index_folder(folder))
         return cls(calibration, encoder, knowledge, reviews, config, Gazetteer.load(folder))
 

@@ -23,7 +23,9 @@ NOTES = [
 @pytest.fixture(scope="module")
 def extractor(tmp_path_factory):
     base = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=1)
-    return Extractor.load(Settings(base_model=str(base), adapter="", selector=""), Calibration.default())
+    return Extractor.load(
+        Settings(base_model=str(base), adapter="", selector="", cache=base / "cache"), Calibration.default()
+    )
 
 
 def test_every_entity_is_where_it_says(extractor):

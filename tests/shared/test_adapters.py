@@ -2,12 +2,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from shared import adapters
+from shared import adapters, int8
 from shared.adapters import CALIBRATION_FILE, adapter_folder, model_revision
+from shared.int8 import Int8Body
+from shared.packing import Block, Packed, causal
 from shared.settings import Settings
+from tests.tiny import make_tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -91,3 +96,42 @@ def test_the_card_and_the_manifest_are_no_part_of_the_revision(folder: Path, nam
     before = revision(folder)
     (folder / name).write_text("another")
     assert revision(folder) == before
+
+
+def example(body: Any) -> None:
+    length = 20
+    with torch.inference_mode():
+        body(list(range(5, 5 + length)), list(range(length)), [Block(0, length, causal(length))])
+
+
+def body(settings: Settings, dtype: str, revision: str = "r") -> Any:
+    return adapters.load_body(settings, None, revision, dtype, example)
+
+
+def test_weights_in_8_bits_are_made_once_for_a_base_and_a_revision(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    settings = Settings(base_model=str(base), adapter="", cache=tmp_path / "cache")
+    assert isinstance(body(settings, "int8"), Int8Body)
+    (made,) = settings.cache.glob("int8-*.safetensors")
+    written = made.stat().st_mtime_ns
+    body(settings, "int8")
+    assert made.stat().st_mtime_ns == written
+    body(settings, "int8", "another")
+    make_tiny_model(base, seed=3)
+    body(settings, "int8")
+    assert len(list(settings.cache.glob("int8-*.safetensors"))) == 3
+
+
+def test_which_number_formats_are_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gemma, other = (
+        Settings(base_model=str(make_tiny_model(tmp_path / name, architecture=name)), adapter="", cache=tmp_path / "c")
+        for name in ("gemma3", "qwen3")
+    )
+    for native in (True, False):
+        monkeypatch.setattr(int8, "native", lambda native=native: native)
+        assert isinstance(body(gemma, "auto"), Int8Body if native else Packed)
+        assert isinstance(body(gemma, "int8"), Int8Body)
+        assert isinstance(body(gemma, "bfloat16"), Packed)
+        assert isinstance(body(other, "auto"), Packed)
+    with pytest.raises(ValueError, match=r"^dtype: int8 is for Gemma 3"):
+        body(other, "int8")

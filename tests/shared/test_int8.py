@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from shared import int8
-from shared.int8 import Int8Body, body_of
+from shared.int8 import Int8Body, quantised, supports
 from shared.packing import Block, Packed, both_ways, causal, sliding, use_packed_attention
 from tests.tiny import make_tiny_model
 
@@ -39,7 +39,8 @@ def bodies(model):
 def made(packed):
     torch.manual_seed(0)
     ids = torch.randint(3, 200, (300,)).tolist()
-    return Int8Body(packed, lambda: packed(ids, list(range(300)), [block(0, 300)]))
+    weights = quantised(packed, lambda: packed(ids, list(range(300)), [block(0, 300)]))
+    return Int8Body(packed.config, weights)
 
 
 def error(got, expected):
@@ -58,9 +59,9 @@ def test_is_the_model_but_for_rounding(bodies, length):
 
 def product(linear, x):
     """What a layer makes of its quantised weights and input."""
-    rows = x * torch.from_numpy(linear.smooth)
+    rows = x * linear["smooth"]
     step = rows.abs().amax(1, keepdim=True) / 127
-    return (rows / step).round() @ linear.weight.float() * step * torch.from_numpy(linear.scale)
+    return (rows / step).round() @ linear["weight"].float() * step * linear["scale"]
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def test_large_inputs_leave_the_others_their_steps():
     others = x.clone()
     others[:, 5] = 0
     expected, said = (torch.cat([layer(of) for layer in layers], dim=1) for of in (x, others))
-    smooth, plain = (int8._Linear.of(layers, peaks) for peaks in (x.abs().amax(0), torch.ones(64)))
+    smooth, plain = (int8._linear(layers, peaks) for peaks in (x.abs().amax(0), torch.ones(64)))
     assert error(product(smooth, x) - expected + said, said) < error(product(plain, x) - expected + said, said) / 2
 
 
@@ -80,7 +81,7 @@ def test_large_inputs_leave_the_others_their_steps():
 def test_inputs_that_were_never_seen_do_no_harm():
     layer = nn.Linear(64, 48, bias=False)
     x = torch.randn(40, 64)
-    assert error(product(int8._Linear.of([layer], torch.zeros(64)), x), layer(x)) < 0.02
+    assert error(product(int8._linear([layer], torch.zeros(64)), x), layer(x)) < 0.02
 
 
 @torch.inference_mode()
@@ -132,18 +133,7 @@ def test_many_threads_can_use_it(bodies):
             assert torch.equal(got, one(ids))
 
 
-def test_which_layers_are_put_into_8_bits(model, tmp_path, monkeypatch):
-    def example():
-        Packed(model)([5, 6], [0, 1], [block(0, 2)])
-
-    monkeypatch.setattr(int8, "native", lambda: True)
-    assert isinstance(body_of(model, "int8", example), Int8Body)
-    assert isinstance(body_of(model, "auto", example), Int8Body)
-    assert isinstance(body_of(model, "bfloat16", example), Packed)
-    monkeypatch.setattr(int8, "native", lambda: False)
-    assert isinstance(body_of(model, "auto", example), Packed)
-    other = load(make_tiny_model(tmp_path, architecture="qwen3"))
-    assert isinstance(body_of(other, "auto", example), Packed)
-    with pytest.raises(ValueError, match=r"dtype: int8 is for Gemma 3 .* BIOBRACKET_GENERATION_DTYPE"):
-        body_of(other, "int8", example)
-    assert not any(module._forward_pre_hooks for module in model.modules())
+def test_only_layers_of_this_kind_can_be_had_in_8_bits(bodies, model, tmp_path):
+    assert supports(model.config)
+    assert not supports(load(make_tiny_model(tmp_path, architecture="qwen3")).config)
+    assert not any(module._forward_pre_hooks for module in model.modules())  # those that looked at the inputs are gone

@@ -11,7 +11,7 @@ from shared.adapters import SelectorFile, Way
 from shared.copying import CopyTokens
 from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
-from shared.packing import both_ways, use_packed_attention
+from shared.packing import Packed, both_ways, use_packed_attention
 from shared.pieces import split
 from shared.span_encoder import SpanEncoder, SpanHead, piece_range
 from tests.tiny import make_tiny_model
@@ -22,7 +22,7 @@ def make(folder, window=512, way="both-ways"):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     torch.manual_seed(1)
     head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval()
-    return SpanEncoder(model, head, CopyTokens(AutoTokenizer.from_pretrained(base)), 64, way)
+    return SpanEncoder(Packed(model), head, CopyTokens(AutoTokenizer.from_pretrained(base)), 64, way)
 
 
 @pytest.fixture(scope="module", params=get_args(Way))

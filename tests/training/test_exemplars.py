@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from shared.base_model import load_tokenizer
 from shared.copying import CopyTokens
-from shared.packing import use_packed_attention
+from shared.packing import Packed, use_packed_attention
 from shared.settings import Settings
 from shared.span_encoder import SpanEncoder, SpanHead
 from tests.tiny import make_tiny_model
@@ -28,7 +28,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpanEncoder:
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     tokens = CopyTokens(load_tokenizer(Settings(base_model=str(base))))
     head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval().requires_grad_(False)
-    return SpanEncoder(model, head, tokens, 4096)
+    return SpanEncoder(Packed(model), head, tokens, 4096)
 
 
 @pytest.mark.parametrize("texts", [True, False])

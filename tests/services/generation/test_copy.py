@@ -16,7 +16,7 @@ from services.generation.engine import TagRequest
 from shared import entity_types
 from shared.copying import Action, CopyTokens, State, tagged_text
 from shared.messages import Segment
-from shared.packing import use_packed_attention
+from shared.packing import Packed, use_packed_attention
 from shared.pieces import split
 from tests.tiny import make_tiny_model
 
@@ -38,7 +38,7 @@ def reference(folder):
 def made(folder, **changes):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     config = GenerationConfig(candidate_floor=0.3, branch_pieces=4, **changes)
-    return CopyEngine(model, CopyTokens(AutoTokenizer.from_pretrained(folder)), config)
+    return CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config)
 
 
 @pytest.fixture(scope="module", params=[4, 256], ids="lookahead-{}".format)

@@ -11,7 +11,8 @@ from tests.tiny import make_tiny_model
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    return Settings(base_model=str(make_tiny_model(tmp_path_factory.mktemp("tiny"))), adapter="", selector="")
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"))
+    return Settings(base_model=str(folder), adapter="", selector="", cache=folder / "cache")
 
 
 def test_a_base_that_fits_one_device_is_copied(settings):

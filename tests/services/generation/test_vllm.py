@@ -11,7 +11,7 @@ from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from shared.copying import CopyTokens
 from shared.messages import Segment
-from shared.packing import use_packed_attention
+from shared.packing import Packed, use_packed_attention
 from tests.tiny import make_tiny_model
 
 pytest.importorskip("vllm", reason="vllm is not installed: `make vllm` installs it")
@@ -34,7 +34,7 @@ def both(tmp_path_factory):
     config = GenerationConfig(candidate_floor=0.01, branch_pieces=4, dtype="float32", batch_tokens=2000)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     served = VllmEngine(folder, config)
-    yield CopyEngine(model, CopyTokens(AutoTokenizer.from_pretrained(folder)), config), served
+    yield CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config), served
     served.close()
 
 
