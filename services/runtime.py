@@ -27,6 +27,7 @@ import psutil  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
 from services import watchdog
+from services.generation.config import GenerationConfig
 from shared import settings as settings_module
 from shared.ray_node import on_loopback
 from shared.settings import Settings
@@ -45,8 +46,11 @@ _LOCK_FILE = "biobracket.lock"
 _LOGICAL_CPUS = 16
 # Messages of some kilobytes pass through it and nothing stays; Ray's default is a third of the memory.
 _OBJECT_STORE_BYTES = 256 * 2**20
-# One replica of each: the machine is one, and a second copy of the model would only share its cores.
+# One replica of each: the machine is one.
 _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION")
+# But generation on a CPU has a process for each core, up to so many: threads of one take turns at Python's lock. The
+# weights are in memory once.
+_GENERATION_REPLICAS = 4
 # Ray gives its node half a minute, which on busy cores can be too short.
 _RAY_ATTEMPTS = 3
 _POLL_S = 0.25
@@ -225,8 +229,10 @@ class Runtime:
             # A process of Ray takes seconds to start, on busy cores many: slow is not dead.
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+            # Serve's controller looks ten times a second whether all is well, which takes 2 % of two cores.
+            "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
         }
-        defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES}
+        defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES} | _replicas_of_generation()
         # Services but generation, which sets its own number, have work for one thread.
         defaults |= {"OMP_NUM_THREADS": "1"}
         own |= {name: value for name, value in defaults.items() if name not in os.environ}
@@ -319,6 +325,18 @@ class Runtime:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(addresses.model_dump_json(indent=2))
+
+
+def _replicas_of_generation() -> dict[str, str]:
+    """How many on a CPU, and their threads; nothing where the environment says something of it."""
+    config = GenerationConfig()
+    given = {"min_replicas", "max_replicas", "threads"} & config.model_fields_set
+    if given or config.num_gpus or config.engine == "vllm":
+        return {}
+    cores = len(os.sched_getaffinity(0))
+    number = min(cores, _GENERATION_REPLICAS)
+    values = {"MIN_REPLICAS": number, "MAX_REPLICAS": number, "THREADS": -(-cores // number)}
+    return {f"BIOBRACKET_GENERATION_{name}": str(value) for name, value in values.items()}
 
 
 def _reason(application: ApplicationStatusOverview) -> str:

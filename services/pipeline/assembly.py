@@ -305,7 +305,14 @@ class Pipeline:
         if not missing:
             return lines
         with run.timed("generation"):
-            batches = await asyncio.gather(*(self._generate(tuple(group), types) for types, group in missing.items()))
+            size = self._config.request_segments
+            batches = await asyncio.gather(
+                *(
+                    self._generate(tuple(group[i : i + size]), types)
+                    for types, group in missing.items()
+                    for i in range(0, len(group), size)
+                )
+            )
         made = {(line.segment.text, line.type): line for batch in batches for line in batch}
         if made.keys() != {(each.text, type_) for types, group in missing.items() for each in group for type_ in types}:
             raise RuntimeError("generation: the lines that came back are not those of the segments and types asked for")

@@ -28,7 +28,10 @@ class PipelineConfig(BaseSettings):
         description="Longest segment, in estimated model tokens.",
     )
     chunk_segments: int = Field(
-        default=64, ge=1, description="Segments of a document that go to generation in one request."
+        default=64, ge=1, description="Segments of a document that go from service to service together."
+    )
+    request_segments: int = Field(
+        default=4, ge=1, description="Segments that go to one replica of generation together; the others share a chunk."
     )
     local_cache_mib: int = Field(
         default=64,

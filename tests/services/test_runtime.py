@@ -86,6 +86,29 @@ def test_ports() -> None:
     assert runtime._http_port(Settings()) > 0
 
 
+@pytest.mark.parametrize(
+    ("cores", "replicas", "threads"), [(1, "1", "1"), (2, "2", "1"), (4, "4", "1"), (6, "4", "2"), (32, "4", "8")]
+)
+def test_generation_on_a_cpu_has_a_process_for_each_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, replicas: str, threads: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    found = runtime._replicas_of_generation()
+    assert found == {
+        "BIOBRACKET_GENERATION_MIN_REPLICAS": replicas,
+        "BIOBRACKET_GENERATION_MAX_REPLICAS": replicas,
+        "BIOBRACKET_GENERATION_THREADS": threads,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("MIN_REPLICAS", "1"), ("MAX_REPLICAS", "3"), ("THREADS", "2"), ("NUM_GPUS", "1")]
+)
+def test_what_the_environment_says_of_generation_stands(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"BIOBRACKET_GENERATION_{name}", value)
+    assert runtime._replicas_of_generation() == {}
+
+
 def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOBRACKET_A", "old")
     monkeypatch.delenv("BIOBRACKET_B", raising=False)

@@ -232,6 +232,13 @@ def test_a_long_document_goes_in_chunks_side_by_side() -> None:
     assert bench.generator.most == 2
 
 
+def test_replicas_of_generation_share_a_chunk() -> None:
+    bench = Bench(request_segments=3)
+    text = "\n\n".join(f"CD{n} binds." for n in range(8))
+    assert bench.extract(text, types=["dna"]).counts.entities == 8
+    assert sorted(bench.generator.requests) == [2, 3, 3]
+
+
 def test_the_cache_spares_the_generator() -> None:
     bench = Bench()
     first = bench.extract(TEXT)
