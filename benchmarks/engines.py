@@ -48,7 +48,7 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
-from shared import entity_types, int8
+from shared import entity_types
 from shared.adapters import generator_revision
 from shared.copying import Action, CopyTokens, actions_of, tagged_text
 from shared.messages import TaggedLine
@@ -271,6 +271,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from shared.base_model import base_folder, load_tokenizer
+    from shared.int8 import native
 
     with torch.device("meta"):
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
@@ -287,7 +288,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
                 needed += len(tokens.line(pieces, _actions(pieces, line))[0])
     rates = {
         kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]])
-        for kind in ("bfloat16", *(["int8"] if int8.native() else []))
+        for kind in ("bfloat16", *(["int8"] if native() else []))
     }
     best = max(rates.values())
     return {

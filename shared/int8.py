@@ -9,6 +9,7 @@ else is in the batch.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -87,7 +88,7 @@ class _Workspace(threading.local):
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of the shape with whatever is in it."""
-        size = int(np.prod(shape))
+        size = math.prod(shape)
         made = self._made.get(name)
         if made is None or made.numel() < size:
             made = self._made[name] = torch.zeros(size, dtype=dtype)
@@ -107,9 +108,7 @@ class Int8Body:
         self._layers = [_Layer(weights, f"{index}.", kind) for index, kind in kinds]
         self._norm = weights["norm"]
         self._epsilon = np.float32(config.rms_norm_eps)
-        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
-        self._size = config.head_dim
-        self._scaling = config.query_pre_attn_scalar**-0.5
+        self._heads, self._size = config.num_attention_heads, config.head_dim
         # As the model has it: rounded to the number format of its weights.
         self._scale = torch.tensor(config.hidden_size**0.5).to(self.embedding.dtype)
         self._rotary = Gemma3RotaryEmbedding(config)
@@ -145,11 +144,11 @@ class Int8Body:
         entered = work.tensor("entered", (total + _ROUND, hidden.shape[1]), torch.int8)
         step = work.tensor("step", (total,), torch.float32).numpy()
         queries = work.tensor("queries", (total * self._heads, self._size), torch.bfloat16)
+        look = _Look(self, queries, cache, blocks, slots)
         kernels.enter(hidden, self._layers[0].inputs, self._epsilon, entered.numpy(), step)
         for index, layer in enumerate(self._layers):
-            kept = cache.kept[index]
-            self._project(layer, entered, step, rotations[layer.kind], at, queries, kept)
-            attention = self._attend(layer, queries, kept, blocks, slots)
+            self._project(layer, entered, step, rotations[layer.kind], at, queries, cache.kept[index])
+            attention = look.attend(index, layer.kind)
             # The norm before the next layer's attention; behind the last one what it gives is not used.
             following = self._layers[index + 1].inputs if index + 1 < len(self._layers) else layer.inputs
             self._finish(layer, attention, at, hidden, following, entered, step)
@@ -203,22 +202,6 @@ class Int8Body:
                 values,
             )
 
-    def _attend(
-        self, layer: _Layer, queries: Tensor, kept: Tensor, blocks: Sequence[Block], slots: Sequence[int]
-    ) -> NDArray[np.uint16]:
-        group, windowed = self._heads // self._groups, layer.kind == "sliding_attention"
-        outputs = []
-        for block, slot in zip(blocks, slots, strict=True):
-            length = block.end - block.start
-            q = queries[block.start * self._heads : block.end * self._heads]
-            k, v = kept[:, None, :, slot : slot + block.past + length]
-            bias = block.bias(windowed=windowed, group=group, dtype=torch.bfloat16)
-            q = q.view(1, self._groups, group * length, self._size)
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self._scaling)
-            outputs.append(out.reshape(-1, self._size))
-        found: NDArray[np.uint16] = torch.cat(outputs).view(torch.uint16).numpy()
-        return found
-
     def _finish(
         self,
         layer: _Layer,
@@ -247,6 +230,43 @@ class Int8Body:
             product = self._product(layer.down, inner[:m])
             out, scale = entered[rows].numpy(), layer.down.scale
             kernels.add(product, one[:n], scale, layer.after_mlp, state, following, epsilon, out, step[rows])
+
+
+class _Look:
+    """Attention of one stream. What is the same for all layers is made once: every operation takes microseconds."""
+
+    def __init__(
+        self, body: Int8Body, queries: Tensor, cache: Cache, blocks: Sequence[Block], slots: Sequence[int]
+    ) -> None:
+        heads, groups, size = body.config.num_attention_heads, body.config.num_key_value_heads, body.config.head_dim
+        self._scaling = body.config.query_pre_attn_scalar**-0.5
+        self._groups, self._size = groups, size
+        kept = cache.kept.flatten(0, 1)[:, None]  # (layers * 2, 1, KV heads, slots, D)
+        self._queries: list[Tensor] = []
+        self._kept: list[tuple[Tensor, ...]] = []
+        self._biases: dict[str, list[Tensor]] = {"sliding_attention": [], "full_attention": []}
+        for block, slot in zip(blocks, slots, strict=True):
+            length = block.end - block.start
+            of_block = queries[block.start * heads : block.end * heads]
+            self._queries.append(of_block.view(1, groups, heads // groups * length, size))
+            self._kept.append(kept[:, :, :, slot : slot + block.past + length].unbind())
+            for kind, biases in self._biases.items():
+                windowed = kind == "sliding_attention"
+                biases.append(block.bias(windowed=windowed, group=heads // groups, dtype=queries.dtype))
+
+    def attend(self, layer: int, kind: str) -> NDArray[np.uint16]:
+        """What attention gives in a layer, ordered as the queries: (tokens * heads, D), bits of bfloat16."""
+        of, attention = 2 * layer, F.scaled_dot_product_attention
+        outputs = [
+            attention(q, kept[of], kept[of + 1], attn_mask=bias, scale=self._scaling)
+            for q, kept, bias in zip(self._queries, self._kept, self._biases[kind], strict=True)
+        ]
+        if self._groups == 1:
+            together = torch.cat(outputs, dim=2)
+        else:
+            together = torch.cat([output.reshape(-1, self._size) for output in outputs])
+        found: NDArray[np.uint16] = together.view(-1, self._size).view(torch.uint16).numpy()
+        return found
 
 
 def _chunks(total: int) -> list[tuple[slice, slice]]:

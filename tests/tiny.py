@@ -16,7 +16,7 @@ from transformers import (
 
 
 def make_tiny_model(
-    folder: Path, *, seed: int = 0, window: int = 512, architecture: str = "gemma3", head: int = 16
+    folder: Path, *, seed: int = 0, window: int = 512, architecture: str = "gemma3", head: int = 16, groups: int = 1
 ) -> Path:
     """A model of two layers over single bytes (and ` [`, ` -`, ` |`), saved in the folder. Returns it."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -35,7 +35,7 @@ def make_tiny_model(
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "num_key_value_heads": 1,
+        "num_key_value_heads": groups,
         "head_dim": head,
         "max_position_embeddings": 4096,
         "eos_token_id": 1,

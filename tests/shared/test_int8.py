@@ -24,9 +24,9 @@ def block(start, length, past=0, slot=0):
     return Block(start, start + length, mask, sliding(mask, positions[past:], positions, WINDOW), past, slot)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return load(make_tiny_model(tmp_path_factory.mktemp("tiny"), window=WINDOW))
+@pytest.fixture(scope="module", params=[1, 2], ids="groups-{}".format)
+def model(request, tmp_path_factory):
+    return load(make_tiny_model(tmp_path_factory.mktemp("tiny"), window=WINDOW, groups=request.param))
 
 
 @pytest.fixture(scope="module")
