@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import shared.int8_kernels  # noqa: F401  # loads LLVM, which vLLM's processes must not inherit
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from shared.copying import CopyTokens
-from shared.int8_kernels import enter as _  # noqa: F401  # loads LLVM, which vLLM's processes must not inherit
 from shared.messages import Segment
 from shared.packing import Packed, use_packed_attention
 from tests.tiny import make_tiny_model
