@@ -1,10 +1,9 @@
 """Gemma 3's layers in 8-bit integers on a CPU: what a CPU multiplies twice as fast as bfloat16.
 
-Weights get one scale an output, fixed when they are loaded; activations one a token, taken as it comes. A few inputs of
-a layer are much larger than the others for every token, and would leave these few steps of 256: their size is moved
-into the weights beforehand (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, what is
-between them is in float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what
-else is in the batch.
+Weights get one scale an output, fixed beforehand; activations one a token, taken as it comes. A few inputs of a layer
+are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
+weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, what is between them is in
+float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations

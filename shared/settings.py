@@ -70,7 +70,10 @@ class Settings(BaseSettings):
         description="Folder of the selector's span encoder, found as the adapter's; `auto`: the one that comes with "
         "biobracket, where it was fitted to base and adapter; none: the generator's confidence alone decides.",
     )
-    cache: Path = Field(default_factory=_cache_home, description="Folder for the dequantised base model.")
+    cache: Path = Field(
+        default_factory=_cache_home,
+        description="Folder for the dequantised base model, and the weights in 8 bits and merged models made of it.",
+    )
 
     # Folders
     data: Path = Field(default=Path("data"), description="Folder of the embedded servers' files.")

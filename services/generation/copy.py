@@ -205,7 +205,7 @@ class CopyEngine:
                 options = State(len(prefix.pieces)).admissible()
                 decided = dict(zip(options, next(logprobs), strict=True))
                 line = self._line(prefix, key, header, decided)
-                if line.draft:
+                if line.settled[0].action is not Action.ABSENT:
                     line.done = len(header)
                     room = 2 * len(prefix.ids) + len(header) + _MARGIN
                     self._move(line, room, (block.slot, len(prefix.ids)), (begin, len(header)))
