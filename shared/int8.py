@@ -3,7 +3,8 @@
 Weights get one scale an output, fixed beforehand; activations one a token, taken as it comes. A few inputs of a layer
 are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
 weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, what is between them is in
-float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what else is in the batch.
+float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what else is in the
+batch.
 """
 
 from __future__ import annotations
