@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from shared.entity_types import CORPUS_TYPES, DEFAULTS, TYPES, get
-from shared.messages import MAX_TYPES, Lang
+from shared.entity_types import CORPUS_TYPES, DEFAULTS, TYPES, definitions, get
+from shared.messages import LANGS, MAX_TYPES, Lang
 
 
 @pytest.mark.parametrize("lang", get_args(Lang))
@@ -37,3 +37,11 @@ def test_every_label_of_a_corpus_has_a_type_of_its_own(corpus: str) -> None:
 def test_an_unknown_type_names_the_known_ones() -> None:
     with pytest.raises(KeyError, match="disease"):
         get("no such type")
+
+
+def test_each_type_is_told_in_both_languages() -> None:
+    told = {(segment.document_id, segment.lang): segment for segment in definitions()}
+    assert told.keys() == {(key, lang) for key in TYPES for lang in LANGS}
+    for (key, lang), segment in told.items():
+        assert segment.text == get(key).definition(lang)
+        assert (segment.start, segment.end) == (0, len(segment.text))
