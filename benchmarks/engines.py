@@ -271,7 +271,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from shared.base_model import base_folder, load_tokenizer
-    from shared.int8 import native
+    from shared.int8 import native  # here: vLLM's processes import this module, and do not start with what it loads
 
     with torch.device("meta"):
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()

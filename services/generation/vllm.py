@@ -77,8 +77,6 @@ class VllmEngine:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # GiB; a thousand lines of the smallest base
         os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")  # vLLM would leave one core of two idle
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        # What this process has loaded is not for vLLM's: with LLVM's library among it they fail to start.
-        os.environ["VLLM_WORKER_MULTIPROCESSING_METHOD"] = "spawn"
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

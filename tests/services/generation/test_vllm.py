@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import shared.int8_kernels  # noqa: F401  # loads LLVM, which vLLM's processes must not inherit
+import shared.int8_kernels  # noqa: F401  # loads LLVM: vLLM's processes do not start where they have it too
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
