@@ -137,6 +137,8 @@ def load_body(
     if dtype != "int8" and not (dtype == "auto" and possible and native()):
         return Packed(load_merged(settings, folder, dtype))
     file = settings.cache / f"int8-{FORMAT}-{revision}-{_files(Path(base))}.safetensors"
+    if file.is_file():
+        return Int8Body(config, load_file(file))
     settings.cache.mkdir(parents=True, exist_ok=True)
     with file.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several replicas may start at once; one does the work

@@ -186,6 +186,7 @@ class Int8Body:
         kept: Tensor,
     ) -> None:
         keys, values = kept.view(torch.uint16).numpy()
+        of_heads = queries.view(torch.uint16).numpy()
         for rows, padded in _chunks(len(at)):
             kernels.project(
                 self._product(layer.project, entered[padded]),
@@ -197,7 +198,7 @@ class Int8Body:
                 at[rows],
                 rows.start,
                 self._heads,
-                queries.view(torch.uint16).numpy(),
+                of_heads,
                 keys,
                 values,
             )

@@ -187,8 +187,7 @@ def sliding(mask: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> 
 
 def run(model: Any, ids: Tensor, positions: Tensor, layout: Sequence[Block], cache: Cache | None = None) -> Tensor:
     """Hidden states after the final norm, shape (T, hidden), of a packed stream of ids, shape (T,)."""
-    layout_ = Layout(layout, cache)
-    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=layout_)
+    out = model(input_ids=ids[None], position_ids=positions[None], use_cache=False, layout=Layout(layout, cache))
     hidden: Tensor = out.last_hidden_state[0]
     return hidden
 
