@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +29,6 @@ from transformers import PreTrainedTokenizerBase
 
 from benchmarks.hardware import hardware
 from services.extractor import Extractor
-from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
 from services.selection.selector import Selector
 from shared.adapters import adapter_folder
@@ -157,14 +158,16 @@ def _extractor(variant: Variant, settings: Settings) -> Extractor:
         return Extractor.load(settings, calibration=Calibration.default())
     engine = LabelledEngine.load(settings)
     selector = Selector(Calibration.default())
-    return Extractor(engine, selector, model_revision="labelled", generation=GenerationConfig())
+    return Extractor(engine, selector, model_revision="labelled")
 
 
 class LabelledEngine(Engine):
     """Greedy decoding of labelled brackets under their grammar, token by token, by ``transformers``."""
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, batch: int = 32) -> None:
-        self._model, self._tokenizer, self._batch = model, tokenizer, batch
+        self._model, self._tokenizer, self._most = model, tokenizer, batch
+        self._waiting: deque[tuple[TagRequest, Future[list[TaggedLine]]]] = deque()
+        self._executor = ThreadPoolExecutor(1)
         self._tokens = CopyTokens(tokenizer)
 
     @classmethod
@@ -176,18 +179,28 @@ class LabelledEngine(Engine):
         merged = model.merge_and_unload().to(torch.bfloat16).eval()
         return cls(merged, load_tokenizer(settings))
 
-    def tokens(self, request: TagRequest) -> int:
-        """See :class:`services.generation.engine.Engine`."""
-        return 3 * len(self._tokens.prefix(split(request.segment.text)))
-
-    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
         """See :class:`services.generation.engine.Engine`; a line of one type has those of its mentions."""
-        order = sorted(range(len(requests)), key=lambda i: self.tokens(requests[i]))
-        lines: dict[int, list[TaggedLine]] = {}
-        for begin in range(0, len(order), self._batch):
-            chosen = order[begin : begin + self._batch]
-            lines |= zip(chosen, self._decode([requests[i] for i in chosen]), strict=True)
-        return [lines[i] for i in range(len(requests))]
+        future: Future[list[TaggedLine]] = Future()
+        self._waiting.append((request, future))
+        self._executor.submit(self._batch)
+        return future
+
+    def _batch(self) -> None:
+        """The waiting ones; nothing where those before had them all."""
+        batch = []
+        while self._waiting and len(batch) < self._most:
+            batch.append(self._waiting.popleft())
+        if not batch:
+            return
+        try:
+            found = self._decode([request for request, _ in batch])
+        except Exception as error:
+            for _, future in batch:
+                future.set_exception(error)
+            return
+        for (_, future), lines in zip(batch, found, strict=True):
+            future.set_result(lines)
 
     @torch.inference_mode()
     def _decode(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:

@@ -52,7 +52,6 @@ class Extractor:
         selector: Selector,
         *,
         model_revision: str,
-        generation: GenerationConfig,
         generator_revision: str = "",
         cache: SegmentCache | None = None,
     ) -> None:
@@ -60,19 +59,16 @@ class Extractor:
         self.engine = engine
         self.selector = selector
         self._model_revision = model_revision
-        self._generation = generation
         self._generator_revision = generator_revision
         self._cache = cache or NoCache()
 
     @classmethod
     def load(cls, settings: Settings, calibration: Calibration | None = None, lines: Path | None = None) -> Extractor:
         """Base model, adapter, selector and calibration of the settings; ``lines``: of a :class:`LineFile`."""
-        config = GenerationConfig()
         return cls(
-            load(settings, config),
+            load(settings, GenerationConfig()),
             Selector.load(settings, calibration),
             model_revision=model_revision(settings),
-            generation=config,
             generator_revision=generator_revision(settings),
             cache=LineFile(lines) if lines else None,
         )
@@ -105,16 +101,7 @@ class Extractor:
         done: Callable[[Extraction], None],
         collect: Callable[[Sequence[Candidate]], None] | None,
     ) -> list[Extraction]:
-        # One thread for both: they would only share the cores.
         executor = ThreadPoolExecutor(max_workers=1)
-        generator: Batcher[TagRequest, list[TaggedLine]] = Batcher(
-            self.engine.tag,
-            self.engine.tokens,
-            batch_tokens=self._generation.batch_tokens,
-            max_queued=10**9,
-            full="",
-            executor=executor,
-        )
         selector: Batcher[tuple[Candidate, ...], Selected] = Batcher(
             self.selector.select,
             self.selector.tokens,
@@ -123,10 +110,11 @@ class Extractor:
             full="",
             executor=executor,
         )
-        turns = asyncio.Semaphore(64)  # enough to fill a batch, and no more state than that
+        turns = asyncio.Semaphore(64)  # enough to keep the engine busy, and no more state than that
 
         async def generate(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-            lines = await generator.ask([TagRequest(segment, types) for segment in segments])
+            asked = [self.engine.submit(TagRequest(segment, types)) for segment in segments]
+            lines = await asyncio.gather(*map(asyncio.wrap_future, asked))
             return tuple(line for found in lines for line in found)
 
         async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
@@ -181,9 +169,8 @@ class DevScores:
                 name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]
                 for name, types in self._corpora.items()
             }
-        generation = GenerationConfig()
-        engine = CopyEngine(Packed(model), CopyTokens(load_tokenizer(self._settings)), generation)
-        extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training", generation=generation)
+        engine = CopyEngine(Packed(model), CopyTokens(load_tokenizer(self._settings)), GenerationConfig())
+        extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training")
         scores = {}
         for name, examples in self._examples.items():
             found = score_all(examples, extractor.extract(documents_of(examples)))

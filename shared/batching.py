@@ -17,9 +17,8 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Request, Answer]):
     """Takes requests from many callers, runs them in one thread, and gives each caller its own answers.
 
-    ``run`` gives one answer for each request of a batch, ``tokens`` what a request costs. ``observe`` is told the
-    number of requests and tokens of each batch; ``full`` is the message where too many wait. With an ``executor`` of
-    one thread several batchers take turns. Must be made and used in one event loop.
+    ``run`` gives one answer for each request of a batch, ``tokens`` what a request costs; ``full`` is the
+    message where too many wait. ``executor``: of one thread. Must be made and used in one event loop.
     """
 
     def __init__(
@@ -30,7 +29,6 @@ class Batcher(Generic[Request, Answer]):
         batch_tokens: int,
         max_queued: int,
         full: str,
-        observe: Callable[[int, int], None] = lambda requests, tokens: None,
         executor: Executor | None = None,
     ) -> None:
         self._call = run
@@ -38,7 +36,6 @@ class Batcher(Generic[Request, Answer]):
         self._batch_tokens = batch_tokens
         self._max_queued = max_queued
         self._full = full
-        self._observe = observe
         self._queue: deque[tuple[Request, int, asyncio.Future[Answer]]] = deque()
         self._executor = executor or ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
         self._runner: asyncio.Task[None] | None = None
@@ -73,7 +70,6 @@ class Batcher(Generic[Request, Answer]):
                     if not future.done():
                         future.set_exception(error)
                 continue
-            self._observe(len(batch), sum(cost for _, cost, _ in batch))
             for (_, _, future), answer in zip(batch, answers, strict=True):
                 if not future.done():  # its caller may have gone
                     future.set_result(answer)

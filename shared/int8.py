@@ -2,9 +2,9 @@
 
 Weights get one scale an output, fixed beforehand; activations one a token, taken as it comes. A few inputs of a layer
 are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
-weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438). Products are exact in 32 bits, what is between them is in
-float32 (`shared/int8_kernels.py`), attention in bfloat16. A token's result does not depend on what else is in the
-batch.
+weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Products, those of attention
+too, are exact in 32 bits, what is between them is in float32 (`shared/int8_kernels.py`). A token's result does not
+depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from shared.packing import Block, Cache, Packed
 # Share of an input's size that the weights take over. Of 0, 0.3, 0.5, 0.65 and 0.8 this gave Gemma 3 270M's layers on
 # the whole the least error, 0.9 to 2.3 % of their output's norm; without it 1.4 to 5.8 %.
 _SHARE = 0.65
+# The same of a key's size and the queries; of 0.3, 0.5, 0.7 and none this gave the last states the least error.
+_SHARE_OF_KEYS = 0.3
 _LEAST = 1e-5
 FORMAT = 1  # of the weights that are kept; another number where what they mean changes
 # Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
@@ -73,10 +75,21 @@ class _Layer:
         self.project, self.out = linear("project"), linear("out")
         self.gate_up, self.down = linear("gate_up"), linear("down")
         self.inputs = norm("input_layernorm") * self.project.smooth
-        self.queries_keys = np.stack([norm("q_norm"), norm("k_norm")])
+        self.queries_keys = _balanced(norm("q_norm"), norm("k_norm"))
         self.after_attention = norm("post_attention_layernorm")
         self.before_mlp = norm("pre_feedforward_layernorm") * self.gate_up.smooth
         self.after_mlp = norm("post_feedforward_layernorm")
+
+
+def _balanced(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weights of the norms of queries and keys, (2, D), such that keys are of one size in all their places.
+
+    What one gets the other gives, and both places of a pair that positions turn get the same.
+    """
+    peaks = [np.abs(of).reshape(2, -1).max(axis=0) for of in (queries, keys)]
+    of_queries, of_keys = (np.maximum(peak, 0.01 * peak.max()) for peak in peaks)
+    moved = np.tile(of_keys**_SHARE_OF_KEYS / of_queries ** (1 - _SHARE_OF_KEYS), 2)
+    return np.stack([queries * moved, keys / moved])
 
 
 class _Workspace(threading.local):
@@ -108,7 +121,8 @@ class Int8Body:
         self._layers = [_Layer(weights, f"{index}.", kind) for index, kind in kinds]
         self._norm = weights["norm"]
         self._epsilon = np.float32(config.rms_norm_eps)
-        self._heads, self._size = config.num_attention_heads, config.head_dim
+        self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
+        self._size = config.head_dim
         # As the model has it: rounded to the number format of its weights.
         self._scale = torch.tensor(config.hidden_size**0.5).to(self.embedding.dtype)
         self._rotary = Gemma3RotaryEmbedding(config)
@@ -117,41 +131,43 @@ class Int8Body:
 
     def cache(self) -> Cache:
         """See :class:`shared.packing.Body`."""
-        return Cache(self.config, torch.bfloat16)
+        return Cache(self.config, torch.int8)
 
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        blocks: Sequence[Block],
+        wanted: Sequence[int],
+        cache: Cache | None = None,
     ) -> Tensor:
         """See :class:`shared.packing.Body`."""
         work, total = self._of_thread, len(ids)
-        if cache is None:
+        if cache is not None:
+            slots = [block.slot for block in blocks]
+        else:
             if work.cache is None:
                 work.cache = self.cache()
             cache = work.cache
             cache.clear()
-            cache.take(total)
-            slots = [block.start for block in blocks]
-        else:
-            slots = [block.slot for block in blocks]
-        at = np.empty((total, 3), np.int64)
-        for block, slot in zip(blocks, slots, strict=True):
-            at[block.start : block.end, 0] = block.start
-            at[block.start : block.end, 1] = block.end - block.start
-            at[block.start : block.end, 2] = range(slot + block.past, slot + block.past + block.end - block.start)
+            slots = [cache.take(block.end - block.start) for block in blocks]
         where = torch.tensor(positions)
         rotations = {kind: self._rotation(kind, where).numpy() for kind in {layer.kind for layer in self._layers}}
         hidden = (F.embedding(torch.tensor(ids), self.embedding) * self._scale).float().numpy()
         entered = work.tensor("entered", (total + _ROUND, hidden.shape[1]), torch.int8)
         step = work.tensor("step", (total,), torch.float32).numpy()
-        queries = work.tensor("queries", (total * self._heads, self._size), torch.bfloat16)
-        look = _Look(self, queries, cache, blocks, slots)
+        look = _Look(self, work, cache, blocks, slots)
         kernels.enter(hidden, self._layers[0].inputs, self._epsilon, entered.numpy(), step)
         for index, layer in enumerate(self._layers):
-            self._project(layer, entered, step, rotations[layer.kind], at, queries, cache.kept[index])
-            attention = look.attend(index, layer.kind)
-            # The norm before the next layer's attention; behind the last one what it gives is not used.
-            following = self._layers[index + 1].inputs if index + 1 < len(self._layers) else layer.inputs
-            self._finish(layer, attention, at, hidden, following, entered, step)
+            self._project(layer, entered, step, rotations[layer.kind], look, index)
+            attention, unit = look.attend(index, layer.kind)
+            if index + 1 < len(self._layers):
+                at, following = look.at, self._layers[index + 1].inputs
+            else:
+                # What the norm before a next layer would give is not used, and tokens do not see one another any more.
+                at, following = look.at[wanted], layer.inputs
+                hidden = hidden[wanted]
+            self._finish(layer, attention, unit, at, hidden, following, entered, step)
         out = torch.from_numpy(hidden)
         out = out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + float(self._epsilon))
         return out.mul_(self._norm)
@@ -181,13 +197,10 @@ class Int8Body:
         entered: Tensor,
         step: NDArray[np.float32],
         rotation: NDArray[np.float32],
-        at: NDArray[np.int64],
-        queries: Tensor,
-        kept: Tensor,
+        look: _Look,
+        index: int,
     ) -> None:
-        keys, values = kept.view(torch.uint16).numpy()
-        of_heads = queries.view(torch.uint16).numpy()
-        for rows, padded in _chunks(len(at)):
+        for rows, padded in _chunks(len(step)):
             kernels.project(
                 self._product(layer.project, entered[padded]),
                 step[rows],
@@ -195,18 +208,19 @@ class Int8Body:
                 layer.queries_keys,
                 self._epsilon,
                 rotation[rows],
-                at[rows],
-                rows.start,
+                look.at[rows],
                 self._heads,
-                of_heads,
-                keys,
-                values,
+                look.queries,
+                look.query_step,
+                look.kept[index],
+                look.kept_step[index],
             )
 
     def _finish(
         self,
         layer: _Layer,
-        attention: NDArray[np.uint16],
+        attention: NDArray[np.int32],
+        unit: NDArray[np.float32],
         at: NDArray[np.int64],
         hidden: NDArray[np.float32],
         following: NDArray[np.float32],
@@ -221,7 +235,8 @@ class Int8Body:
         one, other = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
         for rows, padded in _chunks(len(at)):
             n, m = rows.stop - rows.start, padded.stop - padded.start
-            kernels.attended(attention, at[rows], rows.start, self._heads, layer.out.smooth, heads.numpy(), one[:n])
+            smooth, groups = layer.out.smooth, self._groups
+            kernels.attended(attention, unit, at[rows], self._heads, groups, smooth, heads.numpy(), one[:n])
             product = self._product(layer.out, heads[:m])
             state, scale = hidden[rows], layer.out.scale
             after, before = layer.after_attention, layer.before_mlp
@@ -234,40 +249,88 @@ class Int8Body:
 
 
 class _Look:
-    """Attention of one stream. What is the same for all layers is made once: every operation takes microseconds."""
+    """Attention of one stream. What is the same for all layers is made once: every operation takes microseconds.
+
+    A block's queries are rows, those that share a key one below the other and, since products are prepared per shape,
+    as many as make a multiple of ``_ROUND``. ``at``: where a token's are, see :mod:`shared.int8_kernels`.
+    """
 
     def __init__(
-        self, body: Int8Body, queries: Tensor, cache: Cache, blocks: Sequence[Block], slots: Sequence[int]
+        self, body: Int8Body, work: _Workspace, cache: Cache, blocks: Sequence[Block], slots: Sequence[int]
     ) -> None:
-        heads, groups, size = body.config.num_attention_heads, body.config.num_key_value_heads, body.config.head_dim
-        self._scaling = body.config.query_pre_attn_scalar**-0.5
-        self._groups, self._size = groups, size
-        kept = cache.kept.flatten(0, 1)[:, None]  # (layers * 2, 1, KV heads, slots, D)
-        self._queries: list[Tensor] = []
-        self._kept: list[tuple[Tensor, ...]] = []
-        self._biases: dict[str, list[Tensor]] = {"sliding_attention": [], "full_attention": []}
+        config = body.config
+        groups, size = config.num_key_value_heads, config.head_dim
+        together = config.num_attention_heads // groups
+        self._scaling = np.float32(config.query_pre_attn_scalar**-0.5)
+        self.kept, self.kept_step = cache.kept.numpy(), cache.steps.numpy()
+        self.at = np.empty((blocks[-1].end, 5), np.int64)
+        regions: list[tuple[int, ...]] = []
+        kept = cache.kept.flatten(0, 2)  # (layers * 2 * KV heads, slots, D)
+        scores = masked = row = 0
+        places: list[tuple[int, int, int, int]] = []
         for block, slot in zip(blocks, slots, strict=True):
-            length = block.end - block.start
-            of_block = queries[block.start * heads : block.end * heads]
-            self._queries.append(of_block.view(1, groups, heads // groups * length, size))
-            self._kept.append(kept[:, :, :, slot : slot + block.past + length].unbind())
-            for kind, biases in self._biases.items():
-                windowed = kind == "sliding_attention"
-                biases.append(block.bias(windowed=windowed, group=heads // groups, dtype=queries.dtype))
+            length, keys = block.end - block.start, block.past + block.end - block.start
+            padded, apart = _rounded(together * length), _rounded(keys)
+            at = self.at[block.start : block.end]
+            at[:, :3] = row, length, padded
+            at[:, 3] = range(length)
+            at[:, 4] = range(slot + block.past, slot + keys)
+            for group in range(groups):
+                regions.append((scores, row, together * length, length, keys, apart, slot, group, masked))
+                places.append((row, padded, scores, apart))
+                row += padded
+                scores += padded * apart
+            masked += length * keys
+        self._regions = np.array(regions, np.int64)
+        self._masks = {
+            kind: torch.cat([block.sees(windowed=kind == "sliding_attention").flatten() for block in blocks]).numpy()
+            for kind in set(config.layer_types)
+        }
+        queries = work.tensor("queries", (row, size), torch.int8)
+        self.queries = queries.numpy()
+        self.query_step = work.tensor("query step", (row,), torch.float32).numpy()
+        found = work.tensor("attention", (row, size), torch.int32)
+        self._found = found.numpy()
+        self._unit = work.tensor("attention unit", (row,), torch.float32).numpy()
+        products, weights = work.tensor("scores", (scores,), torch.int32), work.tensor("weights", (scores,), torch.int8)
+        self._scores, self._weights = products.numpy(), weights.numpy()
+        self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+        for (first, padded, begin, apart), region in zip(places, regions, strict=True):
+            slot, group = region[6], region[7]
+            of_group = kept[group::groups, slot : slot + apart]
+            end, shape = begin + padded * apart, (padded, apart)
+            self._parts.append(
+                (
+                    queries[first : first + padded],
+                    products[begin:end].view(shape),
+                    weights[begin:end].view(shape),
+                    found[first : first + padded],
+                    of_group[::2].transpose(1, 2).unbind(),
+                    of_group[1::2].unbind(),
+                )
+            )
 
-    def attend(self, layer: int, kind: str) -> NDArray[np.uint16]:
-        """What attention gives in a layer, ordered as the queries: (tokens * heads, D), bits of bfloat16."""
-        of, attention = 2 * layer, F.scaled_dot_product_attention
-        outputs = [
-            attention(q, kept[of], kept[of + 1], attn_mask=bias, scale=self._scaling)
-            for q, kept, bias in zip(self._queries, self._kept, self._biases[kind], strict=True)
-        ]
-        if self._groups == 1:
-            together = torch.cat(outputs, dim=2)
-        else:
-            together = torch.cat([output.reshape(-1, self._size) for output in outputs])
-        found: NDArray[np.uint16] = together.view(-1, self._size).view(torch.uint16).numpy()
-        return found
+    def attend(self, layer: int, kind: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """What attention gives in a layer, (rows, D), and what one unit of a row stands for."""
+        for queries, scores, _, _, keys, _ in self._parts:
+            torch._int_mm(queries, keys[layer], out=scores)  # noqa: SLF001  # the only way
+        kernels.weigh(
+            self._scores,
+            self._regions,
+            self._masks[kind],
+            self.query_step,
+            self.kept_step[layer],
+            self._scaling,
+            self._weights,
+            self._unit,
+        )
+        for _, _, weights, found, _, values in self._parts:
+            torch._int_mm(weights, values[layer], out=found)  # noqa: SLF001
+        return self._found, self._unit
+
+
+def _rounded(number: int) -> int:
+    return number + -number % _ROUND
 
 
 def _chunks(total: int) -> list[tuple[slice, slice]]:
@@ -275,7 +338,7 @@ def _chunks(total: int) -> list[tuple[slice, slice]]:
     found = []
     for begin in range(0, total, _ROWS):
         end = min(begin + _ROWS, total)
-        found.append((slice(begin, end), slice(begin, end + -(end - begin) % _ROUND)))
+        found.append((slice(begin, end), slice(begin, begin + _rounded(end - begin))))
     return found
 
 

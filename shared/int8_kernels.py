@@ -3,7 +3,7 @@
 Each function goes over tokens one by one and does all that is to be done with one while it is in the cache, where
 tensor operations would write it out and read it back after every step. Products are in ``acc``, 32-bit integers of
 shape (T, n); ``step`` (T,) is what one unit of a token's 8-bit numbers stands for, ``scale`` (n,) what one of an
-output's weights does. bfloat16 is its bits in uint16. Nothing here holds Python's lock.
+output's weights does. Nothing here holds Python's lock.
 """
 
 from __future__ import annotations
@@ -27,6 +27,12 @@ _P9, _P11, _P13 = (np.float32(v) for v in (-8.60467152213735e-11, 2.000187904824
 _Q0, _Q2, _Q4, _Q6 = (
     np.float32(v) for v in (4.89352518554385e-03, 2.26843463243900e-03, 1.18534705686654e-04, 1.19825839466702e-06)
 )
+# Two to the power of -0.5 to 0.5, with a relative error below 2e-7.
+_E1, _E2, _E3, _E4, _E5 = (
+    np.float32(v) for v in (0.6931468559, 0.2402223793, 0.05550893005, 0.009671702585, 0.001321867487)
+)
+_LOG2E, _FAINTEST, _NEVER = np.float32(1.4426950408889634), np.float32(-126), np.float32(-1e30)
+_LOWEST = np.int32(-(2**31))
 _GELU, _CUBE = np.float32(0.7978845608028654), np.float32(0.044715)  # sqrt(2 / pi)
 
 
@@ -42,14 +48,6 @@ def _to_int8(row, bits, out):  # type: ignore[no-untyped-def]
     for i in range(row.shape[0]):
         out[i] = np.int8(np.int32(np.rint(row[i] * inverse)))
     return peak / _STEPS
-
-
-@_compiled
-def _to_bfloat16(bits, out):  # type: ignore[no-untyped-def]
-    """Bits of float32 to the nearest bfloat16."""
-    for i in range(bits.shape[0]):
-        bit = bits[i]
-        out[i] = np.uint16((bit + np.uint32(0x7FFF) + ((bit >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @_compiled
@@ -73,25 +71,26 @@ def enter(hidden, weight, epsilon, out, step):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def project(acc, step, scale, norms, epsilon, rotation, at, first, heads, queries, keys, values):  # type: ignore[no-untyped-def]
-    """Queries, keys and values out of their product, normed and turned by their position, in bfloat16.
+def project(acc, step, scale, norms, epsilon, rotation, at, heads, queries, query_step, kept, kept_step):  # type: ignore[no-untyped-def]
+    """Queries, keys and values out of their product, normed and turned by their position, in 8 bits.
 
-    ``norms`` (2, D): weights of query and key; ``rotation`` (T, D): cosines, then sines; ``at`` (T, 3): start and
-    length of a token's block, and its slot; ``first``: place in the stream of the first token here. ``queries``
-    (tokens of the stream * heads, D): in each block head by head. ``keys``, ``values``: (KV heads, slots, D).
+    ``norms`` (2, D): weights of query and key; ``rotation`` (T, D): cosines, then sines; ``at`` (T, 5): where a token's
+    numbers lie, see :func:`_row`, and its slot. ``queries`` (rows, D) and ``query_step`` (rows,): of every token and
+    head; ``kept`` (2, KV heads, slots, D) and ``kept_step`` (2, KV heads, slots): keys and values.
     """
-    size = queries.shape[1]
+    size, groups = queries.shape[1], kept.shape[1]
     half = size // 2
     row, turned = np.empty(size, np.float32), np.empty(size, np.float32)
-    bits, turned_bits = row.view(np.uint32), turned.view(np.uint32)
+    bits, turned_bits = row.view(np.int32), turned.view(np.int32)
     for t in range(step.shape[0]):
-        start, length, slot = at[t, 0], at[t, 1], at[t, 2]
-        for head in range(heads + 2 * keys.shape[0]):
+        slot = at[t, 4]
+        for head in range(heads + 2 * groups):
             column = head * size
             for i in range(size):
                 row[i] = np.float32(acc[t, column + i]) * step[t] * scale[column + i]
-            if head >= heads + keys.shape[0]:
-                _to_bfloat16(bits, values[head - heads - keys.shape[0], slot])
+            if head >= heads + groups:
+                group = head - heads - groups
+                kept_step[1, group, slot] = _to_int8(row, bits, kept[1, group, slot])
                 continue
             norm = _inverse_norm(row, epsilon)
             weight = norms[0 if head < heads else 1]
@@ -101,25 +100,78 @@ def project(acc, step, scale, norms, epsilon, rotation, at, first, heads, querie
                 turned[i] = one * cosine - other * sine
                 turned[i + half] = other * cosine + one * sine
             if head < heads:
-                _to_bfloat16(turned_bits, queries[start * heads + head * length + first + t - start])
+                place = _row(at[t], head, heads // groups)
+                query_step[place] = _to_int8(turned, turned_bits, queries[place])
             else:
-                _to_bfloat16(turned_bits, keys[head - heads, slot])
+                kept_step[0, head - heads, slot] = _to_int8(turned, turned_bits, kept[0, head - heads, slot])
 
 
 @_compiled
-def attended(attention, at, first, heads, smooth, out, step):  # type: ignore[no-untyped-def]
-    """What attention gave, ordered as ``queries`` of :func:`project`, in 8 bits: (T, heads * D)."""
-    size = attention.shape[1]
+def _row(at, head, group):  # type: ignore[no-untyped-def]
+    """The row of a token and head, ``group`` of which share a key.
+
+    ``at``: the first row of the token's block, the block's tokens, the rows that it has for each key head, and the
+    token's place in it.
+    """
+    return at[0] + head // group * at[2] + head % group * at[1] + at[3]
+
+
+@_compiled
+def weigh(scores, regions, masks, query_step, kept_step, scaling, weights, step):  # type: ignore[no-untyped-def]
+    """Softmax of ``scores``, products of queries and keys, times the steps of the values, in 8 bits: ``weights``.
+
+    A region (of ``regions``, (n, 9)) is a block's queries of one key head: where its scores begin, its first row, how
+    many rows, tokens and keys it has, how far apart the scores of two rows are, its first slot, its key head, and where
+    its mask, (tokens, keys), begins in ``masks``. ``step`` (rows,): what one unit of a product of weights and values
+    stands for. (As SageAttention has it, Zhang et al. 2024, arXiv 2410.02367, but with weights row by row.)
+    """
+    # Of two shorter rows, which may lie close together, loops would be compiled in two ways that round differently.
+    most = 128
+    for region in range(regions.shape[0]):
+        most = max(most, regions[region, 4])
+    row, power = np.empty(most, np.float32), np.empty(most, np.int32)
+    bits, factor = row.view(np.int32), power.view(np.float32)
+    for region in range(regions.shape[0]):
+        begin, first, rows, length, keys, apart, slot, group, mask = regions[region]
+        for r in range(rows):
+            at, seen = begin + r * apart, mask + r % length * keys
+            unit = query_step[first + r] * scaling * _LOG2E
+            for j in range(keys):
+                value = np.float32(scores[at + j]) * unit * kept_step[0, group, slot + j]
+                row[j] = value if masks[seen + j] else _NEVER
+            # Of floats, too, in vectors: with all but the sign turned round in negative ones, bits are in order.
+            highest = _LOWEST
+            for j in range(keys):
+                highest = max(highest, bits[j] ^ ((bits[j] >> np.int32(31)) & _ABSOLUTE))
+            peak = np.int32(highest ^ ((highest >> np.int32(31)) & _ABSOLUTE)).view(np.float32)
+            for j in range(keys):
+                x = max(row[j] - peak, _FAINTEST)
+                whole = np.rint(x)
+                power[j] = (np.int32(whole) + np.int32(127)) << np.int32(23)
+                x -= whole
+                row[j] = _ONE + x * (_E1 + x * (_E2 + x * (_E3 + x * (_E4 + x * _E5))))
+            for j in range(keys):
+                row[j] *= factor[j]
+            total = np.float32(0)
+            for j in range(keys):
+                total += row[j]
+            for j in range(keys):
+                row[j] *= kept_step[1, group, slot + j]
+            step[first + r] = _to_int8(row[:keys], bits[:keys], weights[at : at + keys]) / total
+            for j in range(keys, apart):
+                weights[at + j] = 0
+
+
+@_compiled
+def attended(acc, acc_step, at, heads, groups, smooth, out, step):  # type: ignore[no-untyped-def]
+    """What attention gave, ``acc`` (rows, D) and ``acc_step`` (rows,), in 8 bits: (T, heads * D)."""
+    size = acc.shape[1]
     row = np.empty(heads * size, np.float32)
-    bits = row.view(np.uint32)
     for t in range(step.shape[0]):
-        start, length = at[t, 0], at[t, 1]
         for head in range(heads):
-            said = attention[start * heads + head * length + first + t - start]
+            place, column = _row(at[t], head, heads // groups), head * size
             for i in range(size):
-                bits[head * size + i] = np.uint32(said[i]) << np.uint32(16)
-        for i in range(row.shape[0]):
-            row[i] *= smooth[i]
+                row[column + i] = np.float32(acc[place, i]) * acc_step[place] * smooth[column + i]
         step[t] = _to_int8(row, row.view(np.int32), out[t])
 
 

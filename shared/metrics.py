@@ -47,10 +47,9 @@ SEGMENTS = Metric("biobracket_segments", "counter", "Segments processed.", ("lan
 # Segments that a cache spared the generator; their sum over SEGMENTS is the hit rate. Tag `layer`: local or store where
 # the decision of selection was in the replica's memory or in Redis, lines where only the generator's lines were.
 CACHE_HITS = Metric("biobracket_cache_hits", "counter", "Segments found in a cache.", ("layer",))
-# Segments of a batch of the generator: small ones under load mean a budget that is too small.
-GENERATION_BATCH_SEGMENTS = Metric(
-    "biobracket_generation_batch_segments", "histogram", "Segments of a generation batch.", (), (1, 4, 16, 64, 256)
-)
+# Segments that wait or are under way in a replica of the generator: next to none with documents waiting elsewhere mean
+# that the generator is not what holds them up.
+GENERATION_SEGMENTS = Metric("biobracket_generation_segments", "gauge", "Segments in a generation replica.")
 # Entities in results, by canonical type key.
 ENTITIES = Metric("biobracket_entities", "counter", "Entities found.", ("type",))
 # Corrections the parser made to tagged lines; more than a few mean an unconstrained or a bad model.
@@ -67,6 +66,6 @@ DOCUMENT_SECONDS = Metric("biobracket_document_seconds", "histogram", "Seconds a
 STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage takes.", ("stage",), SECONDS)
 
 METRICS = (
-    DOCUMENTS, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_BATCH_SEGMENTS, CACHE_HITS, ENTITIES, REPAIRS,
+    DOCUMENTS, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES, REPAIRS,
     REFUSED, LAG, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

@@ -20,41 +20,63 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "biobracket_packed"
 
+ROW = 64  # slots: rows of a few lengths only can be used again
 _ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
 
 
 class Cache:
     """Keys and values of tokens that are past, in slots, for all layers.
 
-    ``kept``: shape (layers, 2, KV heads, slots, head dim). It grows, and what it has taken it keeps: fresh memory costs
-    more than the numbers written to it. For one thread at a time.
+    ``kept``: shape (layers, 2, KV heads, slots, head dim); ``steps``: of 8-bit integers, what one unit of a slot stands
+    for, shape (layers, 2, KV heads, slots). It grows, and what it has taken it keeps: fresh memory costs more
+    than the numbers written to it. For one thread at a time.
     """
 
     def __init__(self, config: Any, dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
         """``config``: of the causal model whose tokens they are."""
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.kept = torch.empty(
-            config.num_hidden_layers, 2, config.num_key_value_heads, 0, size, dtype=dtype, device=device
-        )
-        self._used = 0
+        heads = (config.num_hidden_layers, 2, config.num_key_value_heads)
+        self.kept = torch.empty(*heads, 0, size, dtype=dtype, device=device)
+        self.steps = torch.empty(*heads, 0, device=device)
+        self.used = 0  # slots that are taken
+        self._begun = 0
+        self._free: dict[int, list[int]] = {}  # rows of slots that were given back, by their length
 
     def clear(self) -> None:
         """Forget all tokens."""
-        self._used = 0
+        self.used = self._begun = 0
+        self._free.clear()
 
     def take(self, slots: int) -> int:
-        """The first of so many free slots in a row."""
-        first = self._used
-        self._used += slots
-        if self._used > (there := self.kept.shape[3]):
-            grown = self.kept.new_empty(*self.kept.shape[:3], max(self._used, 2 * there), self.kept.shape[4])
-            grown[:, :, :, :first] = self.kept[:, :, :, :first]
-            self.kept = grown
+        """The first of so many free slots in a row; there are as many as makes a multiple of :data:`ROW`."""
+        slots += -slots % ROW
+        self.used += slots
+        if free := self._free.get(slots):
+            return free.pop()
+        first = self._begun
+        self._begun += slots
+        if self._begun > (there := self.kept.shape[3]):
+            room = max(self._begun, 2 * there)
+            self.kept = _grown(self.kept, room)
+            self.steps = _grown(self.steps, room)
         return first
+
+    def give_back(self, first: int, slots: int) -> None:
+        """Slots that :meth:`take` gave for this number of them."""
+        slots += -slots % ROW
+        self.used -= slots
+        self._free.setdefault(slots, []).append(first)
 
     def copy(self, source: int, to: int, slots: int) -> None:
         """Copy what so many slots hold to others."""
         self.kept[:, :, :, to : to + slots] = self.kept[:, :, :, source : source + slots]
+        self.steps[:, :, :, to : to + slots] = self.steps[:, :, :, source : source + slots]
+
+
+def _grown(kept: Tensor, slots: int) -> Tensor:
+    grown = kept.new_empty(*kept.shape[:3], slots, *kept.shape[4:])
+    grown[:, :, :, : kept.shape[3]] = kept
+    return grown
 
 
 @dataclass(slots=True)
@@ -74,13 +96,17 @@ class Block:
     slot: int = 0
     _biases: dict[bool, Tensor] = field(default_factory=dict, init=False)
 
+    def sees(self, *, windowed: bool) -> Tensor:
+        """The mask of a layer that slides or does not."""
+        return self.window if windowed and self.window is not None else self.mask
+
     def bias(self, *, windowed: bool, group: int, dtype: torch.dtype) -> Tensor:
         """What is added to attention scores, zero or minus infinity: a mask for each of ``group`` heads, one below the
         other. Made once for all layers.
         """
         windowed = windowed and self.window is not None
         if windowed not in self._biases:
-            mask = self.window if windowed and self.window is not None else self.mask
+            mask = self.sees(windowed=windowed)
             bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, float("-inf"))
             self._biases[windowed] = bias.repeat(group, 1)
         return self._biases[windowed]
@@ -205,9 +231,14 @@ class Body(Protocol):
         """An empty one."""
 
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        blocks: Sequence[Block],
+        wanted: Sequence[int],
+        cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, shape (T, hidden)."""
+        """Hidden states after the final norm of the ``wanted`` tokens, shape (wanted, hidden)."""
 
 
 class Packed:
@@ -224,7 +255,12 @@ class Packed:
         return Cache(self.config, self.decoder.dtype, self._device)
 
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], blocks: Sequence[Block], cache: Cache | None = None
+        self,
+        ids: Sequence[int],
+        positions: Sequence[int],
+        blocks: Sequence[Block],
+        wanted: Sequence[int],
+        cache: Cache | None = None,
     ) -> Tensor:
         """See :class:`Body`."""
         n = len(ids)
@@ -233,5 +269,9 @@ class Packed:
             positions = [*positions, *range(pad)]
             slot = cache.take(pad) if cache is not None else 0
             blocks = [*blocks, Block(n, n + pad, causal(pad, device=self._device), slot=slot)]
+            if cache is not None:
+                cache.give_back(slot, pad)
         stream = torch.tensor((ids, positions), device=self._device)
-        return run(self.decoder, stream[0], stream[1], blocks, cache)[:n]
+        return run(self.decoder, stream[0], stream[1], blocks, cache)[
+            torch.tensor(wanted, dtype=torch.long, device=self._device)
+        ]

@@ -283,9 +283,10 @@ class SpanEncoder:
                 boundaries = read.boundaries(self._types[candidate.type], start, end)
                 at.append([begin + token for token in boundaries])
         self.forwarded += len(ids)
-        hidden = self._body(ids, positions, blocks)
+        wanted, places = np.unique(at, return_inverse=True)
+        hidden = self._body(ids, positions, blocks, wanted.tolist())
         types = torch.tensor([self._types[candidates[i].type] for i in rows], device=self._device)
-        embeddings, logits = self._head(hidden[torch.tensor(at, device=self._device)].float(), types)
+        embeddings, logits = self._head(hidden[torch.from_numpy(places.reshape(-1, 4)).to(self._device)].float(), types)
         encoded.embeddings[rows] = embeddings.cpu().numpy()
         encoded.logits[rows] = logits.cpu().numpy()
 

@@ -25,11 +25,17 @@ class GenerationConfig(BaseSettings):
         description="vllm: tokens guessed ahead from the prompt's n-grams. vLLM cannot hold the model to the text "
         "then: what it says is aligned by parsing, and has no confidence of its own; 0 guesses none.",
     )
-    batch_tokens: int = Field(
+    pass_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens that a pass of one thread is filled up to with new segments; 0 takes 512 where `copy` runs "
+        "on a CPU, else 8192.",
+    )
+    cache_tokens: int = Field(
         default=8192,
-        ge=256,
-        description="Tokens that one batch of one thread may cost, counting a line for every type asked; bounds "
-        "memory.",
+        ge=1,
+        description="copy: tokens whose keys and values one thread may keep before it takes up no more segments; "
+        "bounds memory.",
     )
     dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
         default="auto",
@@ -51,7 +57,9 @@ class GenerationConfig(BaseSettings):
         description="Tokens of a line that one pass checks: a few waste little on what a correction undoes, many need "
         "fewer passes; 0 takes 6 on a CPU and 256 on a GPU.",
     )
-    max_queued: int = Field(default=4096, ge=1, description="Segments that may wait in a replica; more are put off.")
+    max_queued: int = Field(
+        default=4096, ge=1, description="Segments that may wait or be under way in a replica; more are put off."
+    )
 
     min_replicas: int = Field(default=1, ge=1, description="Replicas kept when idle.")
     max_replicas: int = Field(default=1, ge=1, description="Replicas at most.")
@@ -62,6 +70,6 @@ class GenerationConfig(BaseSettings):
     threads: int = Field(
         default=0,
         ge=0,
-        description="Threads on a CPU, for batches side by side or, where there are too few segments, for matrix "
+        description="Threads on a CPU, for segments side by side or, where there are too few of them, for matrix "
         "products; 0 takes every core.",
     )

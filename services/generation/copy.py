@@ -7,6 +7,10 @@ constraint, gives: every decision was taken by the model with exactly the line b
 Santilli et al. 2023, arXiv 2305.10427, with the source text as the draft.) What stands before the first correction is
 settled: its keys and values are kept, and later passes start there. A line's lie in one row of slots of the cache, a
 copy of the prefix's first, so that attention sees them in one piece.
+
+A pass takes what all segments under way ask for next, and new segments join where it has room (continuous batching, as
+in Orca, Yu et al. 2022): passes stay large enough for the products to be fast, and no segment waits for the longest of
+its batch.
 """
 
 from __future__ import annotations
@@ -14,28 +18,53 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, groupby
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from services.generation.config import GenerationConfig
-from services.generation.engine import TagRequest
+from services.generation.engine import Engine, TagRequest
 from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
 from shared import entity_types
 from shared.adapters import adapter_folder, generator_revision, load_body
 from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens, State
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.packing import Block, Body, Cache, sliding
+from shared.packing import Block, Body, Cache, block_mask, causal, sliding
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
-_LEAST = 512  # tokens, at least, for which a core is given a batch of its own
 _MARGIN = 16  # slots of a line for brackets; one that needs more moves
+_BRANCHES = 128  # tokens of a line's branches that run together, about
+
+T = TypeVar("T")
+
+
+class _Part(NamedTuple):
+    """Tokens of one segment or line for a pass.
+
+    ``mask``, ``slot`` and ``past``: see :class:`shared.packing.Block`; ``at``: the token, counted from the part's
+    first, before each decision, ``first_ids`` the first token of every action that is admissible there. What comes back
+    is, for each decision, the log-probability of each of them.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    mask: Tensor
+    slot: int
+    past: int
+    at: list[int]
+    first_ids: list[tuple[int, ...]]
+
+
+Answer: TypeAlias = list[list[float]]
+# Asks for parts, is sent their answers after the pass, and in the end returns what it found.
+Task: TypeAlias = Generator[list[_Part], list[Answer], T]
 
 
 @dataclass(slots=True)
@@ -51,16 +80,17 @@ class _Prefix:
 class _Line:
     """A line under way. ``settled`` actions will not change; ``draft`` is what is guessed to follow.
 
-    ``done`` counts the line's tokens (header included) whose keys and values are in the cache, behind the prefix's, in
-    its ``room`` slots from ``slot`` on.
+    ``state`` is that behind the settled actions. ``done`` counts the line's tokens (header included) whose keys and
+    values are in the cache, behind the prefix's, in its ``room`` slots from ``slot`` on.
     """
 
     prefix: _Prefix
     type: str
     header: tuple[int, ...]
     begin: Start
-    settled: list[Step]
-    draft: list[Action]
+    state: State
+    settled: list[Step] = field(default_factory=list)
+    draft: list[Action] = field(default_factory=list)
     done: int = 0
     slot: int = 0
     room: int = 0
@@ -68,10 +98,25 @@ class _Line:
     ids: list[int] = field(default_factory=list)
     pending: list[_Pending] = field(default_factory=list)
 
+    @property
+    def past(self) -> int:
+        """Tokens in the cache, the prefix's too."""
+        return len(self.prefix.ids) + self.done
+
+    @property
+    def after_open(self) -> bool:
+        """Whether an opening bracket was settled last: it has taken the space of what follows."""
+        return bool(self.settled) and self.settled[-1].action is Action.OPEN
+
+    def settle(self, step: Step) -> None:
+        """Take an action."""
+        self.settled.append(step)
+        self.state.apply(step.action)
+
 
 @dataclass(slots=True)
 class _Pending:
-    """A drafted action in the pass under way: its decision, at which token of the line, and that token's id count."""
+    """A drafted action in the pass under way: its decision, and at which token."""
 
     action: Action
     before: int  # index in the line of the token before it; the action's own tokens follow
@@ -83,15 +128,14 @@ class _Pending:
 class _Branch:
     """A mention opened where the greedy line did not, to see where it would close."""
 
-    line: _Line
     start: int  # piece that it begins at
     opened: float  # log-probability of opening it
-    before: int  # tokens of the line before the bracket
+    before: int  # tokens before the bracket, the prefix's too
     ids: list[int]
     closes: list[tuple[int, int, tuple[Action, ...], tuple[int, ...]]]  # token index, piece end, options, first ids
 
 
-class CopyEngine:
+class CopyEngine(Engine):
     """See the module. ``body`` is the model, ``tokens`` its CopyTokens."""
 
     def __init__(self, body: Body, tokens: CopyTokens, config: GenerationConfig) -> None:
@@ -104,10 +148,14 @@ class CopyEngine:
         self._device = self._embedding.device
         on_cpu = self._device.type == "cpu"
         self._lookahead = config.lookahead or (6 if on_cpu else 256)
-        # What is not a matrix product runs on one core only: groups side by side use all of them.
+        self._pass_tokens = config.pass_tokens or (512 if on_cpu else 8192)
+        # What is not a matrix product runs on one core only: workers side by side use all of them.
         self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
-        self._side_by_side = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
         self._of_thread = threading.local()
+        self._waiting: deque[tuple[TagRequest, Future[list[TaggedLine]]]] = deque()
+        self._lock = threading.Lock()
+        self._workers = 0
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
@@ -122,154 +170,120 @@ class CopyEngine:
         folder, revision = adapter_folder(settings), generator_revision(settings)
         return cls(load_body(settings, folder, revision, config.dtype, example), tokens, config)
 
-    def tokens(self, request: TagRequest) -> int:
-        """Tokens of the first pass, and as many again for lines: half of the types present, two passes each."""
-        prefix = len(self._tokens.prefix(split(request.segment.text)))
-        return prefix + len(request.types) * (3 + prefix)
-
-    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
         """See :class:`services.generation.engine.Engine`."""
-        costs = [self.tokens(request) for request in requests]
-        at_once = max(1, min(self._threads, len(requests), sum(costs) // _LEAST))
-        groups = _groups(requests, costs, at_once * -(-sum(costs) // (at_once * self._config.batch_tokens)))
-        threads = self._threads // at_once
+        future: Future[list[TaggedLine]] = Future()
+        with self._lock:
+            self._waiting.append((request, future))
+            if self._workers < self._threads:
+                self._workers += 1
+                self._executor.submit(self._work)
+        return future
 
-        def tag(group: Sequence[TagRequest]) -> list[list[TaggedLine]]:
-            if self._device.type == "cpu":
-                # Of this thread, and of those that begin later. Ray's OMP_NUM_THREADS says nothing of the cores.
-                torch.set_num_threads(threads)
-            with torch.inference_mode():
-                return self._tag(group)
+    # A worker: passes, for as long as there is something to do.
 
-        return [lines for found in self._side_by_side.map(tag, groups) for lines in found]
-
-    def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
-        self._cache().clear()
-        prefixes = []
-        for request in requests:
-            pieces = split(request.segment.text)
-            prefixes.append(_Prefix(request.segment, pieces, self._tokens.prefix(pieces)))
-        lines = self._first_pass(requests, prefixes)
-        undecided = [line for request_lines in lines for line in request_lines if line.draft]
-        while undecided:
-            self._check(undecided)
-            undecided = [line for line in undecided if line.draft]
-        beyond = self._beyond([line for request_lines in lines for line in request_lines])
-        return [
-            [
-                tagged_line(
-                    line.prefix.segment, line.type, line.prefix.pieces, line.begin, line.settled, beyond[id(line)]
-                )
-                for line in request_lines
-            ]
-            for request_lines in lines
-        ]
-
-    def _cache(self) -> Cache:
-        """Of this thread, for the batch that it is at; its memory is used again for the next."""
+    @torch.inference_mode()
+    def _work(self) -> None:
         cache: Cache | None = getattr(self._of_thread, "cache", None)
-        if cache is None:
+        if cache is None:  # its memory is used again and again: fresh memory is slow
             cache = self._of_thread.cache = self._body.cache()
-        return cache
+        under_way: list[_UnderWay] = []
+        while True:
+            self._admit(under_way, cache)
+            with self._lock:
+                if not under_way and not self._waiting:
+                    self._workers -= 1
+                    return
+                threads = self._threads // self._workers
+            if self._device.type == "cpu" and torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)  # of this worker only
+            try:
+                answers = iter(self._pass([part for of in under_way for part in of.parts], cache))
+                under_way = [of for of in under_way if of.take([next(answers) for _ in of.parts])]
+            except Exception as error:  # whoever asked learns of it; what waits has its own chance
+                for of in under_way:
+                    of.fail(error)
+                under_way = []
+                cache.clear()
 
-    # The first pass: prefixes, and whether each type is there at all.
+    def _admit(self, under_way: list[_UnderWay], cache: Cache) -> None:
+        """Take up waiting segments, until the pass is full or the cache has what it may."""
+        if not under_way:
+            cache.clear()
+        tokens = sum(of.tokens for of in under_way)
+        while tokens < self._pass_tokens and cache.used < self._config.cache_tokens:
+            with self._lock:
+                if not self._waiting:
+                    return
+                request, future = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            one = _UnderWay(self._segment(request, cache), future)
+            if one.begin():
+                under_way.append(one)
+                tokens += one.tokens
 
-    def _first_pass(self, requests: Sequence[TagRequest], prefixes: Sequence[_Prefix]) -> list[list[_Line]]:
-        ids: list[int] = []
-        positions: list[int] = []
-        blocks: list[Block] = []
-        at: list[int] = []
-        first_ids: list[tuple[int, ...]] = []
-        headers: list[list[tuple[int, ...]]] = []
-        for request, prefix in zip(requests, prefixes, strict=True):
-            start, length = len(ids), len(prefix.ids)
-            names = [entity_types.get(key).name(prefix.segment.lang) for key in request.types]
-            headers.append([self._tokens.header(name) for name in names])
-            ids += prefix.ids
-            positions += range(length)
-            for header in headers[-1]:
-                ids += header
-                positions += range(length, length + len(header))
-                at.append(len(ids) - 1)
-                options = State(len(prefix.pieces)).admissible()
-                first_ids.append(self._first_ids(prefix.pieces, 0, options, after_open=False))
-            slot = self._cache().take(len(ids) - start)
-            blocks.append(self._block(start, positions[start:], slot, 0, length, [len(h) for h in headers[-1]]))
-        hidden = self._run(ids, positions, blocks)
-        logprobs = iter(self._logprobs(hidden, at, first_ids))
-        lines: list[list[_Line]] = []
-        for request, prefix, block, request_headers in zip(requests, prefixes, blocks, headers, strict=True):
-            begin = block.slot + len(prefix.ids)
-            found = []
-            for key, header in zip(request.types, request_headers, strict=True):
-                options = State(len(prefix.pieces)).admissible()
-                decided = dict(zip(options, next(logprobs), strict=True))
-                line = self._line(prefix, key, header, decided)
-                if line.settled[0].action is not Action.ABSENT:
-                    line.done = len(header)
-                    room = 2 * len(prefix.ids) + len(header) + _MARGIN
-                    self._move(line, room, (block.slot, len(prefix.ids)), (begin, len(header)))
-                begin += len(header)
-                found.append(line)
-            lines.append(found)
-        return lines
-
-    def _move(self, line: _Line, room: int, *parts: tuple[int, int]) -> None:
-        """Give a line ``room`` slots, the first of them with what is in ``parts``: slots and how many."""
-        cache = self._cache()
-        line.slot, line.room = cache.take(room), room
-        to = line.slot
-        for source, slots in parts:
-            cache.copy(source, to, slots)
-            to += slots
+    def _segment(self, request: TagRequest, cache: Cache) -> Task[list[TaggedLine]]:
+        """The first pass: the prefix, and whether each type is there at all; then the lines of those that are."""
+        segment, pieces = request.segment, split(request.segment.text)
+        prefix = _Prefix(segment, pieces, self._tokens.prefix(pieces))
+        headers = [self._tokens.header(entity_types.get(key).name(segment.lang)) for key in request.types]
+        ids, positions, at = list(prefix.ids), list(range(len(prefix.ids))), []
+        for header in headers:
+            ids += header
+            positions += range(len(prefix.ids), len(prefix.ids) + len(header))
+            at.append(len(ids) - 1)
+        options = State(len(pieces)).admissible()
+        first_ids = [self._first_ids(pieces, 0, options, after_open=False)] * len(headers)
+        mask = block_mask(len(prefix.ids), [len(header) for header in headers], self._device)
+        slot = cache.take(len(ids))
+        (decisions,) = yield [_Part(ids, positions, mask, slot, 0, at, first_ids)]
+        lines = []
+        begin = slot + len(prefix.ids)
+        for key, header, logprobs in zip(request.types, headers, decisions, strict=True):
+            line = self._line(prefix, key, header, dict(zip(options, logprobs, strict=True)))
+            if line.draft:
+                line.room = 2 * len(prefix.ids) + len(header) + _MARGIN
+                line.slot = cache.take(line.room)
+                cache.copy(slot, line.slot, len(prefix.ids))
+                cache.copy(begin, line.slot + len(prefix.ids), len(header))
+            begin += len(header)
+            lines.append(line)
+        cache.give_back(slot, len(ids))
+        return (yield from _side_by_side([self._decoded(line, cache) for line in lines]))
 
     def _line(self, prefix: _Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> _Line:
         """A line with its first action settled. An absent type that had a real chance is drafted all the same."""
         begin = begun(decided, self._config.candidate_floor)
-        line = _Line(prefix, key, header, begin, [begin.first], [])
+        line = _Line(prefix, key, header, begin, State(len(prefix.pieces)), done=len(header))
+        line.settle(begin.first)
         if begin.first.action is not Action.ABSENT:
-            line.draft = _completed(prefix.pieces, [begin.first.action], [])
+            line.draft = _completed(line.state, [])
         return line
 
-    # Passes over drafts.
+    def _decoded(self, line: _Line, cache: Cache) -> Task[TaggedLine]:
+        """The passes over a line's draft, each of which settles it up to and including its first correction."""
+        others: tuple[Alternative, ...] = ()
+        if line.draft:
+            while line.draft:
+                part = self._prepare(line, cache)
+                decisions: Answer = []
+                if part is not None:
+                    (decisions,) = yield [part]
+                self._settle(line, decisions)
+            others = yield from self._beyond(line, cache)
+            cache.give_back(line.slot, line.room)
+        return tagged_line(line.prefix.segment, line.type, line.prefix.pieces, line.begin, line.settled, others)
 
-    def _check(self, lines: Sequence[_Line]) -> None:
-        """One pass over all drafts; each is settled up to and including its first correction."""
-        ids: list[int] = []
-        positions: list[int] = []
-        blocks: list[Block] = []
-        at: list[int] = []
-        first_ids: list[tuple[int, ...]] = []
-        for line in lines:
-            self._prepare(line)
-            start = len(ids)
-            ids += line.ids
-            offset = len(line.prefix.ids) + line.done
-            positions += range(offset, offset + len(line.ids))
-            at += [start + p.before - line.done for p in line.pending if p.options]
-            first_ids += [p.first_ids for p in line.pending if p.options]
-            if line.ids:
-                if offset + len(line.ids) > line.room:
-                    self._move(line, 2 * line.room + len(line.ids), (line.slot, offset))
-                blocks.append(self._block(start, positions[start:], line.slot, offset))
-        logprobs = iter(self._logprobs(self._run(ids, positions, blocks), at, first_ids))
-        for line in lines:
-            decided = [dict(zip(p.options, next(logprobs), strict=True)) if p.options else None for p in line.pending]
-            self._settle(line, decided)
+    # Drafts.
 
-    def _prepare(self, line: _Line) -> None:
-        """Lay out the drafted tokens from the first one without keys and values, and the decisions among them."""
-        state = State(len(line.prefix.pieces))
-        after_open = False
-        for step in line.settled:
-            state.apply(step.action)
-            after_open = step.action is Action.OPEN
-        line.ids = []
-        line.pending = []
+    def _prepare(self, line: _Line, cache: Cache) -> _Part | None:
+        """The drafted tokens from the first one without keys and values; none where there is nothing to decide."""
+        pieces, state, after_open = line.prefix.pieces, _copied(line.state), line.after_open
         # The last settled action's tokens have no keys yet: they come first.
-        last = line.settled[-1].action
-        line.ids += self._action(line.prefix.pieces, line.settled, last)
-        keep = len(line.ids)
+        line.ids = list(self._last(line))
+        line.pending = []
+        keep = 0
         for action in line.draft:
             options = state.admissible()
             if len(line.ids) > self._lookahead and line.pending and line.pending[-1].options:
@@ -277,60 +291,73 @@ class CopyEngine:
             pending = _Pending(action, line.done + len(line.ids) - 1)
             if len(options) > 1:
                 pending.options = options
-                pending.first_ids = self._first_ids(line.prefix.pieces, state.copied, options, after_open=after_open)
+                pending.first_ids = self._first_ids(pieces, state.copied, options, after_open=after_open)
                 keep = len(line.ids)
             line.pending.append(pending)
-            line.ids += self._tokens.action(line.prefix.pieces, state.copied, action, after_open=after_open)
+            line.ids += self._tokens.action(pieces, state.copied, action, after_open=after_open)
             state.apply(action)
             after_open = action is Action.OPEN
-        if not any(p.options for p in line.pending):
-            keep = 0
         del line.ids[keep:]  # nothing depends on tokens after the last decision
+        if not line.ids:
+            return None
+        self._make_room(line, len(line.ids), cache)
+        decisions = [pending for pending in line.pending if pending.options]
+        return _Part(
+            line.ids,
+            list(range(line.past, line.past + len(line.ids))),
+            causal(len(line.ids), line.past, self._device),
+            line.slot,
+            line.past,
+            [pending.before - line.done for pending in decisions],
+            [pending.first_ids for pending in decisions],
+        )
 
-    def _action(self, pieces: Pieces, settled: Sequence[Step], action: Action) -> tuple[int, ...]:
+    def _last(self, line: _Line) -> tuple[int, ...]:
         """Tokens of the last settled action."""
-        before = settled[:-1]
-        copied = sum(step.action is Action.COPY for step in before)
-        after_open = bool(before) and before[-1].action is Action.OPEN
-        return self._tokens.action(pieces, copied, action, after_open=after_open)
+        last = line.settled[-1].action
+        after_open = len(line.settled) > 1 and line.settled[-2].action is Action.OPEN
+        copied = line.state.copied - (last is Action.COPY)
+        return self._tokens.action(line.prefix.pieces, copied, last, after_open=after_open)
 
-    def _settle(self, line: _Line, decided: Sequence[dict[Action, float] | None]) -> None:
+    def _make_room(self, line: _Line, tokens: int, cache: Cache) -> None:
+        """See that so many fit behind those that the line has in the cache."""
+        if line.past + tokens > line.room:
+            slot, room = line.slot, line.room
+            line.room = 2 * room + tokens
+            line.slot = cache.take(line.room)
+            cache.copy(slot, line.slot, line.past)
+            cache.give_back(slot, room)
+
+    def _settle(self, line: _Line, decisions: Answer) -> None:
+        logprobs = iter(decisions)
+        decided = [dict(zip(p.options, next(logprobs), strict=True)) if p.options else None for p in line.pending]
         wishes = [
             p.action if d is None else max(d, key=d.__getitem__) for p, d in zip(line.pending, decided, strict=True)
         ]
-        for i, (pending, wish, logprobs) in enumerate(zip(line.pending, wishes, decided, strict=True)):
-            line.settled.append(Step(wish, logprobs))
+        for i, (pending, wish, found) in enumerate(zip(line.pending, wishes, decided, strict=True)):
+            line.settle(Step(wish, found))
             if wish is not pending.action:
                 line.done = max(line.done, pending.before + 1)  # what stands before the corrected action
-                actions = [step.action for step in line.settled]
                 rest = list(zip([p.action for p in line.pending], wishes, strict=True))[i:]
-                guess = _corrected(rest) + line.draft[len(line.pending) :]
-                line.draft = _completed(line.prefix.pieces, actions, guess)
+                line.draft = _completed(line.state, _corrected(rest) + line.draft[len(line.pending) :])
                 return
         line.done += len(line.ids)
         line.draft = line.draft[len(line.pending) :]
 
     # Candidates beyond greedy.
 
-    def _beyond(self, lines: Sequence[_Line]) -> dict[int, tuple[Alternative, ...]]:
-        """For each line, by identity, the spans that it did not take but gave at least ``candidate_floor``."""
+    def _beyond(self, line: _Line, cache: Cache) -> Task[tuple[Alternative, ...]]:
+        """The spans that a line did not take but gave at least ``candidate_floor``."""
         floor = math.log(self._config.candidate_floor)
-        found: dict[int, dict[tuple[int, int], float]] = {id(line): {} for line in lines}
-        branches: list[_Branch] = []
-        for line in lines:
-            if line.settled[0].action is Action.ABSENT:
-                continue
-            branches += self._near(line, floor, found[id(line)])
-        for begin in range(0, len(branches), 256):
-            for branch, end, logprob in self._close(branches[begin : begin + 256]):
-                best = found[id(branch.line)]
-                span = (branch.start, end)
-                if logprob >= floor and logprob > best.get(span, -math.inf):
-                    best[span] = logprob
-        return {
-            id(line): alternatives(line.prefix.pieces, line.begin, line.settled, found[id(line)], floor)
-            for line in lines
-        }
+        found: dict[Range, float] = {}
+        for branches in _runs(self._near(line, floor, found)):
+            (decisions,) = yield [self._branched(line, branches, cache)]
+            logprobs = iter(decisions)
+            for branch in branches:
+                end, logprob = _closed(branch, logprobs)
+                if logprob >= floor:
+                    found[branch.start, end] = max(found.get((branch.start, end), -math.inf), logprob)
+        return alternatives(line.prefix.pieces, line.begin, line.settled, found, floor)
 
     def _near(self, line: _Line, floor: float, found: dict[Range, float]) -> list[_Branch]:
         """Closings that were passed over go straight into ``found``; openings passed over become branches."""
@@ -349,11 +376,11 @@ class CopyEngine:
                 found[span] = max(found.get(span, -math.inf), logprob)
             elif tokens[index] <= line.done:
                 after_open = index > 0 and line.settled[index - 1].action is Action.OPEN
-                branches.append(self._branch(line, state, logprob, tokens[index], after_open=after_open))
+                before = len(line.prefix.ids) + tokens[index]
+                branches.append(self._branch(pieces, state, logprob, before, after_open=after_open))
         return branches
 
-    def _branch(self, line: _Line, state: State, opened: float, before: int, *, after_open: bool) -> _Branch:
-        pieces = line.prefix.pieces
+    def _branch(self, pieces: Pieces, state: State, opened: float, before: int, *, after_open: bool) -> _Branch:
         ids = list(self._tokens.action(pieces, state.copied, Action.OPEN, after_open=after_open))
         inner = State(len(pieces), state.copied, [*state.open, state.copied], True)
         closes = []
@@ -365,37 +392,26 @@ class CopyEngine:
             options = inner.admissible()
             first = self._first_ids(pieces, inner.copied, options, after_open=False)
             closes.append((len(ids) - 1, inner.copied, options, first))
-        return _Branch(line, state.copied, opened, before, ids, closes)
+        return _Branch(state.copied, opened, before, ids, closes)
 
-    def _close(self, branches: Sequence[_Branch]) -> Iterator[tuple[_Branch, int, float]]:
-        """For each branch the likeliest closing: piece end and log-probability, opening and copying included."""
-        cache = self._cache()
+    def _branched(self, line: _Line, branches: Sequence[_Branch], cache: Cache) -> _Part:
+        """Branches behind the line: each sees what stands before its bracket, and itself."""
+        total = sum(len(branch.ids) for branch in branches)
+        self._make_room(line, total, cache)
+        past = line.past
+        mask = torch.zeros(total, past + total, dtype=torch.bool, device=self._device)
         ids: list[int] = []
         positions: list[int] = []
-        blocks: list[Block] = []
         at: list[int] = []
-        first_ids: list[tuple[int, ...]] = []
         for branch in branches:
-            line, start = branch.line, len(ids)
-            offset = len(line.prefix.ids) + branch.before
+            start, end = len(ids), len(ids) + len(branch.ids)
+            mask[start:end, : branch.before] = True
+            mask[start:end, past + start : past + end] = causal(len(branch.ids), device=self._device)
             ids += branch.ids
-            positions += range(offset, offset + len(branch.ids))
+            positions += range(branch.before, branch.before + len(branch.ids))
             at += [start + token for token, _, _, _ in branch.closes]
-            first_ids += [first for _, _, _, first in branch.closes]
-            slot = cache.take(offset + len(branch.ids))
-            cache.copy(line.slot, slot, offset)
-            blocks.append(self._block(start, positions[start:], slot, offset))
-        if not branches:
-            return
-        logprobs = iter(self._logprobs(self._run(ids, positions, blocks), at, first_ids))
-        for branch in branches:
-            path = branch.opened
-            best = (branch.start + 1, -math.inf)
-            for _, end, options, _ in branch.closes:
-                decided = dict(zip(options, next(logprobs), strict=True))
-                best = max(best, (end, path + decided[Action.CLOSE]), key=lambda b: b[1])
-                path += decided.get(Action.COPY, -math.inf)
-            yield branch, *best
+        first_ids = [first for branch in branches for _, _, _, first in branch.closes]
+        return _Part(ids, positions, mask, line.slot, past, at, first_ids)
 
     # The model.
 
@@ -404,55 +420,125 @@ class CopyEngine:
     ) -> tuple[int, ...]:
         return tuple(self._tokens.action(pieces, copied, option, after_open=after_open)[0] for option in options)
 
-    def _block(
-        self,
-        start: int,
-        positions: Sequence[int],
-        slot: int,
-        past: int,
-        shared: int | None = None,
-        lines: Sequence[int] = (),
-    ) -> Block:
-        """A block that sees ``past`` tokens from ``slot`` on. Its first ``shared`` are seen by all of its ``lines``."""
-        n = len(positions)
-        mask = torch.ones(n, past + n, dtype=torch.bool, device=self._device).tril(past)
-        at = n if shared is None else shared
-        for length in lines:
-            mask[at + length :, past + at : past + at + length] = False
-            at += length
-        window = None
-        if self._window is not None and max(positions) >= self._window:
-            queries = torch.tensor(positions, device=self._device)
-            keys = torch.cat((torch.arange(past, device=self._device), queries))
-            window = sliding(mask, queries, keys, self._window)
-        return Block(start, start + n, mask, window, past, slot)
+    def _pass(self, parts: Sequence[_Part], cache: Cache) -> list[Answer]:
+        """Run all parts together."""
+        ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[Block] = []
+        at: list[int] = []
+        for part in parts:
+            start = len(ids)
+            ids += part.ids
+            positions += part.positions
+            at += [start + token for token in part.at]
+            blocks.append(Block(start, len(ids), part.mask, self._window_of(part), part.past, part.slot))
+        hidden = self._body(ids, positions, blocks, at, cache)
+        logprobs = iter(self._logprobs(hidden, [first for part in parts for first in part.first_ids]))
+        return [[next(logprobs) for _ in part.at] for part in parts]
 
-    def _run(self, ids: list[int], positions: list[int], blocks: list[Block]) -> Tensor:
-        if not ids:
-            return self._embedding.new_empty(0, self._embedding.shape[1])
-        return self._body(ids, positions, blocks, self._cache())
+    def _window_of(self, part: _Part) -> Tensor | None:
+        if self._window is None or max(part.positions) < self._window:
+            return None
+        queries = torch.tensor(part.positions, device=self._device)
+        keys = torch.cat((torch.arange(part.past, device=self._device), queries))
+        return sliding(part.mask, queries, keys, self._window)
 
-    def _logprobs(self, hidden: Tensor, at: list[int], first_ids: list[tuple[int, ...]]) -> list[list[float]]:
+    def _logprobs(self, hidden: Tensor, first_ids: Sequence[tuple[int, ...]]) -> list[list[float]]:
         """Log-probabilities of the admissible actions at each decision: only their logits are computed."""
-        if not at:
-            return []
         width = max(len(f) for f in first_ids)
         options = torch.tensor([f + (f[0],) * (width - len(f)) for f in first_ids], device=self._device)
         valid = torch.tensor([[i < len(f) for i in range(width)] for f in first_ids], device=self._device)
-        picked = hidden[torch.tensor(at, device=self._device)].float()
-        logits = torch.einsum("nh,nkh->nk", picked, self._embedding[options].float())
+        logits = torch.einsum("nh,nkh->nk", hidden.float(), self._embedding[options].float())
         if self._softcap:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(f)] for row, f in zip(logprobs, first_ids, strict=True)]
 
 
-def _groups(requests: Sequence[TagRequest], costs: Sequence[int], number: int) -> Iterator[list[TagRequest]]:
-    """Requests in their order, in about so many groups that cost about as much as one another."""
-    total, ends = sum(costs), accumulate(costs)
-    places = [int((end - cost / 2) * number / total) for end, cost in zip(ends, costs, strict=True)]
-    for _, group in groupby(zip(places, requests, strict=True), key=lambda placed: placed[0]):
-        yield [request for _, request in group]
+class _UnderWay:
+    """A segment between two passes: its task, what that asks for, and who waits for what it finds."""
+
+    def __init__(self, task: Task[list[TaggedLine]], future: Future[list[TaggedLine]]) -> None:
+        self._task = task
+        self._future = future
+        self.parts: list[_Part] = []
+
+    @property
+    def tokens(self) -> int:
+        """Of the next pass."""
+        return sum(len(part.ids) for part in self.parts)
+
+    def begin(self) -> bool:
+        """Ask for the first pass; false where there is none to wait for."""
+        return self._on(None)
+
+    def take(self, answers: list[Answer]) -> bool:
+        """Go on with what the pass said; false where that was the last."""
+        return self._on(answers)
+
+    def _on(self, answers: list[Answer] | None) -> bool:
+        try:
+            self.parts = next(self._task) if answers is None else self._task.send(answers)
+        except StopIteration as stop:
+            self._future.set_result(stop.value)
+            return False
+        except Exception as error:  # of this segment alone
+            self._future.set_exception(error)
+            return False
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits, if nobody has."""
+        self._task.close()
+        if not self._future.done():
+            self._future.set_exception(error)
+
+
+def _side_by_side(tasks: Sequence[Task[T]]) -> Task[list[T]]:
+    """Several as one: a pass has what all of them ask for."""
+    found: dict[int, T] = {}
+    asked: dict[int, list[_Part]] = {}
+    for number, task in enumerate(tasks):
+        try:
+            asked[number] = next(task)
+        except StopIteration as stop:
+            found[number] = stop.value
+    while asked:
+        answers = iter((yield [part for parts in asked.values() for part in parts]))
+        for number, parts in list(asked.items()):
+            try:
+                asked[number] = tasks[number].send([next(answers) for _ in parts])
+            except StopIteration as stop:
+                found[number] = stop.value
+                del asked[number]
+    return [found[number] for number in range(len(tasks))]
+
+
+def _runs(branches: Sequence[_Branch]) -> Iterator[list[_Branch]]:
+    """Branches in their order, some at a time."""
+    run: list[_Branch] = []
+    for branch in branches:
+        if run and sum(len(of.ids) for of in run) + len(branch.ids) > _BRANCHES:
+            yield run
+            run = []
+        run.append(branch)
+    if run:
+        yield run
+
+
+def _closed(branch: _Branch, logprobs: Iterator[list[float]]) -> tuple[int, float]:
+    """The likeliest closing of a branch: piece end and log-probability, opening and copying included."""
+    path = branch.opened
+    best = (branch.start + 1, -math.inf)
+    for _, end, options, _ in branch.closes:
+        decided = dict(zip(options, next(logprobs), strict=True))
+        best = max(best, (end, path + decided[Action.CLOSE]), key=lambda b: b[1])
+        path += decided.get(Action.COPY, -math.inf)
+    return best
+
+
+def _copied(state: State) -> State:
+    return State(state.pieces, state.copied, list(state.open), state.started)
 
 
 def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:
@@ -476,15 +562,13 @@ def _corrected(rest: Sequence[tuple[Action, Action]]) -> list[Action]:
     return out
 
 
-def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action]) -> list[Action]:
-    """A guess made into an admissible rest of the line.
+def _completed(state: State, guess: Sequence[Action]) -> list[Action]:
+    """A guess made into an admissible rest of the line behind a state.
 
     A guessed mention that nothing closes ends with the line: in the pass that follows the model says where it really
     ends.
     """
-    state = State(len(pieces))
-    for action in settled:
-        state.apply(action)
+    state = _copied(state)
     out: list[Action] = []
 
     def take(action: Action) -> None:
@@ -492,10 +576,9 @@ def _completed(pieces: Pieces, settled: Sequence[Action], guess: Sequence[Action
         out.append(action)
 
     for action in guess:
-        options = state.admissible()
-        if action in options:
+        if action in state.admissible():
             take(action)
-    while state.copied < len(pieces):
+    while state.copied < state.pieces:
         take(Action.COPY)
     while state.open:
         take(Action.CLOSE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
@@ -9,9 +11,9 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
 from shared import logs
-from shared.batching import Batcher
+from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
-from shared.metrics import GENERATION_BATCH_SEGMENTS
+from shared.metrics import GENERATION_SEGMENTS
 from shared.ray_metrics import RayObserver
 from shared.settings import settings
 
@@ -33,21 +35,25 @@ class Generation:
 
     def __init__(self) -> None:
         logs.configure(settings())
-        engine = load(settings(), _CONFIG)
-        observe = RayObserver()
-        self._batcher: Batcher[TagRequest, list[TaggedLine]] = Batcher(
-            engine.tag,
-            engine.tokens,
-            batch_tokens=_CONFIG.batch_tokens,
-            max_queued=_CONFIG.max_queued,
-            full="generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED",
-            observe=lambda segments, _: observe(GENERATION_BATCH_SEGMENTS, segments),
-        )
+        self._engine = load(settings(), _CONFIG)
+        self._observe = RayObserver()
+        self._under_way = 0
 
     async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         """A line for each segment and type, segment by segment."""
-        lines = await self._batcher.ask([TagRequest(segment, types) for segment in segments])
+        if self._under_way and self._under_way + len(segments) > _CONFIG.max_queued:
+            raise Overloaded("generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED")
+        self._count(len(segments))
+        try:
+            asked = [self._engine.submit(TagRequest(segment, types)) for segment in segments]
+            lines = await asyncio.gather(*map(asyncio.wrap_future, asked))
+        finally:
+            self._count(-len(segments))
         return tuple(line for found in lines for line in found)
+
+    def _count(self, more: int) -> None:
+        self._under_way += more
+        self._observe(GENERATION_SEGMENTS, self._under_way)
 
     async def ready(self) -> bool:
         """Whether the model is loaded: a replica answers only when it is."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import NamedTuple
 
 from shared.messages import Segment, TaggedLine
 
@@ -15,16 +17,16 @@ class TagRequest(NamedTuple):
     types: tuple[str, ...]
 
 
-class Engine(Protocol):
-    """Tags segments with a language model. Not thread-safe: one caller at a time."""
+class Engine(ABC):
+    """Tags segments with a language model. For any number of threads."""
 
-    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
-        """For each request one line a type, in the order of its types.
+    @abstractmethod
+    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
+        """In the end, one line a type, in the order of its types.
 
-        The lines of a request do not depend on what else is in the call.
+        The lines do not depend on what else is under way. A future that is cancelled before its turn costs nothing.
         """
-        ...
 
-    def tokens(self, request: TagRequest) -> int:
-        """About how many tokens a request costs; batches are made by this."""
-        ...
+    def tag(self, requests: Iterable[TagRequest]) -> list[list[TaggedLine]]:
+        """The lines of each request, in order, when all are there."""
+        return [future.result() for future in [self.submit(request) for request in requests]]

@@ -16,13 +16,13 @@ import os
 import tempfile
 import threading
 import uuid
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from services.generation.config import GenerationConfig
-from services.generation.engine import TagRequest
+from services.generation.engine import Engine, TagRequest
 from services.generation.lines import Range, Step, alternatives, begun, passed_over, tagged_line
 from services.generation.walk import KEY, Walk, steps_of
 from shared import entity_types
@@ -34,15 +34,14 @@ from shared.pieces import Pieces, split
 from shared.settings import Settings
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
+_PASS = 8192  # tokens, where the settings do not say
 _LONGEST = 1024  # tokens: a segment and its line stay below half of it
 _BLOCK = 16  # tokens whose keys and values are shared or not: the texts are short
 _ACTIONS = len(Action)
 
-T = TypeVar("T")
 
-
-class VllmEngine:
-    """See the module. ``tag`` may be called from any thread, and by several at once."""
+class VllmEngine(Engine):
+    """See the module."""
 
     def __init__(self, model: Path, config: GenerationConfig) -> None:
         """``model``: a folder that holds base, adapter merged, and tokenizer."""
@@ -55,7 +54,7 @@ class VllmEngine:
         self._constrained = not config.speculate
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
-        self._engine = self._wait(self._start(model))
+        self._engine = asyncio.run_coroutine_threadsafe(self._start(model), self._loop).result()
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> VllmEngine:
@@ -90,7 +89,7 @@ class VllmEngine:
             model=str(model),
             dtype="float32" if config.dtype == "float32" else "bfloat16",
             max_model_len=_LONGEST,
-            max_num_batched_tokens=config.batch_tokens,
+            max_num_batched_tokens=config.pass_tokens or _PASS,
             block_size=_BLOCK,
             enable_prefix_caching=True,
             tensor_parallel_size=config.tensor_parallel,
@@ -109,21 +108,9 @@ class VllmEngine:
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def tokens(self, request: TagRequest) -> int:
-        """About how many tokens a request costs: its prefix once, and a line for half of its types."""
-        prefix = len(self._tokens.prefix(split(request.segment.text)))
-        return prefix + len(request.types) * prefix // 2
-
-    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
         """See :class:`services.generation.engine.Engine`."""
-        return self._wait(self._tag(requests))
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return future.result()
-
-    async def _tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
-        return list(await asyncio.gather(*map(self._segment, requests)))
+        return asyncio.run_coroutine_threadsafe(self._segment(request), self._loop)
 
     async def _segment(self, request: TagRequest) -> list[TaggedLine]:
         pieces = split(request.segment.text)

@@ -101,7 +101,7 @@ def test_the_card_and_the_manifest_are_no_part_of_the_revision(folder: Path, nam
 def example(body: Any) -> None:
     length = 20
     with torch.inference_mode():
-        body(list(range(5, 5 + length)), list(range(length)), [Block(0, length, causal(length))])
+        body(list(range(5, 5 + length)), list(range(length)), [Block(0, length, causal(length))], [0])
 
 
 def body(settings: Settings, dtype: str, revision: str = "r") -> Any:

@@ -1,5 +1,10 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from transformers import AutoModelForCausalLM
 
 from shared.packing import Block, Cache, Packed, block_mask, causal, run, sliding, use_packed_attention
@@ -66,14 +71,69 @@ def test_a_copy_of_kept_tokens_goes_on_by_itself(models):
         torch.testing.assert_close(hidden, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_slots_are_taken_once_and_again_when_all_is_forgotten(models):
-    cache = Cache(models[1].config, torch.float32)
-    taken = [range(first, first + n) for n in (3, 1, 200) for first in [cache.take(n)]]
-    assert len(set().union(*taken)) == 204
-    there = cache.kept.shape[3]
-    cache.clear()
-    assert cache.take(204) == 0
+class Slots(RuleBasedStateMachine):
+    """What is taken at one time never overlaps, and holds what was put there whatever else is taken and given back."""
+
+    @initialize()
+    def begin(self):
+        config = SimpleNamespace(num_hidden_layers=2, num_key_value_heads=1, head_dim=4)
+        self.cache = Cache(config, torch.int8)
+        self.taken = {}
+
+    @rule(slots=st.integers(1, 200), mark=st.integers(-127, 127))
+    def take(self, slots, mark):
+        first = self.cache.take(slots)
+        assert not set(range(first, first + slots)) & {
+            slot for begin, (length, _) in self.taken.items() for slot in range(begin, begin + length)
+        }
+        self.cache.kept[:, :, :, first : first + slots] = mark
+        self.cache.steps[:, :, :, first : first + slots] = float(mark)
+        self.taken[first] = slots, mark
+
+    @precondition(lambda self: self.taken)
+    @rule(data=st.data())
+    def give_back(self, data):
+        first = data.draw(st.sampled_from(sorted(self.taken)))
+        self.cache.give_back(first, self.taken.pop(first)[0])
+
+    @precondition(lambda self: len(self.taken) > 1)
+    @rule(data=st.data())
+    def copy(self, data):
+        source, to = data.draw(st.permutations(sorted(self.taken)))[:2]
+        slots = min(self.taken[source][0], self.taken[to][0])
+        self.cache.copy(source, to, slots)
+        assert (self.cache.kept[:, :, :, to : to + slots] == self.taken[source][1]).all()
+        self.cache.kept[:, :, :, to : to + slots] = self.taken[to][1]
+        self.cache.steps[:, :, :, to : to + slots] = float(self.taken[to][1])
+
+    @rule()
+    def clear(self):
+        self.cache.clear()
+        self.taken.clear()
+
+    @invariant()
+    def kept(self):
+        assert self.cache.used >= sum(slots for slots, _ in self.taken.values())
+        assert self.taken or self.cache.used == 0
+        for first, (slots, mark) in self.taken.items():
+            assert (self.cache.kept[:, :, :, first : first + slots] == mark).all()
+            assert (self.cache.steps[:, :, :, first : first + slots] == mark).all()
+
+
+TestSlots = Slots.TestCase
+TestSlots.settings = settings(max_examples=30, stateful_step_count=20)
+
+
+def test_memory_is_used_again():
+    cache = Cache(SimpleNamespace(num_hidden_layers=1, num_key_value_heads=1, head_dim=4), torch.float32)
+    for _ in range(10):
+        first = [cache.take(n) for n in (3, 100, 70)]
+        there = cache.kept.shape[3]
+        for slot, n in zip(first, (3, 100, 70), strict=True):
+            cache.give_back(slot, n)
     assert cache.kept.shape[3] == there
+    cache.clear()
+    assert cache.take(3) == 0
 
 
 @torch.inference_mode()
@@ -81,7 +141,7 @@ def test_what_a_stream_is_padded_with_changes_nothing(models):
     plain, _, whole = models
     body = Packed(whole)
     ids, positions = [5, 6, 7], [0, 1, 2]
-    hidden = body(ids, positions, [Block(0, 3, causal(3))], body.cache())
+    hidden = body(ids, positions, [Block(0, 3, causal(3))], range(3), body.cache())
     assert hidden.shape[0] == 3
     torch.testing.assert_close(hidden, plain(torch.tensor([ids])).last_hidden_state[0], atol=1e-4, rtol=1e-4)
 

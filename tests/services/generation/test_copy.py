@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -43,7 +45,7 @@ def made(folder, **changes):
 
 @pytest.fixture(scope="module", params=[4, 256], ids="lookahead-{}".format)
 def engine(folder, request):
-    return made(folder, batch_tokens=2000, lookahead=request.param)
+    return made(folder, lookahead=request.param)
 
 
 def segment(text: str, lang: str = "en", index: int = 0) -> Segment:
@@ -104,11 +106,11 @@ def test_equals_plain_greedy_decoding_on_any_text(engine, reference, text, types
         assert line.tagged == ("" if actions == [Action.ABSENT] else tagged_text(split(text), actions))
 
 
-@pytest.mark.parametrize(("threads", "batch_tokens"), [(1, 500), (3, 500), (3, 4000)])
-def test_lines_do_not_depend_on_the_batch_nor_on_what_runs_beside_it(folder, engine, threads, batch_tokens):
+@pytest.mark.parametrize(("threads", "tokens"), [(1, 1), (1, 200), (3, 200), (3, 4000)])
+def test_lines_do_not_depend_on_what_is_under_way_beside_them(folder, engine, threads, tokens):
     requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS * 3)]
     alone = [engine.tag([request])[0] for request in requests]
-    together = made(folder, threads=threads, batch_tokens=batch_tokens).tag(requests)
+    together = made(folder, threads=threads, pass_tokens=tokens, cache_tokens=tokens).tag(requests)
     for one, other in zip(alone, together, strict=True):
         for a, b in zip(one, other, strict=True):
             assert (a.tagged, a.type, a.segment) == (b.tagged, b.type, b.segment)
@@ -129,6 +131,83 @@ def test_tagged_text_is_the_segment(engine):
 
 def test_no_requests(engine):
     assert engine.tag([]) == []
+
+
+def tagged(found):
+    return [[line.tagged for line in lines] for lines in found]
+
+
+def test_a_segment_that_fails_fails_alone(engine):
+    good = TagRequest(segment(TEXTS[0]), TYPES)
+    expected = tagged(engine.tag([good]))
+    futures = [engine.submit(request) for request in (good, TagRequest(segment(TEXTS[1]), ("no such type",)), good)]
+    assert tagged([futures[0].result(), futures[2].result()]) == [*expected, *expected]
+    with pytest.raises(KeyError):
+        futures[1].result()
+
+
+class Failing:
+    """A model that fails when it is told to, or waits."""
+
+    def __init__(self, body):
+        self._body = body
+        self.config, self.embedding, self.cache = body.config, body.embedding, body.cache
+        self.error = None
+        self.go = threading.Event()
+        self.go.set()
+
+    def __call__(self, *given):
+        self.go.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self._body(*given)
+
+
+@pytest.fixture
+def failing(engine):
+    made = CopyEngine(Failing(engine._body), engine._tokens, engine._config.model_copy(update={"threads": 1}))
+    return made, made._body
+
+
+def test_those_under_way_learn_that_a_pass_failed_and_those_after_them_do_not_suffer(engine, failing):
+    request = TagRequest(segment(TEXTS[0]), TYPES)
+    other, body = failing
+    body.error = RuntimeError("out of memory")
+    for future in [other.submit(request) for _ in range(3)]:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            future.result()
+    body.error = None
+    assert tagged(other.tag([request])) == tagged(engine.tag([request]))
+
+
+def test_who_has_gone_before_its_turn_costs_nothing(engine, failing):
+    request, never = TagRequest(segment(TEXTS[0]), TYPES), TagRequest(segment(TEXTS[1]), TYPES)
+    other, body = failing
+    body.go.clear()
+    with_it = other.submit(request)
+    while not with_it.running():
+        time.sleep(0.001)
+    gone = other.submit(never)
+    assert gone.cancel()
+    last = other.submit(request)
+    body.go.set()
+    assert tagged([with_it.result(), last.result()]) == tagged(engine.tag([request, request]))
+
+
+def test_what_a_segment_took_of_the_cache_is_given_back(engine):
+    requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS * 3)]
+    caches = []
+    other = CopyEngine(engine._body, engine._tokens, engine._config.model_copy(update={"threads": 1}))
+    segments = other._segment
+
+    def seen(request, cache):
+        found = yield from segments(request, cache)
+        caches.append((cache, cache.used))
+        return found
+
+    other._segment = seen
+    other.tag(requests)
+    assert caches[-1][1] == 0
 
 
 def _without_brackets(tagged: str) -> str:
