@@ -51,6 +51,8 @@ _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION"
 # But generation on a CPU has a process for each core, up to so many: threads of one take turns at Python's lock. The
 # weights are in memory once.
 _GENERATION_REPLICAS = 4
+# What is sent goes to no other replica any more: about a batch, so that each is busy and none has the rest to itself.
+_REQUESTS_PER_REPLICA = 12
 # Ray gives its node half a minute, which on busy cores can be too short.
 _RAY_ATTEMPTS = 3
 _POLL_S = 0.25
@@ -335,8 +337,13 @@ def _replicas_of_generation() -> dict[str, str]:
         return {}
     cores = len(os.sched_getaffinity(0))
     number = min(cores, _GENERATION_REPLICAS)
-    values = {"MIN_REPLICAS": number, "MAX_REPLICAS": number, "THREADS": -(-cores // number)}
-    return {f"BIOBRACKET_GENERATION_{name}": str(value) for name, value in values.items()}
+    values = {
+        "GENERATION_MIN_REPLICAS": number,
+        "GENERATION_MAX_REPLICAS": number,
+        "GENERATION_THREADS": -(-cores // number),
+        "PIPELINE_REQUESTS_IN_FLIGHT": number * _REQUESTS_PER_REPLICA,
+    }
+    return {f"BIOBRACKET_{name}": str(value) for name, value in values.items()}
 
 
 def _reason(application: ApplicationStatusOverview) -> str:

@@ -30,7 +30,7 @@ class IngestConfig(BaseSettings):
         description="Bytes of the documents in flight a replica; a larger document goes alone.",
     )
     # Half of it is how long a finished document waits for its commit on an idle stream.
-    poll_s: float = Field(default=0.1, gt=0, le=10, description="Seconds that one read of Kafka waits for records.")
+    poll_s: float = Field(default=0.25, gt=0, le=10, description="Seconds that one read of Kafka waits for records.")
     commit_s: float = Field(default=0.5, gt=0, description="Seconds between commits, and between readings of the lag.")
     attempts: int = Field(
         default=5,

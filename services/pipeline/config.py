@@ -33,6 +33,12 @@ class PipelineConfig(BaseSettings):
     request_segments: int = Field(
         default=4, ge=1, description="Segments that go to one replica of generation together; the others share a chunk."
     )
+    requests_in_flight: int = Field(
+        default=1024,
+        ge=1,
+        description="Requests that a replica has in generation at once; the others wait here and go where there is "
+        "room first. `biobracket up` sets 12 for each replica of generation on a CPU.",
+    )
     local_cache_mib: int = Field(
         default=64,
         ge=0,

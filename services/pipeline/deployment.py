@@ -46,6 +46,8 @@ class PipelineService:
         self._generation = generation
         self._parsing = parsing
         self._selection = selection
+        # Of a burst Serve does not see what is on its way to a replica, which can get twice the others' share.
+        self._turns = asyncio.Semaphore(_CONFIG.requests_in_flight)
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
         self._watch = StateWatch(self._basis, self._feedback.version, _CONFIG.state_s)
@@ -77,7 +79,8 @@ class PipelineService:
         return extraction
 
     async def _generate(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-        lines: tuple[TaggedLine, ...] = await self._generation.tag.remote(segments, types)
+        async with self._turns:
+            lines: tuple[TaggedLine, ...] = await self._generation.tag.remote(segments, types)
         return lines
 
     async def _parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:

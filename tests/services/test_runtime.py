@@ -87,10 +87,11 @@ def test_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cores", "replicas", "threads"), [(1, "1", "1"), (2, "2", "1"), (4, "4", "1"), (6, "4", "2"), (32, "4", "8")]
+    ("cores", "replicas", "threads", "requests"),
+    [(1, "1", "1", "12"), (2, "2", "1", "24"), (4, "4", "1", "48"), (6, "4", "2", "48"), (32, "4", "8", "48")],
 )
 def test_generation_on_a_cpu_has_a_process_for_each_core(
-    monkeypatch: pytest.MonkeyPatch, cores: int, replicas: str, threads: str
+    monkeypatch: pytest.MonkeyPatch, cores: int, replicas: str, threads: str, requests: str
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     found = runtime._replicas_of_generation()
@@ -98,6 +99,7 @@ def test_generation_on_a_cpu_has_a_process_for_each_core(
         "BIOBRACKET_GENERATION_MIN_REPLICAS": replicas,
         "BIOBRACKET_GENERATION_MAX_REPLICAS": replicas,
         "BIOBRACKET_GENERATION_THREADS": threads,
+        "BIOBRACKET_PIPELINE_REQUESTS_IN_FLIGHT": requests,
     }
 
 
