@@ -51,8 +51,8 @@ _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION"
 # But generation on a CPU has a process for each core, up to so many: threads of one take turns at Python's lock. The
 # weights are in memory once.
 _GENERATION_REPLICAS = 4
-# What is sent goes to no other replica any more: about a batch, so that each is busy and none has the rest to itself.
-_REQUESTS_PER_REPLICA = 12
+# What is sent goes to no other replica any more: enough for each to be busy, and none has the rest to itself.
+_REQUESTS_PER_REPLICA = 8
 # Ray gives its node half a minute, which on busy cores can be too short.
 _RAY_ATTEMPTS = 3
 _POLL_S = 0.25

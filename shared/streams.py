@@ -44,8 +44,8 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
 _SESSION_MS = 6_000
 _HEARTBEAT_MS = 1_000
-# Latency of an idle stream follows this wait with Tansu, on average by a quarter of it; Kafka itself answers when there
-# is something. 100 ms costs ten empty fetches a second, which are most of what an idle ingest takes of a processor.
+# Latency of an idle stream follows this wait with Tansu; Kafka itself answers when there is something. 100 ms costs ten
+# empty fetches a second, which are most of what an idle ingest takes of a processor.
 _FETCH_WAIT_MS = 100
 _LAG_S = 2.0
 _CONNECT_MS = 10_000

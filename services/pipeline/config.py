@@ -37,7 +37,7 @@ class PipelineConfig(BaseSettings):
         default=1024,
         ge=1,
         description="Requests that a replica has in generation at once; the others wait here and go where there is "
-        "room first. `biobracket up` sets 12 for each replica of generation on a CPU.",
+        "room first. `biobracket up` sets 8 for each replica of generation on a CPU.",
     )
     local_cache_mib: int = Field(
         default=64,

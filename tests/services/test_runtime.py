@@ -88,7 +88,7 @@ def test_ports() -> None:
 
 @pytest.mark.parametrize(
     ("cores", "replicas", "threads", "requests"),
-    [(1, "1", "1", "12"), (2, "2", "1", "24"), (4, "4", "1", "48"), (6, "4", "2", "48"), (32, "4", "8", "48")],
+    [(1, "1", "1", "8"), (2, "2", "1", "16"), (4, "4", "1", "32"), (6, "4", "2", "32"), (32, "4", "8", "32")],
 )
 def test_generation_on_a_cpu_has_a_process_for_each_core(
     monkeypatch: pytest.MonkeyPatch, cores: int, replicas: str, threads: str, requests: str
