@@ -31,7 +31,7 @@ _SHARE_OF_KEYS = 0.3
 _LEAST = 1e-5
 FORMAT = 1  # of the weights that are kept; another number where what they mean changes
 # Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
-_ROWS = 256
+_ROWS = 512
 _ROUND = 16  # products are prepared per shape
 
 
@@ -335,11 +335,11 @@ def _rounded(number: int) -> int:
 
 def _chunks(total: int) -> list[tuple[slice, slice]]:
     """Rows that go together, and the same with some more, so that their number is a multiple of ``_ROUND``."""
-    found = []
-    for begin in range(0, total, _ROWS):
-        end = min(begin + _ROWS, total)
-        found.append((slice(begin, end), slice(begin, begin + _rounded(end - begin))))
-    return found
+    if not total:
+        return []
+    size = _rounded(-(-total // -(-total // _ROWS)))  # of one length: few rows are slower, each
+    ends = [(begin, min(begin + size, total)) for begin in range(0, total, size)]
+    return [(slice(begin, end), slice(begin, begin + _rounded(end - begin))) for begin, end in ends]
 
 
 @torch.inference_mode()
