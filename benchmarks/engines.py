@@ -7,8 +7,10 @@
 | paper | transformers `generate`, one line after the other, as the paper has it (arXiv 2510.08902) but greedy |
 | transformers | the same, 16 lines at once |
 | vllm | the `vllm` engine, no candidates beyond greedy |
+| vllm_candidates | the `vllm` engine as it is, with the candidates beyond greedy |
 | vllm_speculative | the same, with guesses from the prompt's n-grams; unconstrained, as vLLM wants it |
 | copy_sequential | the `copy` engine, an action at a time |
+| copy_greedy | the `copy` engine, no candidates beyond greedy |
 | copy | the `copy` engine as it is, with the candidates beyond greedy |
 
 The paper has all types in one output, one copy of the text after the other; these weights know a line a type, so each
@@ -61,12 +63,16 @@ CORPORA = ("genia", "cmeee_v2", "bc5cdr")
 MOST = {
     "paper": 6,
     "transformers": 15,
-    "vllm": 60,
+    "vllm": 200,
+    "vllm_candidates": 60,
     "vllm_speculative": 12,  # free running, many lines go on until they are cut off
     "copy_sequential": 90,
+    "copy_greedy": 100_000,
     "copy": 100_000,
 }
+_GREEDY = ("vllm", "vllm_speculative", "copy_greedy")  # without candidates beyond the greedy ones
 _TOGETHER = 16
+_BASELINES = ("paper", "vllm", "vllm_candidates")
 _WARM_UP = 3  # segments, one of each corpus
 
 Span = tuple[int, int, int, str]  # segment, start, end, type
@@ -178,11 +184,13 @@ def spans(lines: Sequence[Sequence[TaggedLine]]) -> Iterator[Span]:
 def engine(name: str, settings: Settings) -> tuple[Tag, Callable[[], None]]:
     """An engine's `tag`, and what ends it."""
     config = GenerationConfig()
+    if name in _GREEDY:
+        config = config.model_copy(update={"candidate_floor": 1.0})
     if name.startswith("vllm"):
         from services.generation.vllm import VllmEngine, merged_folder
 
         speculate = 8 if name == "vllm_speculative" else 0
-        config = config.model_copy(update={"speculate": speculate, "candidate_floor": 1.0})
+        config = config.model_copy(update={"speculate": speculate})
         served = VllmEngine(merged_folder(settings), config)
         return served.tag, served.close
     if name.startswith("copy"):
@@ -359,7 +367,7 @@ def summary(of: dict[str, Any], found: dict[str, dict[str, Any]]) -> dict[str, A
         made["f1_of_copy"] = f1(theirs["found"], of["gold"], of["segments"])
         same = {tuple(s) for s in of["found"]} & {tuple(s) for s in theirs["found"] if s[0] < of["segments"]}
         made["entities_as_copy"] = round(len(same) / max(1, len(of["found"])), 4)
-    for name in ("paper", "vllm"):
+    for name in _BASELINES:
         if name in found:
             base = found[name]
             made[f"times_{name}"] = float(f"{statistics.median(base['seconds']) / base['segments'] / per_segment:.3g}")
@@ -396,7 +404,7 @@ def show(report: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     columns = ("segments", "segments_per_second", "slowest", "fastest", "characters_per_second", "entities_per_second")
-    columns += ("peak_mib", "f1", "f1_of_copy", "entities_as_copy", "times_paper", "times_vllm")
+    columns += ("peak_mib", "f1", "f1_of_copy", "entities_as_copy", *(f"times_{name}" for name in _BASELINES))
     out.print("| engine | " + " | ".join(name.replace("_", " ") for name in columns) + " |", soft_wrap=True)
     out.print("|---" * (len(columns) + 1) + "|", soft_wrap=True)
     for name, row in report["engines"].items():

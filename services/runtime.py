@@ -233,6 +233,8 @@ class Runtime:
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
             # Serve's controller looks ten times a second whether all is well, which takes 2 % of two cores.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
+            # Ten times a second in every replica is most of what an idle one does.
+            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         }
         defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES} | _replicas_of_generation()
         # Services but generation, which sets its own number, have work for one thread.
