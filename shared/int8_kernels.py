@@ -4,6 +4,9 @@ Each function goes over tokens one by one and does all that is to be done with o
 tensor operations would write it out and read it back after every step. Products are in ``acc``, 32-bit integers of
 shape (T, n); ``step`` (T,) is what one unit of a token's 8-bit numbers stands for, ``scale`` (n,) what one of an
 output's weights does. Nothing here holds Python's lock.
+
+Loops go over slices from their beginning: an index that might count from the end would make the compiler suspect arrays
+that lie near each other of sharing memory, and take a loop for these that rounds in another way.
 """
 
 from __future__ import annotations
@@ -85,9 +88,9 @@ def project(acc, step, scale, norms, epsilon, rotation, at, heads, queries, quer
     for t in range(step.shape[0]):
         slot = at[t, 4]
         for head in range(heads + 2 * groups):
-            column = head * size
+            found, unit = acc[t, head * size : (head + 1) * size], scale[head * size : (head + 1) * size]
             for i in range(size):
-                row[i] = np.float32(acc[t, column + i]) * step[t] * scale[column + i]
+                row[i] = np.float32(found[i]) * step[t] * unit[i]
             if head >= heads + groups:
                 group = head - heads - groups
                 kept_step[1, group, slot] = _to_int8(row, bits, kept[1, group, slot])
@@ -125,20 +128,21 @@ def weigh(scores, regions, masks, query_step, kept_step, scaling, weights, step)
     its mask, (tokens, keys), begins in ``masks``. ``step`` (rows,): what one unit of a product of weights and values
     stands for. (As SageAttention has it, Zhang et al. 2024, arXiv 2410.02367, but with weights row by row.)
     """
-    # Of two shorter rows, which may lie close together, loops would be compiled in two ways that round differently.
-    most = 128
+    most = 128  # of shorter rows, which may lie closer together, the compiler is as suspicious
     for region in range(regions.shape[0]):
         most = max(most, regions[region, 4])
     row, power = np.empty(most, np.float32), np.empty(most, np.int32)
     bits, factor = row.view(np.int32), power.view(np.float32)
     for region in range(regions.shape[0]):
         begin, first, rows, length, keys, apart, slot, group, mask = regions[region]
+        key_step, value_step = kept_step[0, group, slot : slot + keys], kept_step[1, group, slot : slot + keys]
         for r in range(rows):
             at, seen = begin + r * apart, mask + r % length * keys
+            found, sees = scores[at : at + keys], masks[seen : seen + keys]
             unit = query_step[first + r] * scaling * _LOG2E
             for j in range(keys):
-                value = np.float32(scores[at + j]) * unit * kept_step[0, group, slot + j]
-                row[j] = value if masks[seen + j] else _NEVER
+                value = np.float32(found[j]) * unit * key_step[j]
+                row[j] = value if sees[j] else _NEVER
             # Of floats, too, in vectors: with all but the sign turned round in negative ones, bits are in order.
             highest = _LOWEST
             for j in range(keys):
@@ -156,10 +160,9 @@ def weigh(scores, regions, masks, query_step, kept_step, scaling, weights, step)
             for j in range(keys):
                 total += row[j]
             for j in range(keys):
-                row[j] *= kept_step[1, group, slot + j]
+                row[j] *= value_step[j]
             step[first + r] = _to_int8(row[:keys], bits[:keys], weights[at : at + keys]) / total
-            for j in range(keys, apart):
-                weights[at + j] = 0
+            weights[at + keys : at + apart] = 0
 
 
 @_compiled
@@ -169,9 +172,10 @@ def attended(acc, acc_step, at, heads, groups, smooth, out, step):  # type: igno
     row = np.empty(heads * size, np.float32)
     for t in range(step.shape[0]):
         for head in range(heads):
-            place, column = _row(at[t], head, heads // groups), head * size
+            place = _row(at[t], head, heads // groups)
+            part, of_head = row[head * size : (head + 1) * size], smooth[head * size : (head + 1) * size]
             for i in range(size):
-                row[column + i] = np.float32(acc[place, i]) * acc_step[place] * smooth[column + i]
+                part[i] = np.float32(acc[place, i]) * acc_step[place] * of_head[i]
         step[t] = _to_int8(row, row.view(np.int32), out[t])
 
 
@@ -197,10 +201,12 @@ def activate(acc, step, scale, smooth, out, step_out):  # type: ignore[no-untype
     """GELU (by tanh) of the first half of a product times the second half, in 8 bits."""
     size = smooth.shape[0]
     row = np.empty(size, np.float32)
+    of_gate, of_up = scale[:size], scale[size:]
     for t in range(step.shape[0]):
+        gates, ups = acc[t, :size], acc[t, size:]
         for i in range(size):
-            gate = np.float32(acc[t, i]) * step[t] * scale[i]
-            up = np.float32(acc[t, size + i]) * step[t] * scale[size + i]
+            gate = np.float32(gates[i]) * step[t] * of_gate[i]
+            up = np.float32(ups[i]) * step[t] * of_up[i]
             x = min(max(_GELU * (gate + _CUBE * gate * gate * gate), -_REACH), _REACH)
             square = x * x
             above = _P9 + square * (_P11 + square * _P13)

@@ -19,7 +19,7 @@ import math
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, TypeVar
@@ -40,7 +40,6 @@ from shared.pieces import Pieces, split
 from shared.settings import Settings
 
 _MARGIN = 16  # slots of a line for brackets; one that needs more moves
-_BRANCHES = 128  # tokens of a line's branches that run together, about
 
 T = TypeVar("T")
 
@@ -132,7 +131,16 @@ class _Branch:
     opened: float  # log-probability of opening it
     before: int  # tokens before the bracket, the prefix's too
     ids: list[int]
-    closes: list[tuple[int, int, tuple[Action, ...], tuple[int, ...]]]  # token index, piece end, options, first ids
+    closes: list[_Close]
+
+
+class _Close(NamedTuple):
+    """A decision of a branch, whether to close."""
+
+    at: int  # its token, counted from the branch's first
+    end: int  # piece
+    options: tuple[Action, ...]
+    first_ids: tuple[int, ...]
 
 
 class CopyEngine(Engine):
@@ -348,19 +356,17 @@ class CopyEngine(Engine):
 
     def _beyond(self, line: _Line, cache: Cache) -> Task[tuple[Alternative, ...]]:
         """The spans that a line did not take but gave at least ``candidate_floor``."""
-        floor = math.log(self._config.candidate_floor)
-        found: dict[Range, float] = {}
-        for branches in _runs(self._near(line, floor, found)):
-            (decisions,) = yield [self._branched(line, branches, cache)]
-            logprobs = iter(decisions)
-            for branch in branches:
-                end, logprob = _closed(branch, logprobs)
-                if logprob >= floor:
-                    found[branch.start, end] = max(found.get((branch.start, end), -math.inf), logprob)
-        return alternatives(line.prefix.pieces, line.begin, line.settled, found, floor)
+        least = math.log(self._config.candidate_floor)
+        floor = least - (math.log(line.begin.presence) if line.begin.forced else 0.0)
+        found, branches = self._near(line, floor)
+        ends = yield from _side_by_side([self._closed(line, branch, floor, cache) for branch in branches])
+        for branch, (end, logprob) in zip(branches, ends, strict=True):
+            if logprob >= floor:
+                found[branch.start, end] = max(found.get((branch.start, end), -math.inf), logprob)
+        return alternatives(line.prefix.pieces, line.begin, line.settled, found, least)
 
-    def _near(self, line: _Line, floor: float, found: dict[Range, float]) -> list[_Branch]:
-        """Closings that were passed over go straight into ``found``; openings passed over become branches."""
+    def _near(self, line: _Line, floor: float) -> tuple[dict[Range, float], list[_Branch]]:
+        """What was passed over: mentions, with their log-probabilities, by a closing, and by an opening branches."""
         pieces = line.prefix.pieces
         tokens = [len(line.header)]  # before each step
         copied, after_open = 0, False
@@ -369,6 +375,7 @@ class CopyEngine(Engine):
             tokens.append(tokens[-1] + len(ids))
             copied += step.action is Action.COPY
             after_open = step.action is Action.OPEN
+        found: dict[Range, float] = {}
         branches: list[_Branch] = []
         for index, state, action, logprob in passed_over(len(pieces), line.settled, floor):
             if action is Action.CLOSE:
@@ -378,7 +385,7 @@ class CopyEngine(Engine):
                 after_open = index > 0 and line.settled[index - 1].action is Action.OPEN
                 before = len(line.prefix.ids) + tokens[index]
                 branches.append(self._branch(pieces, state, logprob, before, after_open=after_open))
-        return branches
+        return found, branches
 
     def _branch(self, pieces: Pieces, state: State, opened: float, before: int, *, after_open: bool) -> _Branch:
         ids = list(self._tokens.action(pieces, state.copied, Action.OPEN, after_open=after_open))
@@ -391,27 +398,43 @@ class CopyEngine(Engine):
             follows_open = False
             options = inner.admissible()
             first = self._first_ids(pieces, inner.copied, options, after_open=False)
-            closes.append((len(ids) - 1, inner.copied, options, first))
+            closes.append(_Close(len(ids) - 1, inner.copied, options, first))
         return _Branch(state.copied, opened, before, ids, closes)
 
-    def _branched(self, line: _Line, branches: Sequence[_Branch], cache: Cache) -> _Part:
-        """Branches behind the line: each sees what stands before its bracket, and itself."""
-        total = sum(len(branch.ids) for branch in branches)
-        self._make_room(line, total, cache)
-        past = line.past
-        mask = torch.zeros(total, past + total, dtype=torch.bool, device=self._device)
-        ids: list[int] = []
-        positions: list[int] = []
-        at: list[int] = []
-        for branch in branches:
-            start, end = len(ids), len(ids) + len(branch.ids)
-            mask[start:end, : branch.before] = True
-            mask[start:end, past + start : past + end] = causal(len(branch.ids), device=self._device)
-            ids += branch.ids
-            positions += range(branch.before, branch.before + len(branch.ids))
-            at += [start + token for token, _, _, _ in branch.closes]
-        first_ids = [first for branch in branches for _, _, _, first in branch.closes]
-        return _Part(ids, positions, mask, line.slot, past, at, first_ids)
+    def _closed(self, line: _Line, branch: _Branch, floor: float, cache: Cache) -> Task[tuple[int, float]]:
+        """The likeliest closing of a branch: piece end and log-probability, opening and copying included.
+
+        What no closing further on can be as likely as the best or the floor is not looked at.
+        """
+        best, path = (branch.start + 1, -math.inf), branch.opened
+        room = branch.before + len(branch.ids)
+        slot = cache.take(room)
+        cache.copy(line.slot, slot, branch.before)
+        done = 0
+        closes = deque(branch.closes)
+        while closes and path >= max(floor, best[1]):
+            some = [closes.popleft()]
+            while closes and closes[0].at < done + self._lookahead:
+                some.append(closes.popleft())
+            ids, past = branch.ids[done : some[-1].at + 1], branch.before + done
+            (decisions,) = yield [
+                _Part(
+                    ids,
+                    list(range(past, past + len(ids))),
+                    causal(len(ids), past, self._device),
+                    slot,
+                    past,
+                    [close.at - done for close in some],
+                    [close.first_ids for close in some],
+                )
+            ]
+            done += len(ids)
+            for close, logprobs in zip(some, decisions, strict=True):
+                decided = dict(zip(close.options, logprobs, strict=True))
+                best = max(best, (close.end, path + decided[Action.CLOSE]), key=lambda b: b[1])
+                path += decided.get(Action.COPY, -math.inf)
+        cache.give_back(slot, room)
+        return best
 
     # The model.
 
@@ -512,29 +535,6 @@ def _side_by_side(tasks: Sequence[Task[T]]) -> Task[list[T]]:
                 found[number] = stop.value
                 del asked[number]
     return [found[number] for number in range(len(tasks))]
-
-
-def _runs(branches: Sequence[_Branch]) -> Iterator[list[_Branch]]:
-    """Branches in their order, some at a time."""
-    run: list[_Branch] = []
-    for branch in branches:
-        if run and sum(len(of.ids) for of in run) + len(branch.ids) > _BRANCHES:
-            yield run
-            run = []
-        run.append(branch)
-    if run:
-        yield run
-
-
-def _closed(branch: _Branch, logprobs: Iterator[list[float]]) -> tuple[int, float]:
-    """The likeliest closing of a branch: piece end and log-probability, opening and copying included."""
-    path = branch.opened
-    best = (branch.start + 1, -math.inf)
-    for _, end, options, _ in branch.closes:
-        decided = dict(zip(options, next(logprobs), strict=True))
-        best = max(best, (end, path + decided[Action.CLOSE]), key=lambda b: b[1])
-        path += decided.get(Action.COPY, -math.inf)
-    return best
 
 
 def _copied(state: State) -> State:

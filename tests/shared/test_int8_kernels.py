@@ -128,6 +128,27 @@ def test_weigh(seed, lengths, size):
         assert not weights[mine, keys:].any()
 
 
+def test_where_arrays_lie_changes_no_bit():
+    """Of memory that the kernel takes for itself, too: it gets what was given back beside the masks."""
+    random, (length, keys) = np.random.default_rng(0), (100, 110)
+    rows, apart = 4 * length, 112
+    scores = random.integers(-(10**5), 10**5, rows * apart).astype(np.int32)
+    mask = np.tri(length, keys, keys - length, dtype=np.bool_).ravel()
+    steps = random.uniform(1e-3, 1e-2, rows).astype(np.float32), random.uniform(1e-3, 1e-2, (2, 1, keys))
+    query_step, kept_step = steps[0], steps[1].astype(np.float32)
+    regions = np.array([(0, 0, rows, length, keys, apart, 0, 0, 0)])
+    found, kept = set(), []
+    for gap in range(0, 40_000, 200):
+        masks, between = mask.copy(), np.empty(gap, np.int8)
+        given_back = [np.empty(size, np.int8) for size in range(448, 832, 16)]
+        kept += [masks, between, np.empty(64, np.int8)]
+        del given_back
+        weights, step = np.zeros(rows * apart, np.int8), np.zeros(rows, np.float32)
+        kernels.weigh(scores, regions, masks, query_step, kept_step, np.float32(0.3), weights, step)
+        found.add((weights.tobytes(), step.tobytes()))
+    assert len(found) == 1
+
+
 @settings(max_examples=20)
 @given(seed=SEEDS, lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4), groups=st.sampled_from([1, 2]))
 def test_attended(seed, lengths, groups):

@@ -39,7 +39,7 @@ def reference(folder):
 
 def made(folder, **changes):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    config = GenerationConfig(candidate_floor=0.3, branch_pieces=4, **changes)
+    config = GenerationConfig(**{"candidate_floor": 0.3, "branch_pieces": 4} | changes)
     return CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config)
 
 
@@ -116,6 +116,23 @@ def test_lines_do_not_depend_on_what_is_under_way_beside_them(folder, engine, th
             assert (a.tagged, a.type, a.segment) == (b.tagged, b.type, b.segment)
             assert a.brackets == pytest.approx(b.brackets, abs=1e-4)
             assert [(x.start, x.end) for x in a.alternatives] == [(x.start, x.end) for x in b.alternatives]
+
+
+@pytest.mark.parametrize("floor", [0.001, 0.02])
+def test_candidates_do_not_depend_on_how_many_tokens_are_looked_at_together(folder, floor):
+    """Whoever looks at few tokens stops where no closing further on can count; of many all are looked at."""
+    requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS)]
+    few, many = (
+        made(folder, candidate_floor=floor, branch_pieces=8, lookahead=lookahead).tag(requests)
+        for lookahead in (1, 256)
+    )
+    found = [
+        [{(a.start, a.end): a.logprob for of in lines for a in of.alternatives} for lines in tagged]
+        for tagged in (few, many)
+    ]
+    assert any(found[0])
+    for one, other in zip(*found, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_tagged_text_is_the_segment(engine):
