@@ -13,7 +13,6 @@ A run that was cut off goes on where it was: what is finished is in the folder o
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ import typer
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.hardware import hardware
+from benchmarks.hardware import hardware, make_command
 from services.extractor import Extractor
 from services.generation.engine import Engine, TagRequest
 from services.selection.selector import Selector
@@ -102,7 +101,7 @@ def main(
             run_here(config, settings, folder)
         scores[variant.name] = scored(variant, folder, settings, tests)
     report = {
-        "command": shlex.join(["make", "ablation", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "command": make_command("ablation"),
         "hardware": hardware(),
         "tokens": tokens,
         "texts": {name: len(found) for name, found in tests.items()},

@@ -28,7 +28,6 @@ import importlib.util
 import json
 import os
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -44,7 +43,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.hardware import hardware
+from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import requests_of
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
@@ -103,7 +102,7 @@ def main(
         wanted = [name for name in wanted if not name.startswith("vllm")]
     found = {name: run_alone(name, min(segments, MOST[name]), repetitions) for name in wanted}
     report = {
-        "command": shlex.join(["make", "engines", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "command": make_command("engines"),
         "hardware": hardware(),
         "generator_revision": generator_revision(Settings()),
         "engines": {name: summary(of, found) for name, of in found.items()},

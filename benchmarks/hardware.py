@@ -1,9 +1,11 @@
-"""What a benchmark ran on."""
+"""What a benchmark ran on, and how it was started."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,9 @@ def hardware() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
     }
+
+
+def make_command(target: str) -> str:
+    """The command that started this process by a target of the Makefile."""
+    arguments = shlex.join(sys.argv[1:])
+    return shlex.join(["make", target, *([f"ARGS={arguments}"] if arguments else [])])

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import torch
 import typer
 from rich.console import Console
 
-from benchmarks.hardware import hardware
+from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import read_documents, requests_of
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
@@ -67,7 +66,7 @@ def main(
     requests = requests_of(chosen)
     generation, selection, candidates = measure(settings, requests, repetitions)
     report: dict[str, Any] = {
-        "command": shlex.join(["make", "selection", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "command": make_command("selection"),
         "hardware": hardware(),
         "model_revision": model_revision(settings),
         "input": {"source": source, "segments": len(requests), "candidates": len(candidates)},

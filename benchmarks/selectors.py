@@ -12,7 +12,6 @@ that no calibration has seen.
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.hardware import hardware
+from benchmarks.hardware import hardware, make_command
 from services.extractor import Extractor
 from services.pipeline.assembly import merge
 from services.selection.overlaps import Scored, keep
@@ -174,7 +173,7 @@ def main(
                 base.setdefault(name, scores)
                 table[way][name] = _cell(found, taken, scores, base[name], calibration, change, greedy)
     report = {
-        "command": shlex.join(["make", "selectors", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "command": make_command("selectors"),
         "hardware": hardware(),
         "texts": {f"{name} {split}": len(found.examples) for (name, split), found in judged.items()},
         "ways": {way: {name: _as_dict(cell) for name, cell in row.items()} for way, row in table.items()},

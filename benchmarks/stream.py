@@ -21,7 +21,6 @@ import json
 import os
 import platform
 import secrets
-import shlex
 import statistics
 import sys
 import tempfile
@@ -40,7 +39,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks.hardware import hardware
+from benchmarks.hardware import hardware, make_command
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
@@ -91,7 +90,7 @@ def main(
         progress.update(task, description="starting servers and services")
         stream = measure_stream(chosen, repetitions, step)
     report = {
-        "command": shlex.join(["make", "bench", *([f"ARGS={shlex.join(sys.argv[1:])}"] if sys.argv[1:] else [])]),
+        "command": make_command("bench"),
         "hardware": hardware(),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "model_revision": model_revision(Settings()),

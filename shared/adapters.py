@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from shared.errors import SelectorError
+from shared.once import made_once
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,18 +136,13 @@ def load_body(
         raise ValueError("dtype: int8 is for Gemma 3 on a CPU; set it to auto")
     if dtype != "int8" and not (dtype == "auto" and possible and native()):
         return Packed(load_merged(settings, folder, dtype))
+
+    def make(file: Path) -> None:
+        packed = Packed(load_merged(settings, folder))
+        save_file(quantised(packed, lambda: example(packed)), file)
+
     file = settings.cache / f"int8-{FORMAT}-{revision}-{_files(Path(base))}.safetensors"
-    if file.is_file():
-        return Int8Body(config, load_file(file))
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    with file.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several replicas may start at once; one does the work
-        if not file.is_file():
-            packed = Packed(load_merged(settings, folder))
-            made = file.with_suffix(".made")
-            save_file(quantised(packed, lambda: example(packed)), made)
-            made.rename(file)
-    return Int8Body(config, load_file(file))
+    return Int8Body(config, load_file(made_once(file, make)))
 
 
 def _files(folder: Path) -> str:

