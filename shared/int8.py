@@ -2,7 +2,9 @@
 
 Weights get one scale an output, fixed beforehand; activations one a token, taken as it comes. A few inputs of a layer
 are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
-weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Products, those of attention
+weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Others are large for some
+tokens only: inputs are turned by a Hadamard matrix before they are rounded (QuaRot, Ashkboos et al. 2024, arXiv
+2404.00456), and the weights turned back. Products, those of attention
 too, are exact in 32 bits, what is between them is in float32 (`shared/int8_kernels.py`). A token's result does not
 depend on what else is in the batch.
 """
@@ -29,7 +31,7 @@ _SHARE = 0.65
 # The same of a key's size and the queries; of 0.3, 0.5, 0.7 and none this gave the last states the least error.
 _SHARE_OF_KEYS = 0.3
 _LEAST = 1e-5
-FORMAT = 1  # of the weights that are kept; another number where what they mean changes
+FORMAT = 2  # of the weights that are kept; another number where what they mean changes
 # Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
 _ROWS = 512
 _ROUND = 16  # products are prepared per shape
@@ -371,10 +373,20 @@ def _linear(linears: Sequence[nn.Linear], peaks: Tensor) -> dict[str, Tensor]:
     weight = torch.cat([linear.weight.detach().float() for linear in linears])
     sizes = weight.abs().amax(0).clamp_(min=_LEAST)
     moved = peaks.float().clamp(min=_LEAST) ** _SHARE / sizes ** (1 - _SHARE)
-    weight = weight * moved
+    weight = _spread_back(weight * moved)
     scale = weight.abs().amax(1).clamp_(min=_LEAST) / 127
     rounded = (weight / scale[:, None]).round().to(torch.int8)
     return {"weight": rounded.t().contiguous(), "scale": scale, "smooth": 1 / moved}
+
+
+def _spread_back(weight: Tensor) -> Tensor:
+    """Weights (out, in) of inputs that :mod:`shared.int8_kernels` spreads."""
+    outputs, inputs = weight.shape
+    columns = kernels.columns(inputs)
+    matrix = torch.ones(1, 1)
+    while len(matrix) * columns < inputs:
+        matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
+    return (matrix / len(matrix) @ weight.view(outputs, -1, columns)).view(outputs, inputs)
 
 
 def _norm(norm: Any) -> Tensor:

@@ -3,7 +3,8 @@
 Each function goes over tokens one by one and does all that is to be done with one while it is in the cache, where
 tensor operations would write it out and read it back after every step. Products are in ``acc``, 32-bit integers of
 shape (T, n); ``step`` (T,) is what one unit of a token's 8-bit numbers stands for, ``scale`` (n,) what one of an
-output's weights does. Nothing here holds Python's lock.
+output's weights does. Nothing here holds Python's lock. What goes into a product is spread (:func:`_spread`) before it
+is rounded, as in QuaRot (Ashkboos et al. 2024, arXiv 2404.00456); the product's weights are spread the other way.
 
 Loops go over slices from their beginning: an index that might count from the end would make the compiler suspect arrays
 that lie near each other of sharing memory, and take a loop for these that rounds in another way.
@@ -19,6 +20,7 @@ import numpy as np
 # Sums may be taken in any order, and there are no infinities: that lets the compiler use vectors.
 _compiled: Any = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
+APART = 32  # at least, of numbers that :func:`_spread` adds: shorter loops cost more than they give
 _ONE, _HALF, _STEPS = np.float32(1), np.float32(0.5), np.float32(127)
 _ABSOLUTE, _SMALLEST = np.int32(0x7FFFFFFF), np.float32(1e-5).view(np.int32)
 # tanh as a quotient of polynomials, to a few units of the last place (as in Eigen, MathFunctionsImpl.h).
@@ -53,6 +55,44 @@ def _to_int8(row, bits, out):  # type: ignore[no-untyped-def]
     return peak / _STEPS
 
 
+def columns(n: int) -> int:
+    """Of the matrix that :func:`_spread` makes of so many numbers; it has a power of two of rows."""
+    while n % 2 == 0 and n >= 2 * APART:
+        n //= 2
+    return n
+
+
+@_compiled
+def _spread(row, spare):  # type: ignore[no-untyped-def]
+    """Numbers turned by a Hadamard matrix, in place, so that a large one becomes many of middling size.
+
+    ``row`` (n,) as a matrix with :func:`columns` is multiplied from the left by the matrix of ones and minus ones.
+    ``spare`` (n,): for what is on its way.
+    """
+    half, turns = row.shape[0], 0
+    while half % 2 == 0 and half >= 2 * APART:
+        half //= 2
+        if turns % 2 == 0:
+            _sums(row, spare, half)
+        else:
+            _sums(spare, row, half)
+        turns += 1
+    if turns % 2 == 1:
+        row[:] = spare
+
+
+@_compiled
+def _sums(given, out, half):  # type: ignore[no-untyped-def]
+    """Sums and differences of numbers that are ``half`` apart."""
+    for begin in range(0, given.shape[0], 2 * half):
+        one, other = given[begin : begin + half], given[begin + half : begin + 2 * half]
+        plus, minus = out[begin : begin + half], out[begin + half : begin + 2 * half]
+        for i in range(half):
+            plus[i] = one[i] + other[i]
+        for i in range(half):
+            minus[i] = one[i] - other[i]
+
+
 @_compiled
 def _inverse_norm(row, epsilon):  # type: ignore[no-untyped-def]
     total = np.float32(0)
@@ -64,12 +104,13 @@ def _inverse_norm(row, epsilon):  # type: ignore[no-untyped-def]
 @_compiled
 def enter(hidden, weight, epsilon, out, step):  # type: ignore[no-untyped-def]
     """Hidden states (T, H), normed, in 8 bits."""
-    row = np.empty(hidden.shape[1], np.float32)
+    row, spare = np.empty(hidden.shape[1], np.float32), np.empty(hidden.shape[1], np.float32)
     for t in range(hidden.shape[0]):
         state = hidden[t]
         norm = _inverse_norm(state, epsilon)
         for i in range(row.shape[0]):
             row[i] = state[i] * norm * weight[i]
+        _spread(row, spare)
         step[t] = _to_int8(row, row.view(np.int32), out[t])
 
 
@@ -169,20 +210,21 @@ def weigh(scores, regions, masks, query_step, kept_step, scaling, weights, step)
 def attended(acc, acc_step, at, heads, groups, smooth, out, step):  # type: ignore[no-untyped-def]
     """What attention gave, ``acc`` (rows, D) and ``acc_step`` (rows,), in 8 bits: (T, heads * D)."""
     size = acc.shape[1]
-    row = np.empty(heads * size, np.float32)
+    row, spare = np.empty(heads * size, np.float32), np.empty(heads * size, np.float32)
     for t in range(step.shape[0]):
         for head in range(heads):
             place = _row(at[t], head, heads // groups)
             part, of_head = row[head * size : (head + 1) * size], smooth[head * size : (head + 1) * size]
             for i in range(size):
                 part[i] = np.float32(acc[place, i]) * acc_step[place] * of_head[i]
+        _spread(row, spare)
         step[t] = _to_int8(row, row.view(np.int32), out[t])
 
 
 @_compiled
 def add(acc, step, scale, after, hidden, before, epsilon, out, step_out):  # type: ignore[no-untyped-def]
     """A product, normed by ``after``, added to the hidden states; these, normed by ``before``, in 8 bits."""
-    row = np.empty(hidden.shape[1], np.float32)
+    row, spare = np.empty(hidden.shape[1], np.float32), np.empty(hidden.shape[1], np.float32)
     for t in range(hidden.shape[0]):
         state = hidden[t]
         for i in range(row.shape[0]):
@@ -193,6 +235,7 @@ def add(acc, step, scale, after, hidden, before, epsilon, out, step_out):  # typ
         norm = _inverse_norm(state, epsilon)
         for i in range(row.shape[0]):
             row[i] = state[i] * norm * before[i]
+        _spread(row, spare)
         step_out[t] = _to_int8(row, row.view(np.int32), out[t])
 
 
@@ -200,7 +243,7 @@ def add(acc, step, scale, after, hidden, before, epsilon, out, step_out):  # typ
 def activate(acc, step, scale, smooth, out, step_out):  # type: ignore[no-untyped-def]
     """GELU (by tanh) of the first half of a product times the second half, in 8 bits."""
     size = smooth.shape[0]
-    row = np.empty(size, np.float32)
+    row, spare = np.empty(size, np.float32), np.empty(size, np.float32)
     of_gate, of_up = scale[:size], scale[size:]
     for t in range(step.shape[0]):
         gates, ups = acc[t, :size], acc[t, size:]
@@ -213,4 +256,5 @@ def activate(acc, step, scale, smooth, out, step_out):  # type: ignore[no-untype
             above = x * (_P1 + square * (_P3 + square * (_P5 + square * (_P7 + square * above))))
             below = _Q0 + square * (_Q2 + square * (_Q4 + square * _Q6))
             row[i] = _HALF * gate * (_ONE + above / below) * up * smooth[i]
+        _spread(row, spare)
         step_out[t] = _to_int8(row, row.view(np.int32), out[t])

@@ -1,11 +1,13 @@
 """Each compiled pass against the same in tensor operations."""
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shared import int8
 from shared import int8_kernels as kernels
 
 EPSILON = np.float32(1e-6)
@@ -29,6 +31,36 @@ def normed(x, weight):
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + float(EPSILON)) * torch.from_numpy(weight)
 
 
+def spread(x):
+    """Rows (T, n) times the Hadamard matrix that numbers 32 and more apart are turned by."""
+    matrix, rest = torch.ones(1, 1), x.shape[-1]
+    while rest % 2 == 0 and rest >= 64:
+        matrix, rest = torch.kron(matrix, torch.tensor([[1.0, 1.0], [1.0, -1.0]])), rest // 2
+    return x.float() @ torch.kron(matrix, torch.eye(rest))
+
+
+@pytest.mark.parametrize("size", [1, 48, 64, 192, 256, 640, 2048])
+def test_spread(size):
+    row = drawn(size, size)
+    expected = spread(torch.from_numpy(row.copy()))
+    kernels._spread(row, np.empty_like(row))
+    torch.testing.assert_close(torch.from_numpy(row), expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [48, 64, 640, 1024, 2048])
+def test_weights_that_are_spread_back_give_what_they_gave(size):
+    x, weight = torch.from_numpy(drawn(1, 5, size)), torch.from_numpy(drawn(2, 7, size))
+    torch.testing.assert_close(spread(x) @ int8._spread_back(weight).T, x @ weight.T, rtol=1e-4, atol=1e-3)
+
+
+def test_a_large_number_becomes_many():
+    row = np.zeros(640, np.float32)
+    row[17] = 100.0
+    kernels._spread(row, np.empty_like(row))
+    assert sorted(set(np.abs(row))) == [0.0, 100.0]
+    assert np.count_nonzero(row) == 16
+
+
 def check_rounded(numbers, step, expected):
     """8-bit numbers are the nearest to what they stand for, and the largest of a token uses them whole."""
     expected = expected.numpy()
@@ -40,10 +72,10 @@ def check_rounded(numbers, step, expected):
 @settings(max_examples=20)
 @given(seed=SEEDS, tokens=st.integers(1, 20))
 def test_enter(seed, tokens):
-    hidden, weight = drawn(seed, tokens, 48, scale=30.0), drawn(seed + 1, 48)
-    numbers, step = np.zeros((tokens + 3, 48), np.int8), np.zeros(tokens, np.float32)
+    hidden, weight = drawn(seed, tokens, 192, scale=30.0), drawn(seed + 1, 192)
+    numbers, step = np.zeros((tokens + 3, 192), np.int8), np.zeros(tokens, np.float32)
     kernels.enter(hidden, weight, EPSILON, numbers, step)
-    check_rounded(numbers[:tokens], step, normed(torch.from_numpy(hidden), weight))
+    check_rounded(numbers[:tokens], step, spread(normed(torch.from_numpy(hidden), weight)))
     assert not numbers[tokens:].any()
 
 
@@ -161,32 +193,32 @@ def test_attended(seed, lengths, groups):
         kernels.attended(acc, step, at[part], heads, groups, smooth, numbers[part], steps[part])
     mine = np.array([[row_of(place, head, heads // groups) for head in range(heads)] for place in at])
     expected = (acc[mine].astype(np.float32) * step[mine][..., None]).reshape(tokens, -1) * smooth
-    check_rounded(numbers, steps, torch.from_numpy(expected))
+    check_rounded(numbers, steps, spread(torch.from_numpy(expected)))
 
 
 @settings(max_examples=20)
 @given(seed=SEEDS, tokens=st.integers(1, 20))
 def test_add(seed, tokens):
-    acc, step, scale, value = products(seed, tokens, 48)
-    hidden, after, before = drawn(seed, tokens, 48), drawn(seed + 1, 48), drawn(seed + 2, 48)
+    acc, step, scale, value = products(seed, tokens, 192)
+    hidden, after, before = drawn(seed, tokens, 192), drawn(seed + 1, 192), drawn(seed + 2, 192)
     expected = torch.from_numpy(hidden.copy()) + normed(value, after)
-    numbers, steps = np.zeros((tokens, 48), np.int8), np.zeros(tokens, np.float32)
+    numbers, steps = np.zeros((tokens, 192), np.int8), np.zeros(tokens, np.float32)
     kernels.add(acc, step, scale, after, hidden, before, EPSILON, numbers, steps)
     torch.testing.assert_close(torch.from_numpy(hidden), expected, rtol=1e-4, atol=1e-4)
-    check_rounded(numbers, steps, normed(expected, before))
+    check_rounded(numbers, steps, spread(normed(expected, before)))
 
 
 @settings(max_examples=20)
 @given(seed=SEEDS, tokens=st.integers(1, 20), size=st.sampled_from([0.1, 1.0, 30.0]))
 def test_activate(seed, tokens, size):
-    acc, step, scale, value = products(seed, tokens, 96)
+    acc, step, scale, value = products(seed, tokens, 384)
     scale *= np.float32(size)
     value *= np.float32(size)
-    smooth = np.random.default_rng(seed).uniform(0.5, 2, 48).astype(np.float32)
-    numbers, steps = np.zeros((tokens, 48), np.int8), np.zeros(tokens, np.float32)
+    smooth = np.random.default_rng(seed).uniform(0.5, 2, 192).astype(np.float32)
+    numbers, steps = np.zeros((tokens, 192), np.int8), np.zeros(tokens, np.float32)
     kernels.activate(acc, step, scale, smooth, numbers, steps)
     gate, up = value.chunk(2, dim=1)
-    check_rounded(numbers, steps, F.gelu(gate, approximate="tanh") * up * torch.from_numpy(smooth))
+    check_rounded(numbers, steps, spread(F.gelu(gate, approximate="tanh") * up * torch.from_numpy(smooth)))
 
 
 def test_nothing_in_gives_nothing_out():
