@@ -4,9 +4,8 @@ Weights get one scale an output, fixed beforehand; activations one a token, take
 are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
 weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Others are large for some
 tokens only: inputs are turned by a Hadamard matrix before they are rounded (QuaRot, Ashkboos et al. 2024, arXiv
-2404.00456), and the weights turned back. Products, those of attention
-too, are exact in 32 bits, what is between them is in float32 (`shared/int8_kernels.py`). A token's result does not
-depend on what else is in the batch.
+2404.00456), and the weights turned back. Products, those of attention too, are exact in 32 bits, what is between them
+is in float32 (`shared/int8_kernels.py`). A token's result does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
