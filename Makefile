@@ -49,10 +49,10 @@ engines: setup  ## segments a second of each engine on the same segments; those 
 	$(BIN)/python -m benchmarks.engines $(ARGS)
 
 ablation: setup  ## train and score the base in several ways at equal compute; ARGS='--tokens 200000'
-	$(BIN)/python -m benchmarks.ablation $(ARGS)
+	$(BIN)/python -m benchmarks.ablations.generators $(ARGS)
 
 selectors: setup  ## the same candidates, decided with and without each part of the selector
-	$(BIN)/python -m benchmarks.selectors $(ARGS)
+	$(BIN)/python -m benchmarks.ablations.selectors $(ARGS)
 
 selection: setup  ## what selection costs beside generation, and FAISS by size and kind of index
 	$(BIN)/python -m benchmarks.selection $(ARGS)

@@ -50,12 +50,12 @@ from services.generation.engine import TagRequest
 from services.generation.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
 from shared import entity_types
-from shared.adapters import generator_revision
-from shared.copying import Action, CopyTokens, actions_of, tagged_text
 from shared.messages import TaggedLine
-from shared.pieces import Pieces, split
+from shared.model.adapters import generator_revision
 from shared.settings import Settings
-from training.corpora import corpus_folder, documents_of, read
+from shared.text.grammar import Action, CopyTokens, actions_of, tagged_text
+from shared.text.pieces import Pieces, split
+from training.data.corpora import corpus_folder, documents_of, read
 
 CORPORA = ("genia", "cmeee_v2", "bc5cdr")
 # Segments at most: the slow engines get the first of the list.
@@ -208,7 +208,7 @@ class Generate:
         from transformers import AutoModelForCausalLM
 
         from services.generation.vllm import merged_folder
-        from shared.base_model import load_tokenizer
+        from shared.model.base_model import load_tokenizer
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
@@ -277,8 +277,10 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
     """Seconds that one pass over every needed token takes if the machine only multiplies, on all of its cores."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from shared.base_model import base_folder, load_tokenizer
-    from shared.int8 import native  # here: vLLM's processes import this module, and do not start with what it loads
+    from shared.model.base_model import base_folder, load_tokenizer
+
+    # Here: vLLM's processes import this module, and do not start with what it loads.
+    from shared.model.int8 import native
 
     with torch.device("meta"):
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()

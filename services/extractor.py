@@ -19,18 +19,18 @@ from services.line_file import LineFile
 from services.parsing.brackets import parse_lines
 from services.pipeline.assembly import Pipeline, SegmentCache
 from services.pipeline.config import PipelineConfig
+from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
-from shared.adapters import generator_revision, model_revision
-from shared.base_model import load_tokenizer
-from shared.batching import Batcher
-from shared.calibration import Calibration
-from shared.copying import CopyTokens
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
-from shared.packing import Packed
+from shared.model.adapters import generator_revision, model_revision
+from shared.model.base_model import load_tokenizer
+from shared.model.packing import Packed
+from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from training.corpora import Example, corpus_folder, documents_of, read
-from training.evaluation import Scores, score_all
+from shared.text.grammar import CopyTokens
+from training.data.corpora import Example, corpus_folder, documents_of, read
+from training.evaluation.scores import Scores, score_all
 
 
 class NoCache:

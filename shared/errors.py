@@ -9,7 +9,7 @@ class DocumentError(ValueError):
     ``field`` names the part at fault, ``problem`` says what is wrong with it and ``remedy`` what to do. None of them
     holds document text, so all of them may be logged, put on a dead letter or sent back to a client. The error
     survives pickling, which is how it crosses from one Ray actor to another. ``reason`` is the code of its kind, as in
-    :data:`shared.streams.DeadLetterReason`.
+    :data:`shared.backends.streams.DeadLetterReason`.
     """
 
     def __init__(self, field: str, problem: str, remedy: str, reason: str = "invalid") -> None:

@@ -13,13 +13,13 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from services.embedded import Broker, Valkey
+from services.embedded.servers import Broker, Valkey
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from shared.copying import CopyTokens
+    from shared.text.grammar import CopyTokens
 
 # No deadline: a busy machine is no reason to fail.
 hypothesis.settings.register_profile("biobracket", deadline=None, max_examples=60)
@@ -67,8 +67,8 @@ def settings(broker: Broker, valkey: Valkey, tmp_path: Path, fresh: Callable[[st
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
     """The tokenizer of a tiny base model."""
-    from shared.base_model import load_tokenizer  # here: it loads PyTorch, which most tests can do without
-    from tests.tiny import make_tiny_model
+    from shared.model.base_model import load_tokenizer  # here: it loads PyTorch, which most tests can do without
+    from tests.support.tiny import make_tiny_model
 
     return load_tokenizer(Settings(base_model=str(make_tiny_model(tmp_path_factory.mktemp("tiny")))))
 
@@ -76,7 +76,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
 @pytest.fixture(scope="session")
 def tokens(tokenizer: PreTrainedTokenizerBase) -> CopyTokens:
     """What lines over that tokenizer are made of."""
-    from shared.copying import CopyTokens
+    from shared.text.grammar import CopyTokens
 
     return CopyTokens(tokenizer)
 

@@ -1,4 +1,4 @@
-"""The Ray Train job around :func:`training.loop.train`: workers side by side, and lost ones replaced.
+"""The Ray Train job around :func:`training.tuning.loop.train`: workers side by side, and lost ones replaced.
 
 Ray starts the workers, puts them into one process group, keeps the checkpoints that they report and starts all of them
 again from the newest one where one is lost.
@@ -14,15 +14,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.base_model import BaseModelError
-from shared.ray_node import on_loopback
+from shared.model.base_model import BaseModelError
+from shared.runtime.ray_node import on_loopback
 from shared.settings import Settings
-from training import generator, mixing, selector
 from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
-from training.corpora import CorpusError
-from training.generator import Measure
-from training.loop import Checkpoints, FolderCheckpoints, Report, export
-from training.progress import TensorBoard
+from training.data import mixing
+from training.data.corpora import CorpusError
+from training.generator import task as generator
+from training.generator.task import Measure
+from training.selector import task as selector
+from training.tuning.loop import Checkpoints, FolderCheckpoints, Report, export
+from training.tuning.progress import TensorBoard
 
 if TYPE_CHECKING:
     from ray.train import TrainingFailedError
@@ -33,7 +35,7 @@ class RayCheckpoints:
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
-        """See :class:`training.loop.Checkpoints`."""
+        """See :class:`training.tuning.loop.Checkpoints`."""
         import ray.train
 
         checkpoint = ray.train.get_checkpoint()
@@ -44,7 +46,7 @@ class RayCheckpoints:
             yield Path(folder)
 
     def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        """See :class:`training.loop.Checkpoints`; waits for all workers."""
+        """See :class:`training.tuning.loop.Checkpoints`; waits for all workers."""
         import ray.train
 
         if ray.train.get_context().get_world_rank() != 0:
@@ -90,7 +92,7 @@ def _train(
 def _check(config: RunConfig, settings: Settings) -> None:
     """What would fail in every worker fails here once: corpora, their labels, and the adapter to go on from.
 
-    :class:`training.corpora.CorpusError` or :class:`training.config.ConfigError`.
+    :class:`training.data.corpora.CorpusError` or :class:`training.config.ConfigError`.
     """
     if config.init is not None:
         generator.init_folder(config.init)

@@ -31,13 +31,13 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
 from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
 from shared import entity_types
-from shared.adapters import adapter_folder, generator_revision, load_body
-from shared.base_model import load_tokenizer
-from shared.copying import Action, CopyTokens, State
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.packing import Block, Body, Cache, block_mask, causal, sliding
-from shared.pieces import Pieces, split
+from shared.model.adapters import adapter_folder, generator_revision, load_body
+from shared.model.base_model import load_tokenizer
+from shared.model.packing import Block, Body, Cache, block_mask, causal, sliding
 from shared.settings import Settings
+from shared.text.grammar import Action, CopyTokens, State
+from shared.text.pieces import Pieces, split
 
 _MARGIN = 16  # slots of a line for brackets; one that needs more moves
 
@@ -47,7 +47,7 @@ T = TypeVar("T")
 class _Part(NamedTuple):
     """Tokens of one segment or line for a pass.
 
-    ``mask``, ``slot`` and ``past``: see :class:`shared.packing.Block`; ``at``: the token, counted from the part's
+    ``mask``, ``slot`` and ``past``: see :class:`shared.model.packing.Block`; ``at``: the token, counted from the part's
     first, before each decision, ``first_ids`` the first token of every action that is admissible there. What comes back
     is, for each decision, the log-probability of each of them.
     """

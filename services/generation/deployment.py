@@ -10,11 +10,11 @@ from ray.serve.config import AutoscalingConfig
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
-from shared import logs
 from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
-from shared.metrics import GENERATION_SEGMENTS
-from shared.ray_metrics import RayObserver
+from shared.runtime import logs
+from shared.runtime.metrics import GENERATION_SEGMENTS
+from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
 
 _CONFIG = GenerationConfig()

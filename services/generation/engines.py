@@ -6,7 +6,7 @@ import os
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine
-from shared.base_model import base_folder
+from shared.model.base_model import base_folder
 from shared.settings import Settings
 
 # Of a device's memory for weights of two bytes each; the rest is for keys, values and what a pass holds.

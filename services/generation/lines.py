@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shared.copying import Action, State, tagged_text
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.pieces import Pieces
+from shared.text.grammar import Action, State, tagged_text
+from shared.text.pieces import Pieces
 
 Range = tuple[int, int]  # of pieces
 

@@ -24,13 +24,13 @@ from services.generation.engine import Engine, TagRequest
 from services.generation.lines import Range, Step, alternatives, begun, passed_over, tagged_line
 from services.generation.walk import KEY, Walk, steps_of
 from shared import entity_types
-from shared.adapters import adapter_folder, generator_revision, load_merged
-from shared.base_model import load_tokenizer
-from shared.copying import Action, CopyTokens
 from shared.messages import TaggedLine
-from shared.once import made_once
-from shared.pieces import Pieces, split
+from shared.model.adapters import adapter_folder, generator_revision, load_merged
+from shared.model.base_model import load_tokenizer
+from shared.model.file_cache import made_once
 from shared.settings import Settings
+from shared.text.grammar import Action, CopyTokens
+from shared.text.pieces import Pieces, split
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
 _PASS = 8192  # tokens, where the settings do not say

@@ -10,8 +10,8 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
 from services.generation.walk import KEY, Walk
-from shared.copying import Action, CopyTokens
-from shared.pieces import split
+from shared.text.grammar import Action, CopyTokens
+from shared.text.pieces import split
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

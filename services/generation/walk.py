@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 
 from services.generation.lines import Step
-from shared.copying import Action, CopyTokens, State
-from shared.pieces import Pieces
+from shared.text.grammar import Action, CopyTokens, State
+from shared.text.pieces import Pieces
 
 KEY = "biobracket"  # of a request's own arguments, which tell the process that runs the model what its walk is
 

@@ -25,11 +25,13 @@ from services.ingest.admission import admit, admit_feedback
 from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
 from services.ingest.watermarks import Watermark
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import ResultStore, StoreError
+from shared.backends.streams import Callback, Headers, Partition, Record, Sink, Source, StreamError, dead_letter_headers
 from shared.errors import DocumentError, Overloaded
-from shared.feedback import FeedbackStore
-from shared.logs import get_logger
 from shared.messages import Document, Extraction
-from shared.metrics import (
+from shared.runtime.logs import get_logger
+from shared.runtime.metrics import (
     DEAD_LETTERS,
     DOCUMENT_SECONDS,
     DOCUMENTS,
@@ -42,15 +44,13 @@ from shared.metrics import (
     unobserved,
 )
 from shared.settings import Settings
-from shared.store import ResultStore, StoreError
-from shared.streams import Callback, Headers, Partition, Record, Sink, Source, StreamError, dead_letter_headers
 
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
 # The client waits for the callback between two heartbeats.
 _REVOKE_S = 0.8
-# Half of what a record may have beside its value, see shared.streams; the other half is for the reason.
+# Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
 _HEADERS_BYTES = 32 * 1024
 
 logger = get_logger(__name__)

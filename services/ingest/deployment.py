@@ -28,13 +28,13 @@ from ray.serve.handle import DeploymentHandle
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
-from shared import logs
-from shared.feedback import FeedbackStore
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import ResultStore
+from shared.backends.streams import Callback, Sink, Source, ensure_topics
 from shared.messages import Document, Extraction
-from shared.ray_metrics import RayObserver
+from shared.runtime import logs
+from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
-from shared.store import ResultStore
-from shared.streams import Callback, Sink, Source, ensure_topics
 
 # What says nothing about the document: the cluster is short of something, or an actor is gone and comes back. An error
 # that a service raised itself is a RayTaskError and also of its own class, so a dead actor behind it is found as well.

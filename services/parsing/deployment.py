@@ -9,10 +9,10 @@ from ray.serve.config import AutoscalingConfig
 
 from services.parsing.brackets import parse_lines
 from services.parsing.config import ParsingConfig
-from shared.logs import configure
 from shared.messages import Parsed, TaggedLine
-from shared.metrics import REPAIRS
-from shared.ray_metrics import RayObserver
+from shared.runtime.logs import configure
+from shared.runtime.metrics import REPAIRS
+from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
 
 _CONFIG = ParsingConfig()

@@ -22,8 +22,8 @@ from services.pipeline.config import PipelineConfig
 from services.pipeline.decisions import Decision, decisions
 from services.pipeline.state import State
 from shared import entity_types
+from shared.backends.result_store import StoreError
 from shared.errors import DocumentError
-from shared.language import detect
 from shared.messages import (
     Candidate,
     Counts,
@@ -37,9 +37,9 @@ from shared.messages import (
     TaggedLine,
     check_offsets,
 )
-from shared.metrics import CACHE_HITS, Observe, unobserved
-from shared.segmentation import segment
-from shared.store import StoreError
+from shared.runtime.metrics import CACHE_HITS, Observe, unobserved
+from shared.text.language import detect
+from shared.text.segmentation import segment
 
 Generate = Callable[[tuple[Segment, ...], tuple[str, ...]], Awaitable[tuple[TaggedLine, ...]]]
 Parse = Callable[[tuple[TaggedLine, ...]], Awaitable[Parsed]]
@@ -58,9 +58,9 @@ _LONG = 10_000
 
 
 class SegmentCache(Protocol):
-    """Tagged lines and decisions by key; :class:`shared.store.ResultStore` is one. StoreError where it does not answer.
+    """Tagged lines and decisions by key; :class:`shared.backends.result_store.ResultStore` is one.
 
-    Its methods may block.
+    StoreError where it does not answer. Its methods may block.
     """
 
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]: ...

@@ -14,14 +14,14 @@ from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.state import StateWatch
-from shared import logs
-from shared.adapters import generator_revision, model_revision
-from shared.feedback import FeedbackStore
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import ResultStore
 from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
-from shared.metrics import ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
-from shared.ray_metrics import RayObserver
+from shared.model.adapters import generator_revision, model_revision
+from shared.runtime import logs
+from shared.runtime.metrics import ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
+from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
-from shared.store import ResultStore
 
 _CONFIG = PipelineConfig()
 

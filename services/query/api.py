@@ -21,12 +21,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.query.config import QueryConfig
 from shared import entity_types
+from shared.backends.feedback_store import MAX_TEXT, Feedback, FeedbackPage, Opinion
+from shared.backends.result_store import Mention, StoreError
 from shared.entity_types import DEFAULTS, TYPES
 from shared.errors import DocumentError
-from shared.feedback import MAX_TEXT, Feedback, FeedbackPage, Opinion
-from shared.logs import get_logger
 from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Extraction
-from shared.store import Mention, StoreError
+from shared.runtime.logs import get_logger
 
 Extract = Callable[[Document], Awaitable[Extraction]]
 Missing = Callable[[], Awaitable[Sequence[str]]]
@@ -37,7 +37,7 @@ logger = get_logger(__name__)
 
 
 class Results(Protocol):
-    """What the interface needs of a result store; :class:`shared.store.ResultStore` is one."""
+    """What the interface needs of a result store; :class:`shared.backends.result_store.ResultStore` is one."""
 
     def get(self, document_id: str) -> Extraction | None: ...
 
@@ -45,7 +45,7 @@ class Results(Protocol):
 
 
 class Reviews(Protocol):
-    """What the interface needs to take feedback; :class:`shared.feedback.FeedbackStore` is one."""
+    """What the interface needs to take feedback; :class:`shared.backends.feedback_store.FeedbackStore` is one."""
 
     def put(self, feedback: Feedback) -> bool: ...
 

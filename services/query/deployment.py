@@ -15,12 +15,12 @@ from ray.serve.handle import DeploymentHandle
 
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import ResultStore, StoreError
 from shared.errors import DocumentError, Overloaded
-from shared.feedback import FeedbackStore
-from shared.logs import configure
 from shared.messages import Document, Extraction
+from shared.runtime.logs import configure
 from shared.settings import settings
-from shared.store import ResultStore, StoreError
 
 _CONFIG = QueryConfig()
 _STARTING = "it is starting, or the log of its replica says why not"

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from ray import serve
 from ray.serve.config import AutoscalingConfig
 
+from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
-from shared.adapters import selector_folder
-from shared.batching import Batcher
-from shared.feedback import FeedbackStore
-from shared.logs import configure
+from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Basis, Candidate, Selected
+from shared.model.adapters import selector_folder
+from shared.runtime.logs import configure
 from shared.settings import settings
 
 _CONFIG = SelectionConfig()

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.backends.feedback_store import Changes, Feedback
 from shared.errors import ExemplarError
-from shared.exemplars import MANIFEST, Exemplar, ExemplarIndex, Floats, Manifest, Mask, Neighbours
-from shared.feedback import Changes, Feedback
-from shared.logs import get_logger
 from shared.messages import Candidate
-from shared.span_encoder import Encoded
+from shared.runtime.logs import get_logger
+from shared.selection.exemplars import MANIFEST, Exemplar, ExemplarIndex, Floats, Manifest, Mask, Neighbours
+from shared.selection.span_encoder import Encoded
 
 SOURCE = "feedback"
 _AT_ONCE = 256  # opinions that are encoded in one call

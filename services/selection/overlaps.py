@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from shared.calibration import logit
 from shared.messages import Candidate, Entity, Evidence, entity_id
+from shared.selection.calibration import logit
 
 # Two spans that share a boundary are mostly one mention with its other end in doubt. Where the generator did not itself
 # nest them, both stay only if each is this probable: then the doubt is small and nesting is what explains both.

@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
-from shared.feedback import Changes, Feedback, FeedbackStore
-from shared.logs import get_logger
+from shared.backends.feedback_store import Changes, Feedback, FeedbackStore
+from shared.backends.result_store import StoreError
 from shared.messages import Candidate
-from shared.pieces import split
-from shared.store import StoreError
+from shared.runtime.logs import get_logger
+from shared.text.pieces import split
 
 _RETRY_S = 5.0  # after the store did not answer
 _AROUND = 5  # pieces on either side that a near copy is known by

@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from services.selection.config import SelectionConfig
 from services.selection.overlaps import Scored, keep, margins
 from services.selection.reviews import Reviews
-from shared.adapters import index_folder, selector_folder
-from shared.calibration import Calibration, Judgement
 from shared.messages import Basis, Candidate, Evidence, Selected, exemplars_state
+from shared.model.adapters import index_folder, selector_folder
+from shared.selection.calibration import Calibration, Judgement
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from services.selection.knowledge import Found, Knowledge
-    from shared.exemplars import Neighbours
-    from shared.feedback import FeedbackStore
-    from shared.gazetteer import Gazetteer
-    from shared.span_encoder import SpanEncoder
+    from shared.backends.feedback_store import FeedbackStore
+    from shared.selection.exemplars import Neighbours
+    from shared.selection.gazetteer import Gazetteer
+    from shared.selection.span_encoder import SpanEncoder
 
 # How fast the say of an exemplar falls with its distance, in cosine.
 _REACH = 0.1
@@ -72,8 +72,8 @@ class Selector:
         if folder is None:
             return cls(calibration, reviews=reviews, config=config)
         from services.selection.knowledge import Knowledge
-        from shared.gazetteer import Gazetteer
-        from shared.span_encoder import SpanEncoder, encoder_revision
+        from shared.selection.gazetteer import Gazetteer
+        from shared.selection.span_encoder import SpanEncoder, encoder_revision
 
         encoder = SpanEncoder.load(settings, folder, config.batch_tokens, config.dtype)
         knowledge = Knowledge(encoder.size, encoder_revision(settings, folder), index_folder(folder))

@@ -5,7 +5,7 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from shared.messages import Segment
 from shared.settings import Settings
-from tests.tiny import make_tiny_model
+from tests.support.tiny import make_tiny_model
 
 TYPES = ("protein", "disease")
 TEXTS = ("Activation of the CD28 receptor.", "a", "右肺下叶腺癌 with EGFR 突变")

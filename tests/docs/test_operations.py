@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 from pydantic_settings import BaseSettings
 
-from services.cli import _configs
-from shared.metrics import METRICS
-from shared.streams import DeadLetterReason
+from services.cli.stream import _configs
+from shared.backends.streams import DeadLetterReason
+from shared.runtime.metrics import METRICS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
 

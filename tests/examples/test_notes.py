@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.language import detect
 from shared.messages import Document
+from shared.text.language import detect
 
 FILE = Path(__file__).parents[2] / "examples" / "notes.jsonl"
 NOTES = [Document.model_validate_json(line) for line in FILE.read_text(encoding="utf-8").splitlines()]

@@ -17,7 +17,7 @@ import yaml
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from services.cli import _configs, cli
+from services.cli.stream import _configs, cli
 from shared.settings import Settings
 from training.config import CONFIGS, GeneratorConfig
 

@@ -8,7 +8,7 @@ import pytest
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """A corpus of its own, a tiny base, and the environment that names both."""
-    from tests.tiny import make_tiny_model  # here: it loads PyTorch, which most tests can do without
+    from tests.support.tiny import make_tiny_model  # here: it loads PyTorch, which most tests can do without
 
     folder = tmp_path / "corpora" / "toy"
     folder.mkdir(parents=True)

@@ -13,18 +13,18 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.embedded.runtime import RUNTIME_FILE, running
 from services.ingest.config import IngestConfig
-from services.runtime import RUNTIME_FILE, running
-from shared.adapters import calibration_file
-from shared.calibration import Calibration
+from shared.backends.result_store import ResultStore
+from shared.backends.streams import Lag, Record, Sink, Source
 from shared.messages import Document, Extraction, check_offsets
+from shared.model.adapters import calibration_file
+from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from shared.store import ResultStore
-from shared.streams import Lag, Record, Sink, Source
-from tests.commands import PATIENCE_S, Command
-from tests.tiny import make_tiny_model
-from tests.training.test_generator import corpus
-from tests.training.test_selector import trained
+from tests.support.commands import PATIENCE_S, Command
+from tests.support.tiny import make_tiny_model
+from tests.training.generator.test_task import corpus
+from tests.training.selector.test_task import trained
 
 pytestmark = pytest.mark.slow
 

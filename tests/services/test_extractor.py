@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from services.extractor import DevScores, Extractor
-from shared.base_model import load_base
-from shared.calibration import Calibration
 from shared.messages import Document, check_offsets
-from shared.packing import use_packed_attention
+from shared.model.base_model import load_base
+from shared.model.packing import use_packed_attention
+from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from tests.tiny import make_tiny_model
+from tests.support.tiny import make_tiny_model
 
 NOTES = [
     Document(id="1", text="Activation of the CD28 [1] surface receptor.\r\n\r\nIt binds IL-2 \\ and more."),

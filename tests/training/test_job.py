@@ -17,16 +17,16 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from services.extractor import Extractor
-from shared.adapters import model_revision
-from shared.calibration import Calibration
 from shared.messages import Document, Extraction, check_offsets
+from shared.model.adapters import model_revision
+from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from tests.commands import Command
-from tests.tiny import make_tiny_model
-from tests.training.test_generator import config, corpus
+from tests.support.commands import Command
+from tests.support.tiny import make_tiny_model
+from tests.training.generator.test_task import config, corpus
 from training import job
 from training.config import CONFIGS, TrainingError
-from training.corpora import CorpusError
+from training.data.corpora import CorpusError
 
 PATIENCE_S = 900.0
 

@@ -16,11 +16,11 @@ from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from shared import entity_types
-from shared.copying import Action, CopyTokens, State, tagged_text
 from shared.messages import Segment
-from shared.packing import Packed, use_packed_attention
-from shared.pieces import split
-from tests.tiny import make_tiny_model
+from shared.model.packing import Packed, use_packed_attention
+from shared.text.grammar import Action, CopyTokens, State, tagged_text
+from shared.text.pieces import split
+from tests.support.tiny import make_tiny_model
 
 TYPES = ("protein", "disease", "cell_line")
 

@@ -6,7 +6,7 @@ from services.generation import engines
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from shared.settings import Settings
-from tests.tiny import make_tiny_model
+from tests.support.tiny import make_tiny_model
 
 
 @pytest.fixture(scope="module")

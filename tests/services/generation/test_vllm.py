@@ -6,14 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import shared.int8_kernels  # noqa: F401  # loads LLVM: vLLM's processes do not start where they have it too
+import shared.model.int8_kernels  # noqa: F401  # loads LLVM: vLLM's processes do not start where they have it too
 from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
-from shared.copying import CopyTokens
 from shared.messages import Segment
-from shared.packing import Packed, use_packed_attention
-from tests.tiny import make_tiny_model
+from shared.model.packing import Packed, use_packed_attention
+from shared.text.grammar import CopyTokens
+from tests.support.tiny import make_tiny_model
 
 pytest.importorskip("vllm", reason="vllm is not installed: `make vllm` installs it")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # vLLM and what it brings warn of many things

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from services.generation.lines import spans
 from services.generation.walk import Walk, steps_of
-from shared.copying import Action, actions_of, nested_only
-from shared.pieces import split
+from shared.text.grammar import Action, actions_of, nested_only
+from shared.text.pieces import split
 
 END = 1
 TEXT = "IL-2 gene of 右肺 [x]\\ cells"

@@ -22,16 +22,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from services.embedded import Valkey
+from services.embedded.servers import Valkey
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer, Process
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import ResultStore
+from shared.backends.streams import Lag, Record, Sink, Source, ensure_topics
 from shared.errors import DocumentError, Overloaded
-from shared.feedback import FeedbackStore
-from shared.language import detect
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.settings import Settings
-from shared.store import ResultStore
-from shared.streams import Lag, Record, Sink, Source, ensure_topics
+from shared.text.language import detect
 
 PATIENCE_S = 300.0
 

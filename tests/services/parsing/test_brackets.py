@@ -8,8 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from services.parsing.brackets import parse, parse_lines
-from shared import tagging
 from shared.messages import Alternative, Segment, TaggedLine
+from shared.text import tagging
 
 START = 100
 NOTE = "Activation of the CD28 surface receptor provides a signal."

@@ -16,7 +16,7 @@ from services.pipeline.assembly import Pipeline, merge
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.state import State
-from shared import tagging
+from shared.backends.result_store import StoreError
 from shared.entity_types import DEFAULTS
 from shared.errors import DocumentError
 from shared.messages import (
@@ -32,7 +32,7 @@ from shared.messages import (
     check_offsets,
     entity_id,
 )
-from shared.store import StoreError
+from shared.text import tagging
 
 MENTIONS = {
     "protein": r"[A-Z]{2,}\d+( receptor)?",

@@ -16,8 +16,8 @@ from services.line_file import LineFile
 from services.pipeline import cache as module
 from services.pipeline.assembly import SegmentCache
 from services.pipeline.cache import LocalCache
+from shared.backends.result_store import ResultStore
 from shared.settings import Settings
-from shared.store import ResultStore
 
 
 @pytest.fixture(params=["memory", "file", "store"])

@@ -7,8 +7,8 @@ import pytest
 
 from services.pipeline import state as module
 from services.pipeline.state import State, StateWatch
+from shared.backends.result_store import StoreError
 from shared.messages import Basis
-from shared.store import StoreError
 
 
 class Around:

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.result_store import Mention, StoreError
 from shared.errors import DocumentError
-from shared.feedback import FeedbackStore
 from shared.messages import Document, Entity, Extraction, entity_id
-from shared.store import Mention, StoreError
 
 SECRET = "患者王小明因右肺腺癌入院 zq17"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from services.selection.knowledge import Knowledge
+from shared.backends.feedback_store import Changes, Feedback, Opinion
 from shared.errors import ExemplarError
-from shared.exemplars import Exemplar, ExemplarIndex
-from shared.feedback import Changes, Feedback, Opinion
 from shared.messages import Candidate, Segment
-from shared.span_encoder import Encoded
+from shared.selection.exemplars import Exemplar, ExemplarIndex
+from shared.selection.span_encoder import Encoded
 
 ENCODER = "0" * 16
 DIM = 128

@@ -9,9 +9,9 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from services.embedded import Valkey
+from services.embedded.servers import Valkey
 from services.selection.reviews import Reviews
-from shared.feedback import Feedback, FeedbackStore, Opinion
+from shared.backends.feedback_store import Feedback, FeedbackStore, Opinion
 from shared.messages import Candidate, Segment
 from shared.settings import Settings
 

@@ -10,10 +10,10 @@ from services.selection.config import SelectionConfig
 from services.selection.knowledge import Knowledge
 from services.selection.overlaps import NESTING_BAR, margins
 from services.selection.selector import Selector, vote
-from shared.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
-from shared.exemplars import Exemplar, ExemplarIndex, Neighbours
 from shared.messages import Candidate, Evidence, Segment, check_offsets
-from shared.span_encoder import Encoded
+from shared.selection.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
+from shared.selection.exemplars import Exemplar, ExemplarIndex, Neighbours
+from shared.selection.span_encoder import Encoded
 
 TEXT = "abcdefghijklmnopqrst"
 SEGMENT = Segment(document_id="d", index=0, start=0, end=len(TEXT), text=TEXT, lang="en")

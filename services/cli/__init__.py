@@ -1,0 +1,5 @@
+"""The ``biobracket`` command."""
+
+from services.cli.stream import cli, main
+
+__all__ = ["cli", "main"]

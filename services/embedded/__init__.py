@@ -1,0 +1,1 @@
+"""The embedded mode: broker, store and Ray on this machine."""

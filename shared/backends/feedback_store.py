@@ -1,0 +1,265 @@
+"""Feedback: what reviewers said of mentions. It is kept in Redis, from where every selector takes it.
+
+Keys, which lie in one slot:
+
+    bb:{feedback}:version   counts the changes
+    bb:{feedback}:changes   a sorted set: ids by the last change of each
+    bb:{feedback}:items     a hash by id: `<milliseconds> <JSON>`, without the JSON where it was taken back
+
+Of two opinions with one id the later one counts. A record that is read twice hence changes nothing, and what was taken
+back stays so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from shared.backends.result_store import connect, translated
+from shared.entity_types import TYPES
+from shared.messages import MAX_ID_CHARS, Candidate, Lang, Message, Offset, Segment, encodable
+from shared.settings import Settings
+from shared.text.language import detect
+from shared.text.segmentation import segment
+
+MAX_TEXT = 20_000  # characters: a passage; the selector looks at the segment that holds the mention
+_PAGE = 500
+_KEYS = tuple(f"bb:{{feedback}}:{name}" for name in ("items", "changes", "version"))
+
+# Notes an opinion unless it is no newer than what is there. ARGV: id, milliseconds, JSON.
+_PUT = """
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+if old and tonumber(string.match(old, '^%d+')) >= tonumber(ARGV[2]) then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
+redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
+return 1
+"""
+# Takes an opinion back, with a time that is newer than its own. ARGV: id, milliseconds, and 1 where that is the time it
+# was meant at: a newer opinion then stays, and an older one that comes later is refused.
+_UNDO = """
+local old = redis.call('HGET', KEYS[1], ARGV[1])
+local there = old and string.find(old, '{', 1, true)
+if not there and (old or ARGV[3] == '0') then return 0 end
+local at = tonumber(ARGV[2])
+if old then
+    local given = tonumber(string.match(old, '^%d+'))
+    if ARGV[3] == '1' and given > at then return 0 end
+    at = math.max(at, given + 1)
+end
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f ', at))
+redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
+return 1
+"""
+
+
+class Opinion(Message):
+    """A mention that a reviewer accepts or rejects, as it is sent."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "text": "The patient was kept in a cold room.",
+                    "start": 26,
+                    "end": 30,
+                    "type": "disease",
+                    "accepted": False,
+                    "reviewer": "a.chen",
+                }
+            ]
+        },
+    )
+
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ID_CHARS,
+        description="Identifier; where absent, made of text, span and type, so that a later opinion on the same "
+        "mention replaces this one.",
+    )
+    text: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="The text that the mention stands in: its sentence, or more."
+    )
+    start: Offset
+    end: Offset
+    type: str = Field(description="Entity type key.")
+    accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
+    lang: Lang | None = Field(default=None, description="Language of the text; detected when absent.")
+    reviewer: str | None = Field(default=None, max_length=MAX_ID_CHARS, description="Who says so.")
+    time: float | None = Field(
+        default=None, ge=0, lt=1e11, allow_inf_nan=False, description="When, Unix seconds; on arrival when absent."
+    )
+
+    @field_validator("id", "text", "reviewer")
+    @classmethod
+    def _unicode(cls, value: str | None) -> str | None:
+        return None if value is None else encodable(value)
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TYPES:
+            raise ValueError("is no known entity type")
+        return value
+
+    @model_validator(mode="after")
+    def _span(self) -> Opinion:
+        if not self.start < self.end <= len(self.text):
+            raise ValueError("end: is not behind start and within the text")
+        mention = self.text[self.start : self.end]
+        if mention != mention.strip():
+            raise ValueError("start: the span begins or ends with white space")
+        return self
+
+    def feedback(self, now: float) -> Feedback:
+        """The same with an identifier and a time; ``now`` is in Unix seconds."""
+        what = f"{self.type}\x1f{self.start}-{self.end}\x1f{self.text}"
+        made = hashlib.sha256(what.encode()).hexdigest()[:32]
+        given = self.model_dump()
+        return Feedback(**given | {"id": self.id or made, "time": now if self.time is None else self.time})
+
+
+class Feedback(Opinion):
+    """An opinion as it is kept."""
+
+    id: str = Field(min_length=1, max_length=MAX_ID_CHARS, description="Identifier.")
+    time: float = Field(ge=0, lt=1e11, allow_inf_nan=False, description="When it was given, Unix seconds.")
+
+    @property
+    def mention(self) -> str:
+        """What stands between the offsets."""
+        return self.text[self.start : self.end]
+
+    def candidate(self) -> Candidate:
+        """The mention in its segment, as the selector meets it in a document that is this text."""
+        lang = self.lang or detect(self.text)
+        around = [(s, e) for s, e in segment(self.text, lang) if s < self.end and e > self.start]
+        start, end = min([self.start, *(s for s, _ in around)]), max([self.end, *(e for _, e in around)])
+        return Candidate(
+            segment=Segment(document_id=self.id, index=0, start=start, end=end, text=self.text[start:end], lang=lang),
+            type=self.type,
+            start=self.start,
+            end=self.end,
+            text=self.mention,
+            generator_confidence=1.0,
+        )
+
+
+class FeedbackPage(Message):
+    """A part of all feedback."""
+
+    feedback: tuple[Feedback, ...] = Field(description="Those changed last first.")
+    next: int | None = Field(description="`before` of the next page; none where this is the last one.")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed since a version. ``restarted``: the store began anew, what was known before is gone."""
+
+    version: int
+    given: tuple[Feedback, ...]
+    gone: tuple[str, ...]
+    restarted: bool = False
+
+
+class FeedbackStore:
+    """All feedback of a deployment. Thread-safe; each method may block on the network.
+
+    Errors: :class:`shared.backends.result_store.StoreError`.
+    """
+
+    def __init__(self, client: Any) -> None:
+        """``client`` is a redis-py client that returns bytes."""
+        self._client = client
+        self._put = client.register_script(_PUT)
+        self._undo = client.register_script(_UNDO)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> FeedbackStore:
+        """The store at ``redis``."""
+        return cls(connect(settings))
+
+    def put(self, feedback: Feedback) -> bool:
+        """Keeps an opinion; false where one of its id is as new, or was taken back since."""
+        with translated():
+            args = [feedback.id, _milliseconds(feedback.time), feedback.model_dump_json()]
+            return bool(self._put(keys=_KEYS, args=args))
+
+    def undo(self, id: str, at: float | None = None) -> bool:
+        """Takes an opinion back; false where there is none of this id.
+
+        With ``at``, Unix seconds, only one that is no newer, also where it comes later than this; false where nothing
+        changes.
+        """
+        with translated():
+            args = [id, _milliseconds(time.time() if at is None else at), int(at is not None)]
+            return bool(self._undo(keys=_KEYS, args=args))
+
+    def page(self, limit: int = 100, before: int | None = None) -> FeedbackPage:
+        """At most ``limit`` opinions, those changed last first; ``before``: `next` of the page before."""
+        found: list[Feedback] = []
+        at = before  # the change that was last looked at
+        with translated():
+            while True:
+                highest = "+inf" if at is None else f"({at}"
+                rows = self._client.zrevrangebyscore(_KEYS[1], highest, "-inf", start=0, num=_PAGE, withscores=True)
+                for item, (_, score) in zip(self._items([id_ for id_, _ in rows]), rows, strict=True):
+                    if item is not None:
+                        if len(found) == limit:
+                            return FeedbackPage(feedback=tuple(found), next=at)
+                        found.append(item)
+                    at = int(score)
+                if len(rows) < _PAGE:
+                    return FeedbackPage(feedback=tuple(found), next=None)
+
+    def version(self) -> int:
+        """Grows with each change; 0 where there was none."""
+        with translated():
+            return int(self._client.get(_KEYS[2]) or 0)
+
+    def changes(self, since: int = 0) -> Changes:
+        """What is to be learnt by one who knows all up to a version."""
+        version = self.version()
+        restarted = version < since
+        given: list[Feedback] = []
+        gone: list[str] = []
+        for ids, items in self._since(0 if restarted else since, version):
+            for id_, item in zip(ids, items, strict=True):
+                if item is None:
+                    gone.append(id_.decode())
+                else:
+                    given.append(item)
+        return Changes(version, tuple(given), tuple(gone), restarted)
+
+    def _since(self, version: int, until: int) -> Iterator[tuple[list[bytes], list[Feedback | None]]]:
+        while version < until:
+            with translated():
+                rows = self._client.zrangebyscore(_KEYS[1], f"({version}", until, start=0, num=_PAGE, withscores=True)
+                if not rows:
+                    return
+                ids = [id_ for id_, _ in rows]
+                yield ids, self._items(ids)
+            version = int(rows[-1][1])
+
+    def _items(self, ids: Sequence[bytes]) -> list[Feedback | None]:
+        if not ids:
+            return []
+        values = (value.partition(b" ")[2] if value else b"" for value in self._client.hmget(_KEYS[0], ids))
+        return [Feedback.model_validate_json(value) if value else None for value in values]
+
+    def close(self) -> None:
+        """Lets go of the connections."""
+        with translated():
+            self._client.close()
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,1 @@
+"""What training fits and selection serves."""

@@ -1,0 +1,316 @@
+"""Span embeddings: what the selector judges candidates by (design section 5).
+
+The base model with an adapter of its own, whose attention sees both ways, reads a segment once for all of its
+candidates. A candidate's embedding is made of the states of its first and last token and of the two just outside, and
+of its type; a linear head on the embedding gives the log-odds that it is a right mention.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from shared import entity_types
+from shared.errors import SelectorError
+from shared.messages import LANGS, Candidate, Lang
+from shared.model.adapters import SELECTOR_FILE, SelectorFile, Way, load_body
+from shared.model.base_model import load_tokenizer
+from shared.model.packing import Block, Body, block_mask, both_ways, sliding
+from shared.settings import Settings
+from shared.text.grammar import CopyTokens
+from shared.text.pieces import Pieces, split
+
+HEAD_FILE = "head.safetensors"
+TYPES_AT_ONCE = 3  # lines beside one another in training, where a segment is read as the generator does
+
+
+class SpanHead(nn.Module):
+    """From boundary states and a type to an embedding and log-odds. ``known``: keys, in the order of its table."""
+
+    def __init__(self, width: int, known: Sequence[str], hidden: int, size: int) -> None:
+        super().__init__()
+        self.known = tuple(known)
+        self.states = nn.Linear(4 * width, hidden)
+        self.types = nn.Embedding(len(known), 2 * hidden)  # a scale and a shift for each
+        nn.init.normal_(self.types.weight, std=0.02)
+        self.inner = nn.Linear(hidden, hidden)
+        self.outer = nn.Linear(hidden, size)
+        self.judge = nn.Linear(size, 1)
+
+    def forward(self, states: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+        """States (n, 4, width) and types (n,) to embeddings (n, size) of length one and log-odds (n,)."""
+        normal = F.layer_norm(states, states.shape[-1:]).flatten(1)
+        scale, shift = self.types(types).chunk(2, dim=-1)
+        inner = F.gelu(self.states(normal)) * (1 + scale) + shift
+        embeddings = F.normalize(self.outer(F.gelu(self.inner(inner))), dim=-1)
+        # As if its numbers varied by one: the head's weights are then of the usual size.
+        return embeddings, self.judge(embeddings * embeddings.shape[-1] ** 0.5)[:, 0]
+
+    def read(self, folder: Path) -> None:
+        """Takes the weights of a selector's folder, and of its types those that this one knows.
+
+        :class:`SelectorError` where its sizes are others.
+        """
+        made = SelectorFile.load(folder)
+        weights = load_file(folder / HEAD_FILE)
+        rows, size, hidden = weights.pop("types.weight"), self.outer.out_features, self.inner.out_features
+        if (made.size, made.hidden) != (size, hidden):
+            raise SelectorError(
+                f"selector: {folder} has size {made.size} and hidden {made.hidden}, not {size} and {hidden}; "
+                "set both fields to its own, or train without `init`"
+            )
+        self.load_state_dict(weights, strict=False)
+        with torch.no_grad():
+            for row, key in zip(rows, made.types, strict=True):
+                if key in self.known:
+                    self.types.weight[self.known.index(key)] = row
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTokens:
+    """A segment's tokens: the start token, the pieces and a line break, as in a generator's prefix.
+
+    ``first``, ``last``: of each piece. With ``headers``, by type, the segment is read as the generator does: the
+    prefix, and after it for each type its header and a copy of the pieces, ``line``, whose pieces are those of
+    ``first`` and ``last``. Without, it is read once, both ways, whatever the types.
+    """
+
+    ids: tuple[int, ...]
+    first: tuple[int, ...]
+    last: tuple[int, ...]
+    line: tuple[int, ...] = ()
+    headers: Mapping[int, tuple[int, ...]] | None = None
+
+    @classmethod
+    def of(
+        cls, tokens: CopyTokens, pieces: Pieces, headers: Mapping[int, tuple[int, ...]] | None = None
+    ) -> SegmentTokens:
+        """Those of the pieces of a segment."""
+        ids, first, last = _runs(tokens, pieces, copied=False)
+        whole = (*tokens.bos, *ids, *tokens.newline)
+        if headers is None:
+            ahead = len(tokens.bos)
+            return cls(whole, tuple(n + ahead for n in first), tuple(n + ahead for n in last))
+        line, first, last = _runs(tokens, pieces, copied=True)
+        return cls(whole, first, last, (*line, *tokens.newline), headers)
+
+    def __len__(self) -> int:
+        """Tokens of its longest reading."""
+        if self.headers is None:
+            return len(self.ids)
+        header = max(map(len, self.headers.values()), default=0)
+        return len(self.ids) + min(TYPES_AT_ONCE, len(self.headers)) * (header + len(self.line))
+
+    def read(self, types: Iterable[int]) -> Reading:
+        """How it is read for some types."""
+        ids, positions = list(self.ids), list(range(len(self.ids)))
+        if self.headers is None:
+            return Reading(self, tuple(ids), tuple(positions), {}, ())
+        begins, lengths = {}, []
+        for type_ in dict.fromkeys(types):
+            line = (*self.headers[type_], *self.line)
+            begins[type_] = len(ids) + len(self.headers[type_])
+            lengths.append(len(line))
+            ids += line
+            positions += range(len(self.ids), len(self.ids) + len(line))
+        return Reading(self, tuple(ids), tuple(positions), begins, tuple(lengths))
+
+
+def _runs(
+    tokens: CopyTokens, pieces: Pieces, *, copied: bool
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Tokens of all pieces, and the first and last of each."""
+    ids: list[int] = []
+    first, last = [], []
+    for i, (start, end) in enumerate(zip(pieces.starts, pieces.ends, strict=True)):
+        first.append(len(ids))
+        ids += tokens.copy(pieces, i, after_open=False) if copied else tokens.ids(pieces.text[start:end])
+        last.append(len(ids) - 1)
+    return tuple(ids), tuple(first), tuple(last)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Tokens of a segment in a stream: ``ids`` and ``positions`` (T,); ``begins``: of the lines, by type."""
+
+    of: SegmentTokens
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    begins: Mapping[int, int]
+    lines: tuple[int, ...]
+
+    def boundaries(self, type_: int, start: int, end: int) -> tuple[int, int, int, int]:
+        """Tokens before, at the beginning, at the end, and after a half-open piece range."""
+        begin = self.begins.get(type_, 0)
+        first, last = begin + self.of.first[start], begin + self.of.last[end - 1]
+        return max(0, first - 1), first, last, last + 1
+
+    def block(self, at: int, window: int | None, device: torch.device | str) -> Block:
+        """Who sees whom, from token ``at`` of the stream on."""
+        length = len(self.ids)
+        if self.of.headers is None:
+            return Block(at, at + length, *both_ways(length, window, device))
+        mask = block_mask(len(self.of.ids), self.lines, device)
+        where = torch.tensor(self.positions, device=device)
+        return Block(at, at + length, mask, sliding(mask, where, where, window))
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Of n candidates: ``embeddings`` (n, size) and ``logits`` (n,); zeros where ``known`` (n,) is false.
+
+    A type is known where the encoder was trained on it.
+    """
+
+    embeddings: NDArray[np.float32]
+    logits: NDArray[np.float32]
+    known: NDArray[np.bool_]
+
+
+class SpanEncoder:
+    """See the module. Not thread-safe: one caller at a time."""
+
+    def __init__(
+        self, body: Body, head: SpanHead, tokens: CopyTokens, batch_tokens: int, way: Way = "both-ways"
+    ) -> None:
+        """``body``: the model; a pass has at most ``batch_tokens``, or one segment."""
+        self._body = body
+        self._head = head
+        self._tokens = tokens
+        self._types = {key: i for i, key in enumerate(head.known)}
+        self._headers = None if way == "both-ways" else {lang: headers(tokens, head.known, lang) for lang in LANGS}
+        self._window = getattr(body.config, "sliding_window", None)
+        self._batch_tokens = batch_tokens
+        self._device = body.embedding.device
+        self.size = head.outer.out_features
+        self.forwarded = 0  # tokens so far: what benchmarks count
+
+    @classmethod
+    def load(cls, settings: Settings, folder: Path, batch_tokens: int = 4096, dtype: str = "auto") -> SpanEncoder:
+        """Base model of the settings, with adapter and head of a folder made by ``biobracket train selector``.
+
+        ``dtype``: see :func:`shared.model.adapters.load_body`.
+        """
+        made = SelectorFile.load(folder)
+        tokens = CopyTokens(load_tokenizer(settings))
+
+        def with_head(body: Body) -> SpanEncoder:
+            head = SpanHead(body.config.hidden_size, made.types, made.hidden, made.size)
+            head.read(folder)
+            head = head.to(body.embedding.device).eval().requires_grad_(False)
+            return cls(body, head, tokens, batch_tokens, made.reading)
+
+        def example(body: Body) -> None:
+            whole = [
+                Candidate(segment=s, type=made.types[0], start=0, end=s.end, text=s.text, generator_confidence=0.5)
+                for s in entity_types.definitions()
+            ]
+            with_head(body).encode(whole)
+
+        return with_head(load_body(settings, folder, encoder_revision(settings, folder), dtype, example))
+
+    def tokens(self, text: str) -> int:
+        """About how many tokens a segment costs."""
+        return len(split(text)) + 2
+
+    @torch.inference_mode()
+    def encode(self, candidates: Sequence[Candidate]) -> Encoded:
+        """The embeddings of candidates, in their order, whatever their segments."""
+        encoded = Encoded(
+            np.zeros((len(candidates), self.size), dtype=np.float32),
+            np.zeros(len(candidates), dtype=np.float32),
+            np.array([c.type in self._types for c in candidates], dtype=bool),
+        )
+        segments: dict[tuple[str, Lang], list[int]] = {}
+        for i in np.flatnonzero(encoded.known).tolist():
+            segment = candidates[i].segment
+            segments.setdefault((segment.text, segment.lang), []).append(i)
+        for group in self._groups(segments, candidates):
+            self._encode(group, candidates, encoded)
+        return encoded
+
+    def _groups(
+        self, segments: Mapping[tuple[str, Lang], list[int]], candidates: Sequence[Candidate]
+    ) -> Iterator[list[tuple[Pieces, Reading, list[int]]]]:
+        group: list[tuple[Pieces, Reading, list[int]]] = []
+        used = 0
+        for (text, lang), rows in sorted(segments.items(), key=lambda of: len(of[0][0])):
+            pieces = split(text)
+            headers = None if self._headers is None else self._headers[lang]
+            types = sorted({self._types[candidates[i].type] for i in rows})
+            read = SegmentTokens.of(self._tokens, pieces, headers).read(types)
+            if group and used + len(read.ids) > self._batch_tokens:
+                yield group
+                group, used = [], 0
+            group.append((pieces, read, rows))
+            used += len(read.ids)
+        if group:
+            yield group
+
+    def _encode(
+        self,
+        group: Sequence[tuple[Pieces, Reading, list[int]]],
+        candidates: Sequence[Candidate],
+        encoded: Encoded,
+    ) -> None:
+        ids: list[int] = []
+        positions: list[int] = []
+        blocks: list[Block] = []
+        rows: list[int] = []
+        at: list[list[int]] = []
+        for pieces, read, of in group:
+            begin = len(ids)
+            ids += read.ids
+            positions += read.positions
+            blocks.append(read.block(begin, self._window, self._device))
+            for i in of:
+                candidate = candidates[i]
+                start, end = piece_range(
+                    pieces, candidate.start - candidate.segment.start, candidate.end - candidate.segment.start
+                )
+                rows.append(i)
+                boundaries = read.boundaries(self._types[candidate.type], start, end)
+                at.append([begin + token for token in boundaries])
+        self.forwarded += len(ids)
+        wanted, places = np.unique(at, return_inverse=True)
+        hidden = self._body(ids, positions, blocks, wanted.tolist())
+        types = torch.tensor([self._types[candidates[i].type] for i in rows], device=self._device)
+        embeddings, logits = self._head(hidden[torch.from_numpy(places.reshape(-1, 4)).to(self._device)].float(), types)
+        encoded.embeddings[rows] = embeddings.cpu().numpy()
+        encoded.logits[rows] = logits.cpu().numpy()
+
+
+def piece_range(pieces: Pieces, start: int, end: int) -> tuple[int, int]:
+    """The half-open range of pieces that a span touches: one that ends within a piece is judged as if it had it all."""
+    first = min(bisect_right(pieces.ends, start), len(pieces) - 1)
+    return first, max(first + 1, bisect_left(pieces.cores, end))
+
+
+def headers(tokens: CopyTokens, types: Sequence[str], lang: Lang) -> dict[int, tuple[int, ...]]:
+    """What a generator's line begins with, by the place of the type."""
+    return {place: tokens.header(entity_types.get(key).name(lang)) for place, key in enumerate(types)}
+
+
+def encoder_revision(settings: Settings, folder: Path) -> str:
+    """Sixteen hex digits that change when what the encoder makes of a candidate does."""
+    digest = hashlib.sha256(settings.base_model.encode())
+    for name in ("adapter_config.json", "adapter_model.safetensors", HEAD_FILE, SELECTOR_FILE):
+        digest.update(name.encode() + b"\x1f" + hashlib.sha256((folder / name).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def write_head(head: dict[str, Tensor], made: SelectorFile, folder: Path) -> None:
+    """Writes what, beside an adapter, a span encoder is read from."""
+    save_file(head, folder / HEAD_FILE)
+    (folder / SELECTOR_FILE).write_text(json.dumps(made.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Text and what is written about it: segments, pieces, tags, and the grammar of tagged lines."""

@@ -1,0 +1,317 @@
+"""The same contract on one Valkey server and on a cluster of three."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from services.embedded.servers import Valkey
+from shared.backends import result_store as module
+from shared.backends.result_store import ResultStore, StoreError
+from shared.messages import Entity, Extraction, entity_id
+from shared.settings import Settings
+from tests.support.servers import Target
+
+Make = Callable[..., ResultStore]
+
+
+@pytest.fixture
+def make(target: Target) -> Iterator[Make]:
+    """Makes stores on an empty server; keywords are settings."""
+    target.everywhere("FLUSHALL")
+    made: list[ResultStore] = []
+
+    def store(**update: Any) -> ResultStore:
+        made.append(ResultStore.from_settings(target.settings.model_copy(update=update)))
+        return made[-1]
+
+    yield store
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def store(make: Make) -> ResultStore:
+    return make()
+
+
+def _extraction(document_id: str, revision: str, *mentions: tuple[str, str]) -> Extraction:
+    entities = []
+    start = 0
+    for text, type_ in mentions:
+        end = start + len(text)
+        entities.append(
+            Entity(
+                id=entity_id(type_, start, end),
+                start=start,
+                end=end,
+                text=text,
+                type=type_,
+                confidence=0.9,
+                generator_confidence=0.8,
+            )
+        )
+        start = end + 1
+    return Extraction(
+        document_id=document_id,
+        text_sha256="0" * 64,
+        lang="en",
+        types=("disease", "protein"),
+        entities=tuple(entities),
+        model_revision=revision,
+    )
+
+
+def test_a_result_comes_back(store: ResultStore) -> None:
+    extraction = _extraction("病历 1", "r1", ("右肺腺癌", "disease"), ("CD28", "protein"))
+    assert store.get("病历 1") is None
+    assert store.put(extraction) is True
+    assert store.get("病历 1") == extraction
+
+
+def test_writing_twice_changes_nothing(store: ResultStore, target: Target) -> None:
+    extraction = _extraction("d", "r1", ("cancer", "disease"))
+    assert store.put(extraction) is True
+    keys = sorted(target.keys())
+    assert store.put(extraction) is False
+    assert sorted(target.keys()) == keys
+    assert store.counts() == {"documents": 1, "entities": 1}
+    assert len(store.mentions("cancer")) == 1
+
+
+def test_a_newer_result_replaces_the_older(store: ResultStore, target: Target) -> None:
+    old = _extraction("d", "r1", ("cancer", "disease"), ("CD28", "protein"))
+    new = _extraction("d", "r2", ("CD28", "protein"))
+    store.put(old)
+    store.put(new)
+    assert store.get("d") == new
+    assert store.mentions("cancer") == []
+    assert [mention.entity for mention in store.mentions("CD28")] == list(new.entities)
+    assert store.counts() == {"documents": 1, "entities": 1}
+    assert len([key for key in target.keys() if key.startswith(b"bb:m:")]) == 2  # noqa: SIM118 - not a dict
+
+
+def test_an_older_key_does_not_come_back(store: ResultStore) -> None:
+    old = _extraction("d", "r1", ("cancer", "disease"))
+    new = _extraction("d", "r2", ("tumour", "disease"))
+    store.put(old)
+    store.put(new)
+    assert store.put(old) is False
+    assert store.get("d") == new
+    assert store.mentions("cancer") == []
+    assert store.counts() == {"documents": 1, "entities": 1}
+
+
+def test_mentions_are_found_by_text_and_type(store: ResultStore) -> None:
+    store.put(_extraction("a", "r", ("Lung Cancer", "disease"), ("lung cancer", "disease")))
+    store.put(_extraction("b", "r", ("LUNG CANCER", "protein")))
+    found = store.mentions("  lung cancer\n")
+    assert [(mention.document_id, mention.entity.text) for mention in found] == [
+        ("b", "LUNG CANCER"),
+        ("a", "Lung Cancer"),
+        ("a", "lung cancer"),
+    ]
+    assert {mention.document_id for mention in store.mentions("lung cancer", "disease")} == {"a"}
+    assert store.mentions("lung") == []
+    assert store.mentions("lung cancer", "dna") == []
+    assert store.mentions("") == []
+
+
+def test_mentions_respect_the_limit_across_pages(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAGE", 2)
+    for n in range(7):
+        store.put(_extraction(f"d{n}", "r", ("fever", "disease")))
+    assert len(store.mentions("fever")) == 7
+    assert len(store.mentions("fever", limit=5)) == 5
+    assert store.mentions("fever", limit=0) == []
+
+
+def test_a_writer_that_died_half_way_shows_nothing_and_can_go_on(store: ResultStore) -> None:
+    extraction = _extraction("d", "r", ("fever", "disease"))
+    store._index("d", module._mentioned(extraction))
+    assert store.mentions("fever") == []
+    assert store.put(extraction) is True
+    assert len(store.mentions("fever")) == 1
+
+
+def test_stale_entries_go_when_read(store: ResultStore, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    store._index("gone", module._mentioned(_extraction("gone", "r", ("fever", "disease"))))
+    index = module._index_key("fever", None)
+    store.mentions("fever")
+    assert target.client.zcard(index) == 1
+    monkeypatch.setattr(module, "_SETTLED_MS", -1000)
+    store.mentions("fever")
+    assert target.client.zcard(index) == 0
+
+
+def test_counts_are_exact_under_concurrent_writers(store: ResultStore) -> None:
+    work = [
+        _extraction(f"d{n}", f"r{revision}", *[("fever", "disease")] * n)
+        for n in range(12)
+        for revision in range(3)
+        for _ in range(2)
+    ]
+    with ThreadPoolExecutor(8) as threads:
+        new = list(threads.map(store.put, work))
+    assert sum(new) == 36
+    assert store.counts() == {"documents": 12, "entities": sum(range(12))}
+
+
+def test_segments_are_cached_in_order(store: ResultStore) -> None:
+    store.put_segments({f"s{n}": bytes([n, 0, 255]) for n in range(20)})
+    assert store.get_segments(["s3", "absent", "s1"]) == [b"\x03\x00\xff", None, b"\x01\x00\xff"]
+    assert store.get_segments([]) == []
+    store.put_segments({})
+
+
+def test_expiry_follows_the_settings(make: Make, target: Target) -> None:
+    store = make(result_ttl=1000, segment_ttl=500)
+    store.put(_extraction("d", "r", ("fever", "disease")))
+    store.put_segments({"s": b"1"})
+    for key in target.keys():  # noqa: SIM118 - not a dict
+        ttl = target.client.ttl(key)
+        if key.startswith(b"bb:s:"):
+            assert 0 < ttl <= 500
+        elif key.endswith(b":n"):
+            assert ttl == -1
+        else:
+            assert 0 < ttl <= 1000 + 3600
+
+
+def test_results_stay_for_good_by_default(store: ResultStore, target: Target) -> None:
+    store.put(_extraction("d", "r", ("fever", "disease")))
+    assert {target.client.ttl(key) for key in target.keys()} == {-1}  # noqa: SIM118 - not a dict
+
+
+def test_no_text_stands_in_a_key(store: ResultStore, target: Target) -> None:
+    store.put(_extraction("patient", "r", ("fever", "disease")))
+    store.put_segments({"a fever": b"1"})
+    assert not [key for key in target.keys() if b"fever" in key or b"patient" in key]  # noqa: SIM118 - not a dict
+
+
+def test_a_full_server_refuses_and_recovers(store: ResultStore, target: Target) -> None:
+    extraction = _extraction("d", "r", ("fever", "disease"))
+    target.everywhere("CONFIG", "SET", "maxmemory", "1")
+    try:
+        for write in (lambda: store.put(extraction), lambda: store.put_segments({"s": b"fever"})):
+            with pytest.raises(StoreError, match="maxmemory") as full:
+                write()
+            assert full.value.retryable
+            assert "fever" not in str(full.value)
+    finally:
+        target.everywhere("CONFIG", "SET", "maxmemory", "0")
+    assert store.put(extraction) is True
+    assert store.counts() == {"documents": 1, "entities": 1}
+
+
+def test_a_result_of_another_version_is_refused(store: ResultStore, target: Target) -> None:
+    target.client.hset(module._document_key("d"), "json", b'{"v": 99, "text": "fever"}')
+    with pytest.raises(StoreError, match="version") as refused:
+        store.get("d")
+    assert not refused.value.retryable
+    assert "fever" not in str(refused.value)
+    assert store.put(_extraction("d", "r")) is True
+    assert store.get("d") == _extraction("d", "r")
+
+
+def test_ping(store: ResultStore) -> None:
+    assert store.ping() is None
+
+
+def test_a_wrong_password_is_told_without_it(target: Target) -> None:
+    url = target.settings.redis.get_secret_value()
+    wrong = url.replace(url.split(":")[2].split("@")[0], "secret-word")
+    settings = target.settings.model_copy(update={"redis": SecretStr(wrong)})
+    with pytest.raises(StoreError, match="BIOBRACKET_REDIS") as failed:
+        ResultStore.from_settings(settings).ping()
+    assert "secret-word" not in str(failed.value)
+
+
+@pytest.mark.parametrize("cluster", [False, True])
+def test_no_server_is_one_clear_error(cluster: bool) -> None:
+    settings = Settings(redis=SecretStr("redis://:secret-word@127.0.0.1:1/0"), redis_cluster=cluster)
+    with pytest.raises(StoreError, match="BIOBRACKET_REDIS") as failed:
+        ResultStore.from_settings(settings).ping()
+    assert failed.value.retryable
+    assert "secret-word" not in str(failed.value)
+
+
+def test_what_is_no_url_is_told_without_it() -> None:
+    with pytest.raises(StoreError, match="BIOBRACKET_REDIS") as failed:
+        ResultStore.from_settings(Settings(redis=SecretStr("secret-word@host")))
+    assert not failed.value.retryable
+    assert "secret-word" not in str(failed.value)
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(StoreError("redis: full", retryable=True)))
+    assert (str(error), error.retryable) == ("redis: full", True)
+
+
+def test_work_goes_on_after_a_restart(tmp_path: Path) -> None:
+    with Valkey(tmp_path) as server:
+        store = ResultStore.from_settings(Settings(redis=SecretStr(server.url)))
+        extraction = _extraction("d", "r", ("fever", "disease"))
+        store.put(extraction)
+        server.stop()
+        with pytest.raises(StoreError) as gone:
+            store.get("d")
+        assert gone.value.retryable
+        again = Valkey(tmp_path, server.port)
+        again.password = server.password
+        with again:
+            assert store.get("d") == extraction
+            assert store.put(extraction) is False
+            store.close()
+
+
+@hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    history=st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c"]),
+            st.sampled_from(["r1", "r2", "r3"]),
+            st.lists(
+                st.tuples(st.sampled_from(["Fever", "fever", "癌", "İ"]), st.sampled_from(["disease", "protein"])),
+                max_size=4,
+            ),
+        ),
+        max_size=8,
+    )
+)
+def test_the_store_is_what_its_history_says(target: Target, history: list[Any]) -> None:
+    target.everywhere("FLUSHALL")
+    store = ResultStore.from_settings(target.settings)
+    newest: dict[str, Extraction] = {}
+    written: set[str] = set()
+    for document_id, revision, mentions in history:
+        extraction = _extraction(document_id, revision, *mentions)
+        assert store.put(extraction) is (extraction.key not in written)
+        if extraction.key not in written:
+            newest[document_id] = extraction
+            written.add(extraction.key)
+    for document_id in "abc":
+        assert store.get(document_id) == newest.get(document_id)
+    assert store.counts() == {
+        "documents": len(newest),
+        "entities": sum(len(extraction.entities) for extraction in newest.values()),
+    }
+    for text in ("FEVER", "癌", "i̇"):
+        for type_ in (None, "disease", "protein"):
+            found = {(mention.document_id, mention.entity.id) for mention in store.mentions(text, type_)}
+            assert found == {
+                (extraction.document_id, entity.id)
+                for extraction in newest.values()
+                for entity in extraction.entities
+                if entity.text.casefold() == text.casefold() and type_ in (None, entity.type)
+            }
+    store.close()

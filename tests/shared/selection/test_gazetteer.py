@@ -1,0 +1,60 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import SelectorError
+from shared.selection.gazetteer import GAZETTEER_FILE, Counts, Gazetteer
+
+GIVEN = Gazetteer(
+    {"one": ("protein", "dna"), "two": ("protein",)},
+    {"protein": Counts.of({"il-2": 3, "p53": 1}), "dna": Counts.of({"il-2gene": 2})},
+    {"one": Counts.of({"il-2": 5, "il-2gene": 2, "cells": 9}), "two": Counts.of({"cells": 4, "p53": 1})},
+)
+
+
+@pytest.mark.parametrize(
+    ("type_", "text", "counts"),
+    [
+        ("protein", "IL-2", (3, 2)),
+        ("protein", "il -\n2", (3, 2)),
+        ("dna", "IL-2", (0, 5)),
+        ("dna", "IL-2 gene", (2, 0)),
+        # Of the corpora that annotate the type.
+        ("protein", "cells", (0, 13)),
+        ("dna", "cells", (0, 9)),
+        ("protein", "never seen", (0, 0)),
+        ("disease", "cells", (0, 0)),
+    ],
+)
+def test_counts_are_of_words_whatever_their_case_and_space(tmp_path, type_, text, counts):
+    GIVEN.save(tmp_path)
+    loaded = Gazetteer.load(tmp_path)
+    for gazetteer in (GIVEN, loaded):
+        assert gazetteer.counts(type_, text) == counts
+        assert gazetteer.log_odds(type_, text) == math.log1p(counts[0]) - math.log1p(counts[1])
+    assert len(loaded) == len(GIVEN) == 5
+
+
+def test_the_file_holds_no_words(tmp_path):
+    GIVEN.save(tmp_path)
+    content = (tmp_path / GAZETTEER_FILE).read_bytes()
+    assert not any(words in content for words in (b"il-2", b"p53", b"cells"))
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers(1, 2**32 - 1)))
+def test_every_count_is_found_again(counted):
+    from shared.selection.gazetteer import key
+
+    counts = Counts.of(counted)
+    assert {words: counts.get(key(words)) for words in counted} == counted
+    assert counts.get(key("longer than five")) == 0
+
+
+def test_none_and_a_wrong_file(tmp_path):
+    assert Gazetteer.load(tmp_path) is None
+    for content in (b"", b"not one", (2).to_bytes(8, "little") + b"{}"):
+        (tmp_path / GAZETTEER_FILE).write_bytes(content)
+        with pytest.raises(SelectorError, match=r"gazetteer\.safetensors.*biobracket train gazetteer"):
+            Gazetteer.load(tmp_path)

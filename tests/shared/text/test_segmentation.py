@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from shared.text.segmentation import MIN_UNITS, segment, units
+
+# Any Unicode text, and text dense in what the rules look at.
+TEXTS = st.text(max_size=400) | st.lists(
+    st.sampled_from(
+        [
+            *"aZé9肺癌。；，！.?!;:,()[]|\t\n\r-•\u3000\u2028 \u200d\u0301😀🏽",
+            "\r\n",
+            "\n\n",
+            "    ",
+            "e.g. ",
+            "E. coli ",
+            "1. ",
+            "主诉：",
+            "【查体】",
+            "PLAN:",
+            "FINDINGS\n",
+            "| a | b |\n",
+            "a\tb\n",
+            "IL-2 ",
+            "3.5",
+            "receptor ",
+            "患者",
+            "”",
+            "……",
+        ]
+    ),
+    max_size=150,
+).map("".join)
+
+
+def texts(text: str, lang: str = "en", max_units: int = 160) -> list[str]:
+    return [text[start:end] for start, end in segment(text, lang, max_units)]
+
+
+@settings(max_examples=300)
+@given(TEXTS, st.sampled_from(["en", "zh"]), st.integers(MIN_UNITS, 60))
+@example("", "en", MIN_UNITS)
+@example(" \r\n\t\u3000", "zh", MIN_UNITS)
+@example("a" + " " * 5000 + "b", "en", 10)
+@example("e" + "\u0301" * 100, "en", 10)
+def test_nothing_is_lost_or_moved(text: str, lang: str, max_units: int) -> None:
+    last = 0
+    for start, end in segment(text, lang, max_units):
+        assert last <= start < end <= len(text)
+        assert not text[last:start].strip()
+        assert text[start:end] == text[start:end].strip()
+        assert units(text[start:end]) <= max_units
+        last = end
+    assert not text[last:].strip()
+
+
+@given(TEXTS, TEXTS)
+def test_units_of_a_whole_are_at_most_those_of_its_visible_parts(left: str, right: str) -> None:
+    left, right = left.strip(), right.strip()
+    assert units(left + right) <= units(left) + units(right)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0),
+        ("cell", 1),
+        ("cells", 2),
+        ("IL-2", 3),
+        ("3.5", 3),
+        ("肺癌", 2),
+        ("a b", 2),
+        ("a\nb", 3),
+        ("a\r\nb", 4),
+        ("a\tb", 3),
+        ("𠮷", 4),
+        ("naïve", 2),
+        (" " * 32, 2),
+    ],
+)
+def test_units(text: str, expected: int) -> None:
+    assert units(text) == expected
+
+
+def test_max_units_below_one_character_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_units"):
+        segment("text", "en", MIN_UNITS - 1)
+
+
+# With a budget that holds any one sentence but no two of them, segments are sentences.
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["Dr. Okafor et al. grew E. coli overnight in broth.", "The yield was 3.5 g, i.e. twice that of Fig. 2."],
+        ["The patient was given vitamin D daily for weeks.", "She improved and was discharged by J. Brandt, M.D."],
+        ["We studied p. falciparum vs. P. vivax in mice.", "p53 was not involved in either of these infections!"],
+        ["Was the lesion visible on the first scan at all?", "(It was not, though the second scan showed it.)"],
+        ["The wound closed slowly over five weeks [12, 13].", "Healing was complete by day 40 in all animals."],
+        ["It was unclear... the margins may be involved here.", "Aspirin 81 mg p.o. b.i.d. was then continued."],
+        ["Aspirin was taken p.o. for eleven months in all.", "Patients in the U.S. Army cohort were excluded."],
+    ],
+)
+def test_english_sentences(sentences: list[str]) -> None:
+    budget = max(map(units, sentences))
+    assert texts(" ".join(sentences), "en", budget) == sentences
+
+
+@pytest.mark.parametrize(
+    "sentences",
+    [
+        ["患者咳嗽三天，伴有发热。", "予以头孢治疗后好转！", "是否复查胸片？"],
+        ["他自述“夜间疼痛明显。”", "查体：右下腹压痛（反跳痛阳性）；", "肠鸣音正常存在……"],
+        ["血压维持在128/76mmHg左右;", "心率为每分钟82.5次左右。"],
+        ["术后恢复良好，无渗液渗血.", "次日拔除引流管，准予出院."],
+    ],
+)
+def test_chinese_sentences(sentences: list[str]) -> None:
+    budget = max(map(units, sentences))
+    assert texts("".join(sentences), "zh", budget) == sentences
+
+
+def test_sentences_are_packed_greedily() -> None:
+    text = "One two. Three four. Five six. Seven."
+    assert texts(text, "en", units("One two. Three four.")) == ["One two. Three four.", "Five six. Seven."]
+
+
+def test_a_newline_in_wrapped_prose_does_not_end_a_sentence() -> None:
+    first = "The biopsy of the left upper lobe was taken under general\nanaesthesia."
+    second = "It showed granulomas without any necrosis whatsoever\nin all of the sections."
+    assert texts(f"{first} {second}", "en", max(units(first), units(second))) == [first, second]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_blank_line_ends_a_segment(newline: str) -> None:
+    assert texts(f"First.{newline}{newline}Second.{newline} {newline}Third.") == ["First.", "Second.", "Third."]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_sections_of_a_record_stay_whole(newline: str) -> None:
+    sections = ["主诉：头晕两天。", f"现病史：两天前出现头晕。{newline}无呕吐。", "既往史：高血压史。规律服药。"]
+    assert texts(newline.join(sections), "zh", max(map(units, sections))) == sections
+
+
+def test_a_heading_goes_with_what_follows() -> None:
+    history = "HISTORY OF PRESENT ILLNESS\nA cough of two weeks. It is worse at night."
+    plan = "Plan of care:\n1. Chest film.\n2. Sputum culture."
+    assert texts(f"{history}\n{plan}", "en", max(units(history), units(plan))) == [history, plan]
+
+
+@pytest.mark.parametrize("mark", ["{}. ", "{}) ", "({}) ", "{}、", "- ", "• ", "* "])
+def test_list_items_stay_whole(mark: str) -> None:
+    items = [mark.format(i) + "Metoprolol is taken daily. It is tolerated" for i in range(1, 4)]
+    assert texts("\n".join(items), "en", max(map(units, items)) + 8) == items
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ["Test\tValue\tUnit", "Sodium\t139\tmmol/l", "Calcium\t2.3\tmmol/l", "Urea\t5.1\tmmol/l"],
+        ["| Test | Value |", "| Sodium | 139 |", "| Calcium | 2.3 |", "| Urea | 5.1 |"],
+        [
+            "Test      Value    Unit",
+            "Sodium    139      mmol/l",
+            "Calcium   2.3      mmol/l",
+            "Urea      5.1      mmol/l",
+        ],
+    ],
+)
+def test_tables_are_packed_row_by_row(rows: list[str]) -> None:
+    pairs = ["\n".join(rows[:2]), "\n".join(rows[2:])]
+    assert texts("\n".join(rows), "en", max(map(units, pairs))) == pairs
+
+
+@pytest.mark.parametrize(
+    ("text", "cuts"),
+    [
+        ("咳嗽咳痰发热三天余，伴头痛", ["咳嗽咳痰发热三天余，", "伴头痛"]),
+        ("fever, chills; 12 34 and a cough", ["fever, chills;", "12 34 and a cough"]),
+        ("aspirin\nheparin\nwarfarin\ndigoxin", ["aspirin\nheparin\nwarfarin", "digoxin"]),
+        ("headache nausea dizziness vomiting diarrhoea", ["headache nausea dizziness vomiting", "diarrhoea"]),
+        ("咳嗽咳痰发热头痛胸闷气短", ["咳嗽咳痰发热头痛胸闷", "气短"]),
+        ("a" * 48, ["a" * 40, "a" * 8]),
+    ],
+)
+def test_what_is_too_long_is_cut_at_the_least_bad_place(text: str, cuts: list[str]) -> None:
+    assert texts(text, "zh", 10) == cuts
+
+
+@given(
+    st.lists(st.sampled_from(["e\u0301", "👩🏽\u200d🔬", "❤\ufe0f", "肺", "ab"]), min_size=20, max_size=80),
+    st.integers(24, 40),
+)
+def test_no_cut_inside_what_is_seen_as_one_character(parts: list[str], max_units: int) -> None:
+    text = "".join(parts)
+    for start, _ in segment(text, "zh", max_units):
+        assert unicodedata.category(text[start])[0] != "M"
+        assert text[start] not in "\u200d🏽🔬"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "part", ["患者", "a", " ", ".", "a\n", "a  ", "1. ", "| ", "[1", "e\u0301", "No pause here, e.g. "]
+)
+def test_long_text_of_any_kind_is_segmented(part: str) -> None:
+    text = part * (300_000 // len(part))
+    spans = segment(text, "zh")
+    assert sum(len(text[s:e].split()) for s, e in spans) >= len(text.split())

@@ -1,0 +1,63 @@
+"""The question: made of a marked text, and answered by a model that was trained on such."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from shared.messages import Candidate, Segment
+from shared.model.adapters import load_merged
+from shared.model.base_model import load_tokenizer
+from shared.model.packing import use_packed_attention
+from shared.settings import Settings
+from shared.text.grammar import CopyTokens
+from tests.support.tiny import make_tiny_model
+from tests.training.generator.test_task import corpus, trained
+from training.ablations.questions import ask, items
+from training.data.corpora import Example, Mention
+
+TEXT = "a gene abc is [here]"
+EXAMPLE = Example("1", TEXT, "en", (Mention(7, 10, "protein"),), ("protein", "dna"))
+
+
+def candidate(text, start, end, type_="protein"):
+    segment = Segment(document_id="d", index=0, start=50, end=50 + len(text), text=text, lang="en")
+    return Candidate(
+        segment=segment, type=type_, start=50 + start, end=50 + end, text=text[start:end], generator_confidence=0.5
+    )
+
+
+def test_the_marked_part_is_the_span(tokens, tokenizer):
+    right, *wrong = items([EXAMPLE], tokens, 160)
+    assert tokenizer.decode(list(right.prefix)) == "<bos>a gene [abc] is \\[here\\]\n"
+    (line,) = right.lines
+    assert tokenizer.decode(list(line.ids)) == "Protein:"
+    assert line.decisions == ((len(line.ids) - 1, (tokens.open[0], tokens.absent[0]), 0),)
+    assert wrong
+    assert all(item.lines[0].decisions[0][2] == 1 for item in wrong)
+
+
+def test_candidates_are_asked_in_their_order(tmp_path, tokens):
+    base = make_tiny_model(tmp_path / "base")
+    model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
+    asked = [candidate(TEXT, 7, 10), candidate("abc", 0, 3), candidate(TEXT, 2, 10, "dna")]
+    together = ask(model, tokens, asked)
+    assert together == pytest.approx([ask(model, tokens, [one])[0] for one in asked], abs=1e-4)
+    assert together == pytest.approx(ask(model, tokens, asked, batch_tokens=8), abs=1e-4)
+    assert ask(model, tokens, []) == []
+
+
+@pytest.mark.slow
+def test_a_model_learns_to_answer(tmp_path):
+    corpus(tmp_path / "corpora" / "toy")
+    base = make_tiny_model(tmp_path / "base")
+    settings = Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
+    reports = []
+    more = {"max_tokens": 60_000, "learning_rate": 3e-3, "scheme": "question", "measure_every": 0}
+    out = trained(tmp_path / "out", settings, reports.append, **more)
+    assert reports[-1].loss < 0.6 * reports[0].loss
+    model = load_merged(settings, out, "float32")
+    tokens = CopyTokens(load_tokenizer(settings))
+    right = [candidate(f"a gene {name} is", 7, 10) for name in ("abc", "cde", "fgh")]
+    wrong = [candidate("a gene abc is", 2, 10), candidate("a gene cde is", 7, 13)]
+    told = ask(model, tokens, [*right, *wrong])
+    assert min(told[:3]) > max(told[3:])

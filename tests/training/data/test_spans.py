@@ -1,0 +1,128 @@
+import random
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.selection.span_encoder import TYPES_AT_ONCE
+from tests.training.generator.test_task import config as generator_config
+from training.config import SelectorConfig
+from training.data.candidates import digest
+from training.data.corpora import Example, Mention
+from training.data.spans import items, pack
+
+TYPES = ("dna", "protein", "rna")
+EXAMPLE = Example(
+    "1",
+    "The CD28 gene binds. IL-2 does not.",
+    "en",
+    (Mention(4, 8, "protein"), Mention(4, 13, "dna"), Mention(21, 25, "protein")),
+    ("protein", "dna"),
+)
+
+
+def config(**changes):
+    given = generator_config().model_dump(include=set(SelectorConfig.model_fields))
+    return SelectorConfig.model_validate(given | {"size": 16, "hidden": 32} | changes)
+
+
+@pytest.fixture(scope="module")
+def item(tokens):
+    (made,) = items([EXAMPLE], tokens, TYPES, 160)
+    return made
+
+
+def said(item, span, tokenizer):
+    """What stands before, in and after a span, by its boundary tokens."""
+    read = item.tokens.read([span.type])
+    before, first, last, after = read.boundaries(span.type, span.start, span.end)
+    ids = list(read.ids)
+    return [tokenizer.decode(part) for part in (ids[before:first], ids[first : last + 1], ids[last + 1 : after + 1])]
+
+
+def test_boundaries_are_those_of_the_mention(item, tokenizer):
+    assert tokenizer.decode(list(item.tokens.ids)) == "<bos>" + EXAMPLE.text + "\n"
+    found = {(said(item, span, tokenizer)[1].strip(), TYPES[span.type]) for span in item.gold}
+    assert found == {("CD28", "protein"), ("CD28 gene", "dna"), ("IL-2", "protein")}
+    assert said(item, item.gold[0], tokenizer) == ["e", " CD28", " "]
+
+
+def test_a_mention_at_either_end_has_something_outside(tokens, tokenizer):
+    example = Example("1", "CD28", "en", (Mention(0, 4, "protein"),), ("protein",))
+    (item,) = items([example], tokens, TYPES, 160)
+    assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
+
+
+@given(st.data())
+def test_what_is_drawn_is_wrong_and_there_once(item, data):
+    counts = {name: data.draw(st.integers(0, 5)) for name in ("boundary", "inner", "wrong_types", "elsewhere")}
+    seed, given = data.draw(st.integers()), config(**counts)
+    drawn = item.drawn(given, random.Random(seed))
+    assert drawn == item.drawn(given, random.Random(seed))
+    gold = {(span.start, span.end, span.type) for span in item.gold}
+    places = [(span.start, span.end, span.type) for span in drawn.spans]
+    assert len(set(places)) == len(places)
+    assert len(places) <= len(gold) * (1 + given.boundary + given.inner + given.wrong_types) + given.elsewhere
+    assert {place for place, span in zip(places, drawn.spans, strict=True) if span.right} == gold
+    for start, end, type_ in places:
+        assert 0 <= start < end <= len(item.tokens.first)
+        assert type_ in item.types  # of one that the corpus does not annotate nothing is known
+
+
+def test_a_generators_mistakes_are_learnt_from_each_time(tokens):
+    wrong = [Mention(4, 13, "protein"), Mention(21, 25, "protein"), Mention(4, 8, "rna"), Mention(5, 8, "dna")]
+    wrong += [Mention(4, 8, "disease")]
+    (item,) = items([EXAMPLE], tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
+    # Not what is a mention, is of a type that is not known, or ends within a piece.
+    assert {(s.start, s.end, TYPES[s.type]) for s in item.mistakes} == {(1, 4, "protein"), (1, 3, "rna")}
+    none = dict.fromkeys(("boundary", "inner", "wrong_types", "elsewhere"), 0)
+    assert item.drawn(config(**none), random.Random(0)).spans == (*item.gold, *item.mistakes)
+    drawn = item.drawn(config(boundary=30, inner=30), random.Random(0)).spans
+    assert len({(s.start, s.end, s.type) for s in drawn}) == len(drawn)
+    assert items([EXAMPLE], tokens, TYPES, 160, {digest("another"): wrong})[0].mistakes == ()
+
+
+def test_a_batch_points_at_the_same_tokens(item):
+    drawn = item.drawn(config(), random.Random(1))
+    size = 2 * len(item) + 100
+    batch = pack([drawn, drawn], size)
+    assert batch.ids.shape == batch.positions.shape == (size,)
+    assert batch.tokens == 2 * len(item)
+    half = len(drawn.spans)
+    assert (batch.at[half:] == batch.at[:half] + len(item)).all()
+    first = drawn.spans[0]
+    assert batch.at[0].tolist() == list(item.tokens.read([]).boundaries(first.type, first.start, first.end))
+    assert batch.right.tolist() == 2 * [span.right for span in drawn.spans]
+    assert batch.layout[0].mask.all()
+    assert batch.layout[0].window is None
+    assert pack([drawn], size, window=4).layout[0].window.sum() < len(item) ** 2
+    with pytest.raises(ValueError, match="do not fit"):
+        pack([drawn], len(item) - 1)
+
+
+def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tokenizer):
+    (item,) = items([EXAMPLE], tokens, TYPES, 160, way="copy")
+    for span, mention in zip(item.gold, ("CD28", "CD28 gene", "IL-2"), strict=True):
+        before, inside, after = said(item, span, tokenizer)
+        assert inside.strip() == mention
+        assert len(before) == len(after) == 1
+    read = item.tokens.read([1, 0])
+    text = EXAMPLE.text
+    assert tokenizer.decode(list(read.ids)) == f"<bos>{text}\nProtein:{text}\nDNA:{text}\n"
+    assert len(read.ids) <= len(item)
+    prefix, line = len(item.tokens.ids), len(item.tokens.line)
+    assert read.positions[prefix] == read.positions[read.begins[0] - len(item.tokens.headers[0])] == prefix
+    mask = read.block(0, None, "cpu").mask
+    assert mask[-1, :prefix].all()
+    assert not mask[-1, prefix : prefix + line].any()
+    drawn = item.drawn(config(), random.Random(1))
+    assert pack([drawn], len(item)).tokens == len(drawn.tokens.read(s.type for s in drawn.spans).ids)
+    asked = replace(EXAMPLE, types=(*TYPES, "cell_line", "cell_type"))
+    (many,) = items([asked], tokens, asked.types, 160, way="copy")
+    types = {s.type for s in many.drawn(config(elsewhere=50), random.Random(2)).spans}
+    assert len(types) == TYPES_AT_ONCE
+
+
+def test_a_segment_without_spans_can_be_packed(item):
+    assert pack([item], len(item)).at.shape == (0, 4)

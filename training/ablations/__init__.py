@@ -1,0 +1,1 @@
+"""What is trained to be compared with, and not served."""

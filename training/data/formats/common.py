@@ -1,0 +1,128 @@
+"""What the readers of all formats share: the text with its annotations, the options, and reading lines and JSON.
+
+A reader turns a file or folder into texts and says where each piece stands. It keeps offsets as the corpus has them;
+:mod:`training.data.formats.conversion` holds them against the text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from training.data.corpora import CorpusError
+
+Discontinuous = Literal["skip", "cover"]
+Documents = Literal["sentence", "docstart"]
+Span = tuple[int, int]
+
+_MARK = "\ufeff"  # the byte order mark that some editors put before UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """A mention as a corpus has it. Offsets are code points; a discontinuous mention has several fragments."""
+
+    fragments: tuple[Span, ...]
+    label: str
+    text: str  # what the corpus says the mention is
+    place: str  # file and line or item, for errors
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedText:
+    """A text of a corpus with its mentions."""
+
+    id: str
+    text: str
+    annotations: tuple[Annotation, ...]
+    place: str
+
+
+@dataclass(slots=True)
+class Reading:
+    """How a corpus is to be read, and what came up on the way."""
+
+    discontinuous: Discontinuous = "skip"
+    skip_bad: bool = False
+    type_infon: str = "type"
+    column: int | None = None  # from 1; none is the last
+    documents: Documents = "sentence"
+    advance: Callable[[int], object] = lambda _: None  # called with bytes read
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    def bad(self, place: str, problem: str, remedy: str) -> None:
+        """CorpusError; with ``skip_bad`` the piece is counted instead, and the caller leaves it out.
+
+        Neither ``problem`` nor ``remedy`` may hold text of the corpus.
+        """
+        if not self.skip_bad:
+            raise CorpusError(f"{place}: {problem}; {remedy}, or leave it out with --skip-bad")
+        self.left_out[problem] += 1
+
+    def invalid(self, place: str, error: ValidationError) -> None:
+        """An item that lacks a field or has a wrong one, as :meth:`bad`."""
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        field_ = ".".join(part for part in first["loc"] if isinstance(part, str)) or "item"
+        where = ".".join(map(str, first["loc"]))
+        problem = f"{field_}: {first['msg'].lower()}"
+        self.bad(f"{place}, {where}" if where else place, problem, "mend it, or choose another --format")
+
+
+def single_file(source: Path) -> Path:
+    """The source of a format that keeps all texts in one file."""
+    if not source.is_file():
+        raise CorpusError(f"INPUT: {source.name} is not a file; this format is read from one file, so name that")
+    return source
+
+
+def decoded(content: bytes, place: str) -> str:
+    """The text of bytes that must be UTF-8."""
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise CorpusError(f"{place}: not UTF-8; convert the file to UTF-8") from None
+
+
+def lines(file: Path, reading: Reading) -> Iterator[tuple[str, str]]:
+    """Place and content of each line. Only LF and CRLF end one: texts may hold other line separators of Unicode."""
+    with file.open("rb") as content:
+        for number, line in enumerate(content, 1):
+            place = f"{file.name}, line {number}"
+            text = decoded(line, place).removesuffix("\n").removesuffix("\r")
+            yield place, text.removeprefix(_MARK) if number == 1 else text
+            reading.advance(len(line))
+
+
+def json_items(file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
+    """Place and value of each item of a JSON list or of JSON lines; one object alone is one item."""
+    content = decoded(file.read_bytes(), file.name).removeprefix(_MARK)
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":  # a value is complete and another one follows: JSON lines
+            raise CorpusError(
+                f"{file.name}, line {error.lineno}: not JSON; mend it, or choose another --format"
+            ) from None
+        yield from _json_lines(content, file, reading)
+        return
+    for number, item in enumerate(value if isinstance(value, list) else [value], 1):
+        yield f"{file.name}, item {number}", item
+    reading.advance(file.stat().st_size)
+
+
+def _json_lines(content: str, file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if line.strip():
+            place = f"{file.name}, line {number}"
+            try:
+                yield place, json.loads(line)
+            except json.JSONDecodeError:
+                raise CorpusError(f"{place}: not JSON; mend it, or choose another --format") from None
+        reading.advance(len(line.encode(errors="surrogatepass")) + 1)

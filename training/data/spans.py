@@ -1,0 +1,191 @@
+"""From examples to packed batches for the span encoder: segments, each with right and wrong spans."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from shared.messages import LANGS
+from shared.model.adapters import Way
+from shared.model.packing import Block
+from shared.selection.span_encoder import TYPES_AT_ONCE, SegmentTokens, headers
+from shared.text.grammar import CopyTokens
+from shared.text.pieces import Pieces, split, to_piece_spans
+from shared.text.segmentation import segment
+from training.data.candidates import digest
+from training.data.corpora import Example, Mention
+from training.data.lines import fill
+
+# How far the two ends of a mention are moved, in pieces.
+_MOVES = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if (a, b) != (0, 0)]
+# A generator is mostly wrong by one piece at one end.
+_MOVE_WEIGHTS = [1.0 / (abs(a) + abs(b)) ** 2 for a, b in _MOVES]
+# Of spans drawn anywhere, in pieces.
+_LENGTHS = (1, 1, 1, 2, 2, 3, 4, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A half-open piece range, a type by its place in the head's table, and whether it is a mention of that type."""
+
+    start: int
+    end: int
+    type: int
+    right: bool
+
+
+class Counts(Protocol):
+    """How many wrong spans are drawn: see :class:`training.config.SelectorConfig`, which is one."""
+
+    @property
+    def boundary(self) -> int: ...
+    @property
+    def inner(self) -> int: ...
+    @property
+    def wrong_types(self) -> int: ...
+    @property
+    def elsewhere(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SpanItem:
+    """A segment with its mentions, the types that its corpus annotates, a generator's mistakes, and the spans that are
+    learnt from.
+    """
+
+    tokens: SegmentTokens
+    gold: tuple[Span, ...]
+    types: tuple[int, ...]
+    mistakes: tuple[Span, ...] = ()
+    spans: tuple[Span, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def drawn(self, counts: Counts, draw: random.Random) -> SpanItem:
+        """The item with its mentions and with wrong spans, drawn anew."""
+        pieces = len(self.tokens.first)
+        taken = {(s.start, s.end, s.type) for s in (*self.gold, *self.mistakes)}
+        wrong: list[Span] = []
+
+        def add(start: int, end: int, type_: int) -> None:
+            if 0 <= start < end <= pieces and (start, end, type_) not in taken:
+                taken.add((start, end, type_))
+                wrong.append(Span(start, end, type_, False))
+
+        for mention in self.gold:
+            for left, right in draw.choices(_MOVES, _MOVE_WEIGHTS, k=counts.boundary):
+                add(mention.start + left, mention.end + right, mention.type)
+            for _ in range(counts.inner):
+                start = draw.randrange(mention.start, mention.end)
+                add(start, draw.randint(start + 1, mention.end), mention.type)
+            for _ in range(counts.wrong_types):
+                add(mention.start, mention.end, draw.choice(self.types))
+        for _ in range(counts.elsewhere):
+            start = draw.randrange(pieces)
+            add(start, start + draw.choice(_LENGTHS), draw.choice(self.types))
+        spans = (*self.gold, *self.mistakes, *wrong)
+        if self.tokens.headers is not None:  # each type costs a line
+            there = sorted({span.type for span in spans})
+            chosen = draw.sample(there, min(TYPES_AT_ONCE, len(there)))
+            spans = tuple(span for span in spans if span.type in chosen)
+        return replace(self, spans=spans)
+
+
+def items(
+    examples: Sequence[Example],
+    tokens: CopyTokens,
+    types: Sequence[str],
+    max_units: int,
+    mistakes: Mapping[str, Sequence[Mention]] | None = None,
+    way: Way = "both-ways",
+) -> list[SpanItem]:
+    """One item a segment. A mention that crosses a segment or a piece boundary cannot be learnt from.
+
+    ``types``: keys, in the order of the head's table; ``mistakes``: a generator's, as
+    :func:`training.data.candidates.wrong` gives them; ``way``: how a segment is read.
+    """
+    begun = {} if way == "both-ways" else {lang: headers(tokens, types, lang) for lang in LANGS}
+    place = {key: i for i, key in enumerate(types)}
+    out = []
+    for example in examples:
+        known = tuple(place[key] for key in example.types)
+        made = mistakes.get(digest(example.text), ()) if mistakes else ()
+        for start, end in segment(example.text, example.lang, max_units):
+            pieces = split(example.text[start:end])
+            gold, wrong = (_spans(pieces, of, start, end, place) for of in (example.mentions, made))
+            out.append(
+                SpanItem(
+                    SegmentTokens.of(tokens, pieces, begun.get(example.lang)),
+                    tuple(Span(*span, True) for span in gold),
+                    known,
+                    # What the corpus has since made a mention is no mistake.
+                    tuple(Span(*span, False) for span in wrong if span not in gold),
+                )
+            )
+    return out
+
+
+def _spans(
+    pieces: Pieces, mentions: Sequence[Mention], start: int, end: int, place: Mapping[str, int]
+) -> list[tuple[int, int, int]]:
+    """Piece ranges and types of those mentions that lie in the segment from ``start`` to ``end``, each once."""
+    inside = [m for m in mentions if start <= m.start and m.end <= end and m.type in place]
+    return list(
+        dict.fromkeys(
+            (first, last, place[m.type])
+            for m in inside
+            for first, last in to_piece_spans(pieces, [(m.start - start, m.end - start)])
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class SpanBatch:
+    """A packed stream of exactly T tokens, with N spans.
+
+    ``ids``, ``positions``: (T,); ``at``: (N, 4) tokens before, at both ends of, and after each span; ``types``: (N,)
+    places in the head's table; ``right``: (N,) true for mentions.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    layout: list[Block]
+    at: Tensor
+    types: Tensor
+    right: Tensor
+    tokens: int
+
+
+def pack(
+    chosen: Sequence[SpanItem], size: int, window: int | None = None, device: torch.device | str = "cpu"
+) -> SpanBatch:
+    """Items one after the other in a stream of ``size`` tokens; ``window``: of the base model's sliding layers."""
+    ids: list[int] = []
+    positions: list[int] = []
+    layout: list[Block] = []
+    at: list[list[int]] = []
+    spans: list[Span] = []
+    for item in chosen:
+        begin, read = len(ids), item.tokens.read(span.type for span in item.spans)
+        ids += read.ids
+        positions += read.positions
+        layout.append(read.block(begin, window, device))
+        at += ([begin + token for token in read.boundaries(s.type, s.start, s.end)] for s in item.spans)
+        spans += item.spans
+    tokens = len(ids)
+    fill(ids, positions, layout, size, device)
+    return SpanBatch(
+        torch.tensor(ids, device=device),
+        torch.tensor(positions, device=device),
+        layout,
+        torch.tensor(at, dtype=torch.long, device=device).view(-1, 4),
+        torch.tensor([span.type for span in spans], dtype=torch.long, device=device),
+        torch.tensor([span.right for span in spans], dtype=torch.bool, device=device),
+        tokens,
+    )
