@@ -9,10 +9,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from services.generation.config import GenerationConfig
-from services.generation.copy import CopyEngine
 from services.generation.engine import Engine, TagRequest
 from services.generation.engines import load
 from services.line_file import LineFile
@@ -24,13 +22,8 @@ from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
 from shared.model.adapters import generator_revision, model_revision
-from shared.model.base_model import load_tokenizer
-from shared.model.packing import Packed
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
-from training.data.corpora import Example, corpus_folder, documents_of, read
-from training.evaluation.scores import Scores, score_all
 
 
 class NoCache:
@@ -147,32 +140,3 @@ class Extractor:
             return list(await asyncio.gather(*(one(document) for document in documents)))
         finally:
             executor.shutdown()
-
-
-class DevScores:
-    """Strict micro F1 on the first texts of each corpus's dev split, of a model in training; it can be pickled.
-
-    Greedy mentions with the default calibration: the thresholds of a model that still changes mean nothing.
-    """
-
-    def __init__(self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int) -> None:
-        """``corpora``: by name, with the mapping of their labels (none: the known one)."""
-        self._settings = settings
-        self._corpora = corpora
-        self._texts = texts
-        self._examples: dict[str, list[Example]] = {}
-
-    def __call__(self, model: Any) -> dict[str, float]:
-        """The scores of a causal model with packed attention, by corpus."""
-        if not self._examples:
-            self._examples = {
-                name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]
-                for name, types in self._corpora.items()
-            }
-        engine = CopyEngine(Packed(model), CopyTokens(load_tokenizer(self._settings)), GenerationConfig())
-        extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training")
-        scores = {}
-        for name, examples in self._examples.items():
-            found = score_all(examples, extractor.extract(documents_of(examples)))
-            scores[name] = sum(found, Scores()).micro.f1
-        return scores

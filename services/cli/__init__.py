@@ -1,5 +1,36 @@
-"""The ``biobracket`` command."""
+"""The ``biobracket`` command: each module beside this one holds a family of commands."""
 
-from services.cli.stream import cli, main
+from __future__ import annotations
 
-__all__ = ["cli", "main"]
+import typer
+
+from services.cli import convert, evaluate, index, settings, stream, train
+
+cli = typer.Typer(
+    name="biobracket",
+    help="Streaming, bilingual (Chinese and English), nested biomedical named-entity recognition.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Local variables hold clinical text.
+    pretty_exceptions_enable=False,
+)
+cli.add_typer(train.train, name="train")
+cli.add_typer(index.index, name="index")
+for command in (
+    evaluate.evaluate,
+    train.candidates,
+    convert.convert,
+    stream.up,
+    stream.demo,
+    stream.produce,
+    stream.get,
+    stream.extract,
+    stream.status,
+):
+    cli.command()(command)
+cli.command(name="settings")(settings.show_settings)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    cli()

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from services.cli.train import _clear_errors, _fail, _progress, err, out
+from services.cli.console import clear_errors, err, fail, out, progress_bar
 from shared.messages import Lang
 from training.data.formats import Format
 from training.data.formats.common import Discontinuous, Documents
@@ -57,16 +57,16 @@ def convert(
     ] = "sentence",
 ) -> None:
     """Convert an annotated corpus to the format that `train` and `evaluate` read."""
-    with _clear_errors():
+    with clear_errors():
         from training.data.formats.common import Reading
         from training.data.formats.conversion import convert as run
 
         labels = {label.strip() for label in (types or "").split(",")} - {""}
         keys = dict(part.rpartition("=")[::2] for part in mapping or ())
         if "" in keys or "" in keys.values():
-            _fail("map: give a label and a type's key each time, as --map Disease=disease")
+            fail("map: give a label and a type's key each time, as --map Disease=disease")
         files = source.rglob("*") if source.is_dir() else [source]
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task(source.name, total=sum(f.stat().st_size for f in files if f.is_file()))
             reading = Reading(
                 discontinuous=discontinuous,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from services.cli.train import CorporaOption, SplitOption, _clear_errors, _fail, _progress, out
+from services.cli.console import CorporaOption, SplitOption, clear_errors, fail, out, progress_bar
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def build(
 ) -> None:
     """Make the index of the selector in BIOBRACKET_SELECTOR from corpora: their mentions, and spans that are none."""
     if kind not in ("flat", "ivf", "hnsw"):
-        _fail(f"kind: `{kind}` is not one of flat, ivf, hnsw")
-    with _clear_errors():
+        fail(f"kind: `{kind}` is not one of flat, ivf, hnsw")
+    with clear_errors():
         from shared.selection.exemplars import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
 
@@ -53,7 +53,7 @@ def build(
         selector = _selector(settings)
         revision = encoder_revision(settings, selector)
         batches, size = _exemplars(settings, selector, corpora, split, candidates or (), texts)
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("exemplars", total=None)
             manifest = ExemplarIndex.build(
                 _place(folder, selector),
@@ -74,7 +74,7 @@ def build(
 @index.command("info")
 def info(folder: IndexOption = None) -> None:
     """How many exemplars of each type there are."""
-    with _clear_errors():
+    with clear_errors():
         loaded, _ = _loaded(folder)
         table = Table(box=None, pad_edge=False)
         for column in ("type", "accepted", "rejected"):
@@ -89,7 +89,7 @@ def info(folder: IndexOption = None) -> None:
 @index.command("check")
 def check(folder: IndexOption = None) -> None:
     """Whether all files are as they were written, and made with the encoder of BIOBRACKET_SELECTOR."""
-    with _clear_errors():
+    with clear_errors():
         from shared.selection.exemplars import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
 
@@ -111,7 +111,7 @@ def add(
     folder: IndexOption = None,
 ) -> None:
     """Add exemplars of further corpora; those of the same texts are replaced."""
-    with _clear_errors():
+    with clear_errors():
         loaded, place = _loaded(folder)
         settings = Settings()
         before = len(loaded)
@@ -127,7 +127,7 @@ def remove(
     folder: IndexOption = None,
 ) -> None:
     """Remove exemplars."""
-    with _clear_errors():
+    with clear_errors():
         loaded, place = _loaded(folder)
         removed = loaded.remove(ids)
         if removed:
@@ -140,7 +140,7 @@ def _selector(settings: Settings) -> Path:
 
     folder = selector_folder(settings)
     if folder is None:
-        _fail("selector: none is set; name the one whose exemplars these are in BIOBRACKET_SELECTOR")
+        fail("selector: none is set; name the one whose exemplars these are in BIOBRACKET_SELECTOR")
     return folder
 
 

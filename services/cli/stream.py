@@ -1,11 +1,9 @@
-"""The ``biobracket`` command."""
+"""The commands around the stream: ``biobracket up``, ``demo``, ``produce``, ``get``, ``extract``, ``status``."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import pkgutil
 import secrets
 import signal
 import sys
@@ -17,12 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import SecretStr, ValidationError
-from pydantic_settings import BaseSettings
-from rich.console import Console
+from pydantic import ValidationError
 
-import services
-from services.cli import convert, index, train
+from services.cli.console import (
+    DataOption,
+    JsonOption,
+    PortOption,
+    attached_settings,
+    err,
+    fail,
+    load_settings,
+    out,
+    progress_bar,
+    warn,
+)
 from shared.errors import DocumentError
 from shared.settings import Settings
 
@@ -33,55 +39,20 @@ if TYPE_CHECKING:
     from services.embedded.runtime import Runtime
     from shared.messages import Document, Extraction
 
-cli = typer.Typer(
-    name="biobracket",
-    help="Streaming, bilingual (Chinese and English), nested biomedical named-entity recognition.",
-    no_args_is_help=True,
-    add_completion=False,
-    # Local variables hold clinical text.
-    pretty_exceptions_enable=False,
-)
-
-cli.add_typer(train.train, name="train")
-cli.add_typer(index.index, name="index")
-cli.command()(train.evaluate)
-cli.command()(train.candidates)
-cli.command()(convert.convert)
-
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder of the embedded servers' files; BIOBRACKET_DATA else.")
-]
-PortOption = Annotated[
-    int | None, typer.Option("--port", min=0, max=65535, help="Port of the HTTP interface; BIOBRACKET_HTTP_PORT else.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
 _NOTES = Path(__file__).resolve().parents[2] / "examples" / "notes.jsonl"
 _TICK_S = 2.0
 # Far above what a broker acknowledges at once, and little memory.
 _UNACKNOWLEDGED = 1000
-_SECRET_NAMES = ("password", "secret", "token", "keyfile", "key_password")
-_MASK = "********"
-
-out = Console()
-err = Console(stderr=True)
 
 
-def main() -> None:
-    """Entry point of the command."""
-    cli()
-
-
-@cli.command()
 def up(data: DataOption = None, port: PortOption = None) -> None:
     """Start broker, store and services on this machine, and show live counts until Ctrl-C."""
-    settings = _settings(data, port)
+    settings = load_settings(data, port)
     with _started(settings) as runtime:
         _print_addresses(runtime)
         _watch(runtime)
 
 
-@cli.command()
 def demo(
     notes: Annotated[Path, typer.Option("--notes", help="Documents to stream, one JSON object a line.")] = _NOTES,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything up afterwards, until Ctrl-C.")] = False,
@@ -90,7 +61,7 @@ def demo(
 ) -> None:
     """Start everything, stream the sample notes through Kafka, and show their entities from Redis."""
     documents = _notes(notes)
-    settings = _settings(data, port)
+    settings = load_settings(data, port)
     with _started(settings) as runtime:
         complete = _stream(runtime, documents)
         if keep:
@@ -100,7 +71,6 @@ def demo(
         raise typer.Exit(1)
 
 
-@cli.command()
 def produce(
     files: Annotated[
         list[str],
@@ -114,7 +84,7 @@ def produce(
     """
     from shared.backends.streams import Sink, StreamError
 
-    settings = _attached(data)
+    settings = attached_settings(data)
     total = invalid = failed = 0
     waiting: list[Future[None]] = []
 
@@ -126,17 +96,17 @@ def produce(
             except StreamError as error:
                 lost += 1
                 if lost == 1:
-                    _warn(str(error))
+                    warn(str(error))
         return lost
 
     _check_readable(files)
     try:
         sink = Sink(settings)
-        with _progress() as progress:
+        with progress_bar() as progress:
             for place, key, value, problem in _records(files, progress):
                 total += 1
                 if problem is not None:
-                    _warn(f"{place}: {problem}")
+                    warn(f"{place}: {problem}")
                 if value is None:
                     failed += 1
                     continue
@@ -146,7 +116,7 @@ def produce(
             failed += settle(True)
         sink.close()
     except StreamError as error:
-        _fail(str(error))
+        fail(str(error))
     out.print(f"sent {total - failed} of {total} documents to {settings.topic_documents}", highlight=False)
     if invalid:
         out.print(f"{invalid} of them are not valid and will be in {settings.topic_dead_letters}", highlight=False)
@@ -154,7 +124,6 @@ def produce(
         raise typer.Exit(1)
 
 
-@cli.command()
 def get(
     document_id: Annotated[str, typer.Argument(metavar="ID", help="Identifier of the document.")],
     as_json: JsonOption = False,
@@ -165,13 +134,13 @@ def get(
     from shared.backends.result_store import ResultStore, StoreError
 
     try:
-        store = ResultStore.from_settings(_attached(data))
+        store = ResultStore.from_settings(attached_settings(data))
         extraction = store.get(document_id)
         store.close()
     except StoreError as error:
-        _fail(str(error))
+        fail(str(error))
     if extraction is None:
-        _fail(
+        fail(
             "id: no result is stored for this document; check the identifier; a document sent just now takes a moment, "
             "and one that cannot be processed is in the dead-letters topic"
         )
@@ -181,7 +150,6 @@ def get(
         out.print(entities_table(extraction) if extraction.entities else "(no entity)")
 
 
-@cli.command()
 def extract(
     file: Annotated[str, typer.Argument(help="A text file; - is standard input.")],
     lang: Annotated[str | None, typer.Option("--lang", help="zh or en; detected when absent.")] = None,
@@ -197,12 +165,12 @@ def extract(
     from services.cli.rendering import note
     from shared.messages import Extraction
 
-    settings = _attached(data)
+    settings = attached_settings(data)
     _check_readable([file])
     try:
         text = _text(_read(file))
     except DocumentError as error:
-        _fail(str(error))
+        fail(str(error))
     body: dict[str, Any] = {"text": text}
     if file != "-" and Path(file).name:
         body["id"] = Path(file).name
@@ -212,12 +180,12 @@ def extract(
         body["types"] = [t.strip() for t in types.split(",") if t.strip()]
     address = f"http://{settings.http_host}:{settings.http_port}"
     try:
-        with _progress() as progress:
+        with progress_bar() as progress:
             progress.add_task("extracting", total=None)
             # The server ends what takes too long. `trust_env`: a proxy must not get between, or see the text.
             response = httpx.post(f"{address}/v1/extract", json=body, timeout=None, trust_env=False)  # noqa: S113
     except httpx.HTTPError:
-        _fail(
+        fail(
             f"http: nothing answers at {address}; start it with `biobracket up`, or set BIOBRACKET_HTTP_HOST and "
             "BIOBRACKET_HTTP_PORT to where it runs"
         )
@@ -227,14 +195,13 @@ def extract(
             message = f"{told['field']}: {told['problem']}; {told['remedy']}"
         except (ValueError, KeyError, TypeError):
             message = f"http: status {response.status_code} from {address}; see its log"
-        _fail(message)
+        fail(message)
     if as_json:
         sys.stdout.write(json.dumps(response.json(), ensure_ascii=False, indent=2) + "\n")
     else:
         out.print(note(text, Extraction.model_validate_json(response.content)))
 
 
-@cli.command()
 def status(data: DataOption = None) -> None:
     """Show documents, entities and lag."""
     from services.cli.rendering import LiveCounts
@@ -242,7 +209,7 @@ def status(data: DataOption = None) -> None:
     from shared.backends.result_store import ResultStore, StoreError
     from shared.backends.streams import Lag, StreamError
 
-    settings = _attached(data)
+    settings = attached_settings(data)
     try:
         store = ResultStore.from_settings(settings)
         counts = store.counts()
@@ -251,65 +218,8 @@ def status(data: DataOption = None) -> None:
         lag = reader.read()
         reader.close()
     except (StoreError, StreamError) as error:
-        _fail(str(error))
+        fail(str(error))
     out.print(str(LiveCounts(counts["documents"], counts["entities"], lag)), highlight=False)
-
-
-@cli.command(name="settings")
-def show_settings() -> None:
-    """List every setting: environment variable, value in force, meaning."""
-    from services.cli.rendering import setting
-
-    for config in _configs():
-        for row in _rows(config):
-            out.print(setting(*row))
-
-
-# -- settings ----------------------------------------------------------------------------------------------------------
-
-
-def _settings(data: Path | None, port: int | None = None) -> Settings:
-    given: dict[str, Any] = {"data": data, "http_port": port}
-    try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0])
-        _fail(f"{name}: {first['msg'].lower()}; set BIOBRACKET_{name.upper()} as `biobracket settings` tells")
-
-
-def _attached(data: Path | None) -> Settings:
-    from services.embedded.runtime import attached
-
-    return attached(_settings(data))
-
-
-def _configs() -> Iterator[BaseSettings]:
-    """The shared settings, then those of each service that has some."""
-    yield _settings(None)
-    for module in sorted(m.name for m in pkgutil.iter_modules(services.__path__) if m.ispkg):
-        if importlib.util.find_spec(f"services.{module}.config") is None:
-            continue
-        config = importlib.import_module(f"services.{module}.config")
-        for value in vars(config).values():
-            if isinstance(value, type) and issubclass(value, BaseSettings) and value.__module__ == config.__name__:
-                yield value()
-
-
-def _rows(config: BaseSettings) -> Iterator[tuple[str, str, str]]:
-    prefix = config.model_config["env_prefix"]
-    for name, field in type(config).model_fields.items():
-        yield f"{prefix}{name}".upper(), _shown(getattr(config, name)), field.description or ""
-
-
-def _shown(value: object) -> str:
-    """A value without what is secret in it."""
-    if isinstance(value, SecretStr):
-        return _MASK
-    if isinstance(value, dict):
-        masked = {k: _MASK if any(s in k.lower() for s in _SECRET_NAMES) else v for k, v in value.items()}
-        return json.dumps(masked)
-    return "" if value is None else str(value)
 
 
 # -- the embedded runtime ----------------------------------------------------------------------------------------------
@@ -345,7 +255,7 @@ def _run(settings: Settings) -> Iterator[Runtime]:
     for number in numbers:
         signal.signal(number, interrupt)
     failure: str | None = None
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("starting", total=1.0)
         said = ""
 
@@ -364,7 +274,7 @@ def _run(settings: Settings) -> Iterator[Runtime]:
         except (KeyboardInterrupt, SystemExit):
             failure = "interrupted"
     if failure is not None:
-        _fail(failure)
+        fail(failure)
     try:
         yield runtime
     except KeyboardInterrupt:
@@ -375,11 +285,11 @@ def _run(settings: Settings) -> Iterator[Runtime]:
         # Once more means at once; the watchdog then does what is left.
         for number in numbers:
             signal.signal(number, lambda *_: os._exit(130))
-        with _progress() as progress:
+        with progress_bar() as progress:
             progress.add_task("stopping", total=None)
             runtime.stop()
     if failure is not None:
-        _fail(failure)
+        fail(failure)
 
 
 def _print_addresses(runtime: Runtime) -> None:
@@ -432,7 +342,7 @@ def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
             before, then = counts["documents"], now
             yield LiveCounts(counts["documents"], counts["entities"], lag.read(), rate)
         except (StoreError, StreamError) as error:
-            _warn(str(error))
+            warn(str(error))
         time.sleep(_TICK_S)
 
 
@@ -450,14 +360,14 @@ def _notes(file: Path) -> list[Document]:
                     continue
                 document = admit(line)
                 if document.id in documents:
-                    _fail(f"notes: line {number} of {file} has an id that came before; give each note its own")
+                    fail(f"notes: line {number} of {file} has an id that came before; give each note its own")
                 documents[document.id] = document
     except DocumentError as error:
-        _fail(f"notes: line {number} of {file}: {error}")
+        fail(f"notes: line {number} of {file}: {error}")
     except OSError as error:
-        _fail(f"notes: cannot read {file} ({error.strerror}); name another file with --notes")
+        fail(f"notes: cannot read {file} ({error.strerror}); name another file with --notes")
     if not documents:
-        _fail(f"notes: {file} holds no document; write one JSON object a line")
+        fail(f"notes: {file} holds no document; write one JSON object a line")
     return list(documents.values())
 
 
@@ -477,7 +387,7 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
     sink = Sink(settings)
     store = ResultStore.from_settings(settings)
     started = time.perf_counter()
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("streaming the notes through Kafka", total=len(documents))
         waiting = {document.id.encode() for document in documents}
         dead: set[bytes] = set()
@@ -498,14 +408,14 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
     for document in documents:
         extraction = store.get(document.id)
         if document.id.encode() in dead or extraction is None:
-            _warn(f"{document.id}: has no result; see {settings.topic_dead_letters} for the reason")
+            warn(f"{document.id}: has no result; see {settings.topic_dead_letters} for the reason")
             continue
         wrong += sum(not check_offsets(document.text, entity) for entity in extraction.entities)
         extractions.append(extraction)
         out.print(note(document.text, extraction), highlight=False)
     out.print(summary(extractions, seconds))
     if wrong:
-        _warn(f"{wrong} entities do not stand where their offsets say; this is a bug of biobracket")
+        warn(f"{wrong} entities do not stand where their offsets say; this is a bug of biobracket")
     for client in (source, sink, store):
         client.close()
     return wrong == 0 and len(extractions) == len(documents)
@@ -517,7 +427,7 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
 def _check_readable(files: Iterable[str]) -> None:
     for file in files:
         if file != "-" and not (Path(file).is_file() and os.access(file, os.R_OK)):
-            _fail(f"file: cannot read {file}; name a file that is there, or - for standard input")
+            fail(f"file: cannot read {file}; name a file that is there, or - for standard input")
 
 
 def _read(file: str) -> bytes:
@@ -559,31 +469,3 @@ def _records(files: Iterable[str], progress: Progress) -> Iterator[tuple[str, by
                     except DocumentError as error:
                         yield place, None, value, str(error)
                 progress.advance(task, len(line))
-
-
-# -- messages ----------------------------------------------------------------------------------------------------------
-
-
-def _progress() -> Progress:
-    """A progress bar on standard error, which leaves nothing behind."""
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeElapsedColumn(),
-        console=err,
-        transient=True,
-        disable=not err.is_terminal,
-    )
-
-
-def _warn(message: str) -> None:
-    err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
-def _fail(message: str) -> NoReturn:
-    err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(1)

@@ -1,46 +1,26 @@
-"""The commands that make and measure models: ``biobracket train …``, ``candidates``, ``evaluate``."""
+"""The commands that make models: ``biobracket train …``, ``candidates``."""
 
 from __future__ import annotations
 
-import json
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from services.cli.console import (
+    CorporaOption,
+    LimitOption,
+    LinesOption,
+    SplitOption,
+    clear_errors,
+    document_progress,
+    fail,
+    out,
+)
 from shared.settings import Settings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from shared.messages import Document, Extraction
-    from training.data.corpora import Example
-    from training.evaluation import reports
-
-out = Console()
-err = Console(stderr=True)
-
 train = typer.Typer(help="Make models.", no_args_is_help=True)
-
-LinesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--lines",
-        help="A file that keeps what the generator says: a later run of the same generator takes it from there. It "
-        "holds text.",
-    ),
-]
-CorporaOption = Annotated[
-    str, typer.Option("--corpora", help="Corpora, and how many of their texts: `genia=600,bc5cdr`.")
-]
-SplitOption = Annotated[str, typer.Option("--split", help="Its file; never the one that is reported.")]
-LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first so many texts; 0 takes all.")]
 
 
 @train.command("generator")
@@ -57,8 +37,8 @@ def train_generator(
     ] = True,
 ) -> None:
     """Fine-tune a generator on corpora of both languages. The fields of the configuration: training/config.py."""
-    with _clear_errors():
-        from services.extractor import DevScores
+    with clear_errors():
+        from services.cli.dev_scores import DevScores
         from training import job
         from training.config import CONFIGS, GeneratorConfig
         from training.tuning.progress import plot
@@ -88,7 +68,7 @@ def train_selector(
     ] = True,
 ) -> None:
     """Train the selector's span encoder on corpora of both languages. The fields: training/config.py."""
-    with _clear_errors():
+    with clear_errors():
         from training import job
         from training.config import CONFIGS, SelectorConfig
         from training.tuning.progress import plot
@@ -103,7 +83,7 @@ def train_selector(
 @train.command("gazetteer")
 def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", split: SplitOption = "train") -> None:
     """Count which words are mentions, and save the counts beside the selector of the settings. They hold no text."""
-    with _clear_errors():
+    with clear_errors():
         from shared.model.adapters import selector_folder
         from training.data.corpora import read_all
         from training.selector.gazetteer import count
@@ -111,7 +91,7 @@ def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", s
         settings = Settings()
         folder = selector_folder(settings)
         if folder is None:
-            _fail("selector: none is set; name the one that the gazetteer is for in BIOBRACKET_SELECTOR")
+            fail("selector: none is set; name the one that the gazetteer is for in BIOBRACKET_SELECTOR")
         found = count(read_all(corpora, split, settings))
         found.save(folder)
     out.print(f"{len(found)} different words; saved in {folder}", highlight=False)
@@ -122,7 +102,7 @@ def train_calibration(
     corpora: CorporaOption = "genia,cmeee_v2,bc5cdr", split: SplitOption = "dev", lines: LinesOption = None
 ) -> None:
     """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
-    with _clear_errors():
+    with clear_errors():
         from services.extractor import Extractor
         from shared.model.adapters import calibration_file
         from shared.selection.calibration import Calibration
@@ -132,13 +112,13 @@ def train_calibration(
         settings = Settings()
         file = calibration_file(settings)
         if file is None:
-            _fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
+            fail("adapter: none is set; name the one to calibrate in BIOBRACKET_ADAPTER")
         asked = read_all(corpora, split, settings)
         extractor = Extractor.load(settings, Calibration.default(), lines)
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
         for name, examples in asked.items():
-            with _shown(documents := documents_of(examples), f"{name} {split}") as done:
+            with document_progress(documents := documents_of(examples), f"{name} {split}") as done:
                 found = extractor.candidates(documents, done)
             truths = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
             gold.update(type_ for truth in truths for _, _, type_ in truth)
@@ -169,7 +149,7 @@ def candidates(
     lines: LinesOption = None,
 ) -> None:
     """The generator's candidates on texts that it was not trained on, for `train selector --set candidates=[…]`."""
-    with _clear_errors():
+    with clear_errors():
         from services.extractor import Extractor
         from shared.selection.calibration import Calibration
         from training.data.candidates import rows, write
@@ -177,209 +157,11 @@ def candidates(
 
         settings = Settings().model_copy(update={"selector": ""})
         place = corpus_folder(corpus, settings)
-        examples = _examples(part(read(place, split), folds, fold, inside=True), limit)
+        examples = part(read(place, split), folds, fold, inside=True)[: limit or None]
         extractor = Extractor.load(settings, Calibration.default(), lines)
-        with _shown(documents := documents_of(examples), f"{place.name} {split}") as done:
+        with document_progress(documents := documents_of(examples), f"{place.name} {split}") as done:
             found = rows(examples, extractor.candidates(documents, done))
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file, found)
     right = sum(row.right for row in found)
     out.print(f"{len(found)} candidates of {len(examples)} texts, {right} of them right; {file}", highlight=False)
-
-
-def evaluate(
-    corpus: Annotated[
-        str,
-        typer.Option(
-            "--corpus",
-            help="Any folder of <split>.jsonl files in the format of the README, also of a corpus the model was not "
-            "trained on; or a name below the folder BIOBRACKET_CORPORA names.",
-        ),
-    ],
-    split: Annotated[str, typer.Option("--split", help="Its file: `test` for reporting, `dev` for tuning.")] = "test",
-    limit: LimitOption = 0,
-    selector: Annotated[
-        str, typer.Option("--selector", help="`on`: that of the settings; `off`: the generator's confidence alone.")
-    ] = "on",
-    mapping: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--map",
-            help="A label of the corpus and its type's key, `label=key`; `label=` leaves the label out; repeated. "
-            "Labels that are keys or names of types need none.",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object; `micro.f1` is the strict micro F1.")
-    ] = False,
-    folder: Annotated[
-        Path | None,
-        typer.Option("--report", help="Folder for scores.json, scores.md, plots and predictions.jsonl."),
-    ] = None,
-    source: Annotated[
-        Path | None,
-        typer.Option("--from", help="Score the predictions.jsonl of an earlier report instead of running the model."),
-    ] = None,
-    lines: LinesOption = None,
-    against: Annotated[
-        Path | None, typer.Option("--against", help="Compare with another run: its predictions.jsonl.")
-    ] = None,
-    resamples: Annotated[
-        int, typer.Option("--resamples", min=100, help="Resamples of intervals and comparison.")
-    ] = 1000,
-) -> None:
-    """Strict scores on a corpus: exact boundaries and type, at document offsets; with 95 % intervals and errors."""
-    with _clear_errors():
-        from training.data.corpora import corpus_folder, documents_of, read
-        from training.evaluation import predictions, reports
-        from training.evaluation.scores import Scores, score_all
-        from training.evaluation.significance import compare, intervals
-
-        settings = Settings()
-        if selector not in ("on", "off"):
-            _fail(f"selector: `{selector}` is neither `on` nor `off`")
-        if selector == "off":
-            settings = settings.model_copy(update={"selector": ""})
-        place = corpus_folder(corpus, settings)
-        given = _mapping(mapping or ())
-        examples = _examples(read(place, split, given), limit)
-        documents = documents_of(examples)
-        # All that can be wrong with the options, before a long run.
-        other = predictions.read(against, documents) if against else None
-        if folder is not None:
-            if against is not None and against.resolve() == (folder / reports.PREDICTIONS).resolve():
-                _fail("report: its folder holds the run that --against names, which would be lost; name another one")
-            reports.prepare(folder)
-        extractions, seconds = _extractions(source, documents, settings, lines, f"{place.name} {split}")
-        if folder is not None:
-            predictions.write(folder / reports.PREDICTIONS, extractions)
-        scores = score_all(examples, extractions)
-        comparison = None
-        if against is not None and other is not None:
-            differences = compare(scores, score_all(examples, other), resamples=resamples)
-            comparison = reports.Comparison(str(against), _revisions(other), differences)
-        report = reports.Report(
-            run=reports.Run(
-                corpus=place.name,
-                split=split,
-                model_revision=_revisions(extractions),
-                segments=sum(e.counts.segments for e in extractions),
-                seconds=seconds,
-                mapping=given,
-            ),
-            scores=sum(scores, Scores()),
-            intervals=intervals(scores, resamples=resamples),
-            resamples=resamples,
-            comparison=comparison,
-        )
-        if folder is not None:
-            report.save(folder)
-    if as_json:
-        print(json.dumps(report.as_dict()))
-    else:
-        _print_report(report)
-
-
-def _mapping(given: Sequence[str]) -> dict[str, str]:
-    mapping: dict[str, str] = {}
-    for part in given:
-        label, _, key = (found.strip() for found in part.rpartition("="))
-        if not label:
-            _fail(f"map: `{part}` is not `label=key`, such as Gene=protein, or `label=` to leave the label out")
-        if mapping.setdefault(label, key) != key:
-            _fail(f"map: the label {label} is given twice, as `{mapping[label]}` and as `{key}`; keep one of them")
-    return mapping
-
-
-def _examples(found: list[Example], limit: int) -> list[Example]:
-    return found[:limit] if limit else found
-
-
-def _extractions(
-    source: Path | None, documents: Sequence[Document], settings: Settings, lines: Path | None, what: str
-) -> tuple[list[Extraction], float | None]:
-    """The extractions of a file, or those of the model, with the seconds it took where nothing was known before."""
-    if source is not None:
-        from training.evaluation.predictions import read
-
-        return read(source, documents), None
-    from services.extractor import Extractor
-
-    extractor = Extractor.load(settings, lines=lines)
-    begun = time.monotonic()
-    with _shown(documents, what) as done:
-        extractions = extractor.extract(documents, done)
-    seconds = time.monotonic() - begun
-    return extractions, None if any(e.counts.cached_segments for e in extractions) else seconds
-
-
-@contextmanager
-def _shown(documents: Sequence[Document], what: str) -> Iterator[Callable[[Extraction], None]]:
-    """A progress bar, and what tells it of a document that is done."""
-    with _progress() as progress:
-        task = progress.add_task(what, total=sum(len(d.text) for d in documents))
-        yield lambda e: progress.advance(task, e.counts.characters)
-
-
-def _revisions(extractions: Sequence[Extraction]) -> str:
-    return ", ".join(sorted({e.model_revision for e in extractions}))
-
-
-def _print_report(report: reports.Report) -> None:
-    for table in (report.overview(), report.types(), report.errors(), report.against()):
-        if table is not None:
-            shown = Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-            for column in table.columns:
-                shown.add_column(column, justify="right" if shown.columns else "left", overflow="fold")
-            for row in table.rows:
-                shown.add_row(*row)
-            out.print(shown)
-            out.print()
-    run = report.run
-    out.print(
-        f"{run.corpus} {run.split}: {report.scores.documents} texts, {run}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-@contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Errors that name a setting and its remedy are printed without a traceback."""
-    from services.line_file import LineFileError
-    from shared.errors import ExemplarError, SelectorError
-    from shared.model.base_model import BaseModelError
-    from shared.selection.calibration import CalibrationError
-    from training.config import ConfigError, TrainingError
-    from training.data.corpora import CorpusError
-    from training.evaluation.predictions import PredictionsError
-    from training.evaluation.reports import ReportError
-
-    ours = (
-        BaseModelError,
-        CalibrationError,
-        ConfigError,
-        CorpusError,
-        ExemplarError,
-        LineFileError,
-        PredictionsError,
-        ReportError,
-        SelectorError,
-        TrainingError,
-    )
-    try:
-        yield
-    except (*ours, FileNotFoundError) as error:
-        _fail(str(error))
-
-
-def _progress() -> Any:
-    from services.cli.stream import _progress as progress
-
-    return progress()
-
-
-def _fail(message: str) -> NoReturn:
-    err.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-    raise typer.Exit(1)

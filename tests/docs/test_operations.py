@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 from pydantic_settings import BaseSettings
 
-from services.cli.stream import _configs
+from services.cli.settings import configs
 from shared.backends.streams import DeadLetterReason
 from shared.runtime.metrics import METRICS
 
@@ -23,7 +23,7 @@ def variables(config: BaseSettings) -> dict[str, str]:
 
 
 def test_table_has_every_setting_with_its_description() -> None:
-    expected = {name: text for config in _configs() for name, text in variables(config).items()}
+    expected = {name: text for config in configs() for name, text in variables(config).items()}
     rows = re.findall(r"^\| `(BIOBRACKET_\w+)` \| [^|]* \| (.*) \|$", TEXT, re.MULTILINE)
     assert dict(rows) == expected
 

@@ -17,7 +17,8 @@ import yaml
 from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
-from services.cli.stream import _configs, cli
+from services.cli import cli
+from services.cli.settings import configs
 from shared.settings import Settings
 from training.config import CONFIGS, GeneratorConfig
 
@@ -57,7 +58,7 @@ def known_settings() -> set[str]:
     """Environment variables; reads them: an invalid value raises here."""
     return {
         f"{config.model_config.get('env_prefix', '')}{field}".upper()
-        for config in _configs()
+        for config in configs()
         for field in type(config).model_fields
     }
 

@@ -1,0 +1,38 @@
+import json
+import pickle
+
+import torch
+
+from services.cli.dev_scores import DevScores
+from services.extractor import Extractor
+from shared.messages import Document
+from shared.model.base_model import load_base
+from shared.model.packing import use_packed_attention
+from shared.selection.calibration import Calibration
+from shared.settings import Settings
+from tests.support.tiny import make_tiny_model
+
+
+def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch):
+    """What the model itself finds, taken as gold, scores one; it survives a way to another process."""
+    monkeypatch.setenv("BIOBRACKET_GENERATION_DTYPE", "float32")
+    base = make_tiny_model(tmp_path / "base", seed=1)
+    settings = Settings(base_model=str(base), adapter="", cache=tmp_path, corpora=tmp_path)
+    texts = [f"CD28 binds IL-{i}." for i in range(4)]
+    (tmp_path / "toy").mkdir()
+    documents = [Document(id=str(i), text=text, lang="en", types=("protein",)) for i, text in enumerate(texts)]
+    found = Extractor.load(settings, calibration=Calibration.default()).extract(documents)
+    rows = [
+        {
+            "id": document.id,
+            "text": document.text,
+            "lang": "en",
+            "entities": [{"start": e.start, "end": e.end, "type": e.type, "text": e.text} for e in extraction.entities],
+        }
+        for document, extraction in zip(documents, found, strict=True)
+    ]
+    assert any(row["entities"] for row in rows)
+    (tmp_path / "toy" / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    measure = pickle.loads(pickle.dumps(DevScores(settings, {"toy": {"protein": "protein"}}, 4)))
+    model = use_packed_attention(load_base(settings, torch.float32))
+    assert measure(model) == {"toy": 1.0}
