@@ -51,7 +51,7 @@ from services.generation.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
 from shared import entity_types
 from shared.messages import TaggedLine
-from shared.model.adapters import generator_revision
+from shared.model.revision import generator_revision
 from shared.settings import Settings
 from shared.text.grammar import Action, CopyTokens, actions_of, tagged_text
 from shared.text.pieces import Pieces, split

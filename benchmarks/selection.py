@@ -33,9 +33,9 @@ from services.generation.engine import TagRequest
 from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
 from shared.messages import Candidate
-from shared.model.adapters import model_revision, selector_folder
 from shared.selection.calibration import Calibration
 from shared.selection.exemplars import Exemplar, ExemplarIndex, Floats, Kind
+from shared.selection.selector_folder import model_revision, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
 

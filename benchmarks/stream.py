@@ -52,7 +52,7 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams import Sink, Source
 from shared.entity_types import DEFAULTS
 from shared.messages import Document, Extraction, Segment
-from shared.model.adapters import model_revision
+from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 from shared.text.language import detect
 from shared.text.segmentation import segment

@@ -21,8 +21,9 @@ from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
-from shared.model.adapters import generator_revision, model_revision
+from shared.model.revision import generator_revision
 from shared.selection.calibration import Calibration
+from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 
 

@@ -31,8 +31,8 @@ from services.extractor import Extractor
 from services.generation.engine import Engine, TagRequest
 from services.selection.selector import Selector
 from shared.messages import TaggedLine
-from shared.model.adapters import adapter_folder
 from shared.model.base_model import load_base, load_tokenizer
+from shared.model.folders import adapter_folder
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

@@ -30,10 +30,11 @@ from services.pipeline.assembly import merge
 from services.selection.overlaps import Scored, keep
 from services.selection.selector import Selector
 from shared.messages import Candidate, Entity
-from shared.model.adapters import SELECTOR_FILE, index_folder, load_merged, selector_folder
 from shared.model.base_model import load_tokenizer
+from shared.model.loading import load_merged
 from shared.selection.calibration import Calibration, Judgement, logit
 from shared.selection.exemplars import ExemplarIndex
+from shared.selection.selector_folder import SELECTOR_FILE, index_folder, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

@@ -10,7 +10,7 @@ from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.selection.selector import Selector
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import Packed
+from shared.model.body import Packed
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

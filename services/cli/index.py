@@ -136,7 +136,7 @@ def remove(
 
 
 def _selector(settings: Settings) -> Path:
-    from shared.model.adapters import selector_folder
+    from shared.selection.selector_folder import selector_folder
 
     folder = selector_folder(settings)
     if folder is None:
@@ -145,7 +145,7 @@ def _selector(settings: Settings) -> Path:
 
 
 def _place(given: Path | None, selector: Path) -> Path:
-    from shared.model.adapters import index_folder
+    from shared.selection.selector_folder import index_folder
 
     return given or index_folder(selector)
 

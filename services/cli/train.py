@@ -84,7 +84,7 @@ def train_selector(
 def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", split: SplitOption = "train") -> None:
     """Count which words are mentions, and save the counts beside the selector of the settings. They hold no text."""
     with clear_errors():
-        from shared.model.adapters import selector_folder
+        from shared.selection.selector_folder import selector_folder
         from training.data.corpora import read_all
         from training.selector.gazetteer import count
 
@@ -104,8 +104,8 @@ def train_calibration(
     """Fit confidence and thresholds, and save them beside the selector of the settings, or else beside the adapter."""
     with clear_errors():
         from services.extractor import Extractor
-        from shared.model.adapters import calibration_file
         from shared.selection.calibration import Calibration
+        from shared.selection.selector_folder import calibration_file
         from training.data.corpora import documents_of, read_all
         from training.selector.calibration import Observation, expected_calibration_error, fit
 

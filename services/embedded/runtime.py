@@ -174,8 +174,8 @@ class Runtime:
 
     def _check_model(self) -> None:
         """What would fail in a replica with a long traceback fails here with one line; it also fills the cache."""
-        from shared.model.adapters import adapter_folder
         from shared.model.base_model import BaseModelError, base_folder
+        from shared.model.folders import adapter_folder
 
         self._report("preparing the model (the first time takes a minute)", 0.0)
         try:

@@ -32,9 +32,14 @@ from services.generation.engine import Engine, TagRequest
 from services.generation.lines import Range, Start, Step, alternatives, begun, passed_over, tagged_line
 from shared import entity_types
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.model.adapters import adapter_folder, generator_revision, load_body
+from shared.model.attention import Block
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import Block, Body, Cache, block_mask, causal, sliding
+from shared.model.body import Body
+from shared.model.cache import Cache
+from shared.model.folders import adapter_folder
+from shared.model.loading import load_body
+from shared.model.masks import block_mask, causal, sliding
+from shared.model.revision import generator_revision
 from shared.settings import Settings
 from shared.text.grammar import Action, CopyTokens, State
 from shared.text.pieces import Pieces, split
@@ -47,9 +52,9 @@ T = TypeVar("T")
 class _Part(NamedTuple):
     """Tokens of one segment or line for a pass.
 
-    ``mask``, ``slot`` and ``past``: see :class:`shared.model.packing.Block`; ``at``: the token, counted from the part's
-    first, before each decision, ``first_ids`` the first token of every action that is admissible there. What comes back
-    is, for each decision, the log-probability of each of them.
+    ``mask``, ``slot`` and ``past``: see :class:`shared.model.attention.Block`; ``at``: the token, counted from the
+    part's first, before each decision, ``first_ids`` the first token of every action that is admissible there. What
+    comes back is, for each decision, the log-probability of each of them.
     """
 
     ids: list[int]

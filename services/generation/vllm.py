@@ -25,9 +25,11 @@ from services.generation.lines import Range, Step, alternatives, begun, passed_o
 from services.generation.walk import KEY, Walk, steps_of
 from shared import entity_types
 from shared.messages import TaggedLine
-from shared.model.adapters import adapter_folder, generator_revision, load_merged
 from shared.model.base_model import load_tokenizer
-from shared.model.file_cache import made_once
+from shared.model.file_cache import build_once
+from shared.model.folders import adapter_folder
+from shared.model.loading import load_merged
+from shared.model.revision import generator_revision
 from shared.settings import Settings
 from shared.text.grammar import Action, CopyTokens
 from shared.text.pieces import Pieces, split
@@ -197,4 +199,4 @@ def merged_folder(settings: Settings) -> Path:
         load_merged(settings, adapter_folder(settings), "bfloat16").to("cpu").save_pretrained(folder)
         load_tokenizer(settings).save_pretrained(folder)
 
-    return made_once(settings.cache / f"merged-{generator_revision(settings)}", make)
+    return build_once(settings.cache / f"merged-{generator_revision(settings)}", make)

@@ -17,10 +17,11 @@ from services.pipeline.state import StateWatch
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
-from shared.model.adapters import generator_revision, model_revision
+from shared.model.revision import generator_revision
 from shared.runtime import logs
 from shared.runtime.metrics import ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
 from shared.runtime.ray_metrics import RayObserver
+from shared.selection.selector_folder import model_revision
 from shared.settings import settings
 
 _CONFIG = PipelineConfig()

@@ -14,8 +14,8 @@ from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Basis, Candidate, Selected
-from shared.model.adapters import selector_folder
 from shared.runtime.logs import configure
+from shared.selection.selector_folder import selector_folder
 from shared.settings import settings
 
 _CONFIG = SelectionConfig()

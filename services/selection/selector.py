@@ -18,8 +18,8 @@ from services.selection.config import SelectionConfig
 from services.selection.overlaps import Scored, keep, margins
 from services.selection.reviews import Reviews
 from shared.messages import Basis, Candidate, Evidence, Selected, exemplars_state
-from shared.model.adapters import index_folder, selector_folder
 from shared.selection.calibration import Calibration, Judgement
+from shared.selection.selector_folder import index_folder, selector_folder
 from shared.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shared.model.file_cache import made_once
+from shared.model.file_cache import build_once
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def base_folder(settings: Settings) -> str:
     if settings.base_model != EMBEDDED:
         return settings.base_model
     folder = settings.cache / f"{EMBEDDED}-{_SHA256[:12]}"
-    return str(made_once(folder, _dequantise))
+    return str(build_once(folder, _dequantise))
 
 
 def _dequantise(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is costly to make and is kept in the cache folder: made by one process, found by all others."""
+"""Builds a file of the cache folder once, under an inter-process lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-def made_once(target: Path, make: Callable[[Path], None]) -> Path:
+def build_once(target: Path, make: Callable[[Path], None]) -> Path:
     """``target``, a file or folder, which ``make`` writes to the path it is given where it is not there yet.
 
     Several replicas may ask at once: one makes it, the others wait. It is there whole or not at all, and where it is

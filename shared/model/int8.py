@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from shared.model import int8_kernels as kernels
-from shared.model.packing import Block, Cache, Packed
+from shared.model.attention import Block
+from shared.model.body import Packed
+from shared.model.cache import Cache
 
 # Share of an input's size that the weights take over. Of 0, 0.3, 0.5, 0.65 and 0.8 this gave Gemma 3 270M's layers on
 # the whole the least error, 0.9 to 2.3 % of their output's norm; without it 1.4 to 5.8 %.
@@ -110,7 +112,7 @@ class _Workspace(threading.local):
 
 
 class Int8Body:
-    """See the module and :class:`shared.model.packing.Body`. For any number of threads."""
+    """See the module and :class:`shared.model.body.Body`. For any number of threads."""
 
     def __init__(self, config: Any, weights: Mapping[str, Tensor]) -> None:
         """``weights``: what :func:`quantised` made of a model with this configuration."""
@@ -131,7 +133,7 @@ class Int8Body:
         self._of_thread = _Workspace()
 
     def cache(self) -> Cache:
-        """See :class:`shared.model.packing.Body`."""
+        """See :class:`shared.model.body.Body`."""
         return Cache(self.config, torch.int8)
 
     def __call__(
@@ -142,7 +144,7 @@ class Int8Body:
         wanted: Sequence[int],
         cache: Cache | None = None,
     ) -> Tensor:
-        """See :class:`shared.model.packing.Body`."""
+        """See :class:`shared.model.body.Body`."""
         work, total = self._of_thread, len(ids)
         if cache is not None:
             slots = [block.slot for block in blocks]

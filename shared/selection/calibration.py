@@ -5,7 +5,7 @@ its margin over the spans it overlaps, and of a selector's the log-odds of the h
 and the gazetteer. There is one set of numbers a type for the spans of the generator's best line and one for those
 beyond it, whose confidences mean different things: the first multiplies in the presence of the type, the second are
 what the greedy line turned down. ``training.selector.calibration`` fits it on a dev split;
-:func:`shared.model.adapters.calibration_file` is where it lies.
+:func:`shared.selection.selector_folder.calibration_file` is where it lies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.model.adapters import calibration_file, selector_folder
+from shared.selection.selector_folder import calibration_file, selector_folder
 from shared.settings import Settings
 
 # A confidence of 0 or 1 has no logit; this close to either, a generator's numbers say nothing more.

@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from shared import entity_types
 from shared.errors import SelectorError
 from shared.messages import LANGS, Candidate, Lang
-from shared.model.adapters import SELECTOR_FILE, SelectorFile, Way, load_body
+from shared.model.attention import Block
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import Block, Body, block_mask, both_ways, sliding
+from shared.model.body import Body
+from shared.model.loading import load_body
+from shared.model.masks import block_mask, both_ways, sliding
+from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile, Way
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
 from shared.text.pieces import Pieces, split
@@ -200,7 +203,7 @@ class SpanEncoder:
     def load(cls, settings: Settings, folder: Path, batch_tokens: int = 4096, dtype: str = "auto") -> SpanEncoder:
         """Base model of the settings, with adapter and head of a folder made by ``biobracket train selector``.
 
-        ``dtype``: see :func:`shared.model.adapters.load_body`.
+        ``dtype``: see :func:`shared.model.loading.load_body`.
         """
         made = SelectorFile.load(folder)
         tokens = CopyTokens(load_tokenizer(settings))

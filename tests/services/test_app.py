@@ -18,8 +18,8 @@ from services.ingest.config import IngestConfig
 from shared.backends.result_store import ResultStore
 from shared.backends.streams import Lag, Record, Sink, Source
 from shared.messages import Document, Extraction, check_offsets
-from shared.model.adapters import calibration_file
 from shared.selection.calibration import Calibration
+from shared.selection.selector_folder import calibration_file
 from shared.settings import Settings
 from tests.support.commands import PATIENCE_S, Command
 from tests.support.tiny import make_tiny_model

@@ -18,8 +18,8 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from services.extractor import Extractor
 from shared.messages import Document, Extraction, check_offsets
-from shared.model.adapters import model_revision
 from shared.selection.calibration import Calibration
+from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 from tests.support.commands import Command
 from tests.support.tiny import make_tiny_model

@@ -16,7 +16,7 @@ import torch
 
 from shared import entity_types
 from shared.messages import Candidate
-from shared.model.packing import run
+from shared.model.attention import run
 from shared.selection.span_encoder import piece_range
 from shared.text.grammar import CopyTokens, actions_of
 from shared.text.pieces import Pieces, split

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from shared import entity_types
-from shared.model.packing import Block, block_mask, causal
+from shared.model.attention import Block
+from shared.model.masks import block_mask, causal
 from shared.text.grammar import Action, CopyTokens, actions_of, nested_only
 from shared.text.pieces import split, to_piece_spans
 from shared.text.segmentation import segment

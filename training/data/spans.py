@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from shared.messages import LANGS
-from shared.model.adapters import Way
-from shared.model.packing import Block
+from shared.model.attention import Block
+from shared.selection.selector_folder import Way
 from shared.selection.span_encoder import TYPES_AT_ONCE, SegmentTokens, headers
 from shared.text.grammar import CopyTokens
 from shared.text.pieces import Pieces, split, to_piece_spans

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared.model.attention import run, use_packed_attention
 from shared.model.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
-from shared.model.packing import run, use_packed_attention
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
 from training.ablations import labelled, questions

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.model.adapters import SELECTOR_FILE, SelectorFile
+from shared.model.attention import run
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import run
+from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

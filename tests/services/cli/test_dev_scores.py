@@ -6,8 +6,8 @@ import torch
 from services.cli.dev_scores import DevScores
 from services.extractor import Extractor
 from shared.messages import Document
+from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_base
-from shared.model.packing import use_packed_attention
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from tests.support.tiny import make_tiny_model

@@ -17,7 +17,8 @@ from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from shared import entity_types
 from shared.messages import Segment
-from shared.model.packing import Packed, use_packed_attention
+from shared.model.attention import use_packed_attention
+from shared.model.body import Packed
 from shared.text.grammar import Action, CopyTokens, State, tagged_text
 from shared.text.pieces import split
 from tests.support.tiny import make_tiny_model

@@ -11,7 +11,8 @@ from services.generation.config import GenerationConfig
 from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
 from shared.messages import Segment
-from shared.model.packing import Packed, use_packed_attention
+from shared.model.attention import use_packed_attention
+from shared.model.body import Packed
 from shared.text.grammar import CopyTokens
 from tests.support.tiny import make_tiny_model
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from shared.model.file_cache import made_once
+from shared.model.file_cache import build_once
 
 
 def write(path):
@@ -12,8 +12,8 @@ def write(path):
 
 def test_it_is_made_and_then_only_found(tmp_path):
     target = tmp_path / "cache" / "weights.bin"
-    assert made_once(target, write) == target
-    assert made_once(target, lambda _: pytest.fail("made again")) == target
+    assert build_once(target, write) == target
+    assert build_once(target, lambda _: pytest.fail("made again")) == target
     assert target.read_text() == "made"
 
 
@@ -22,7 +22,7 @@ def test_a_folder(tmp_path):
         path.mkdir()
         write(path / "config.json")
 
-    assert (made_once(tmp_path / "model", make) / "config.json").read_text() == "made"
+    assert (build_once(tmp_path / "model", make) / "config.json").read_text() == "made"
 
 
 def test_of_many_at_once_one_makes_it(tmp_path):
@@ -33,7 +33,7 @@ def test_of_many_at_once_one_makes_it(tmp_path):
         time.sleep(0.05)
         write(path)
 
-    threads = [threading.Thread(target=made_once, args=(tmp_path / "weights.bin", make)) for _ in range(8)]
+    threads = [threading.Thread(target=build_once, args=(tmp_path / "weights.bin", make)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -49,14 +49,14 @@ def test_what_fails_leaves_nothing_and_is_tried_again(tmp_path):
 
     target = tmp_path / "weights.bin"
     with pytest.raises(RuntimeError, match="no memory"):
-        made_once(target, fail)
+        build_once(target, fail)
     assert not target.exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["weights.bin.lock"]
-    assert made_once(target, write).read_text() == "made"
+    assert build_once(target, write).read_text() == "made"
 
 
 def test_what_is_there_is_found_in_a_folder_that_nothing_may_be_written_to(tmp_path):
-    target = made_once(tmp_path / "weights.bin", write)
+    target = build_once(tmp_path / "weights.bin", write)
     (tmp_path / "weights.bin.lock").unlink()
-    made_once(target, write)
+    build_once(target, write)
     assert [path.name for path in tmp_path.iterdir()] == ["weights.bin"]

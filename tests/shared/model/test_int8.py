@@ -9,8 +9,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from shared.model import int8, int8_kernels
+from shared.model.attention import Block, use_packed_attention
+from shared.model.body import Packed
 from shared.model.int8 import Int8Body, quantised, supports
-from shared.model.packing import Block, Packed, both_ways, causal, sliding, use_packed_attention
+from shared.model.masks import both_ways, causal, sliding
 from tests.support.tiny import make_tiny_model
 
 WINDOW = 6

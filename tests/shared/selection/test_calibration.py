@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.model.adapters import CALIBRATION_FILE, calibration_file
 from shared.selection.calibration import Calibration, CalibrationError, Judgement, Scaling, TypeCalibration
+from shared.selection.selector_folder import CALIBRATION_FILE, calibration_file
 from shared.settings import Settings
 
 probabilities = st.floats(0, 1)

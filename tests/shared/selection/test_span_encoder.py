@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
-from shared.model.adapters import SelectorFile, Way
-from shared.model.packing import Packed, both_ways, use_packed_attention
+from shared.model.attention import use_packed_attention
+from shared.model.body import Packed
+from shared.model.masks import both_ways
+from shared.selection.selector_folder import SelectorFile, Way
 from shared.selection.span_encoder import SpanEncoder, SpanHead, piece_range
 from shared.text.grammar import CopyTokens
 from shared.text.pieces import split

@@ -5,9 +5,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from shared.messages import Candidate, Segment
-from shared.model.adapters import load_merged
+from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import use_packed_attention
+from shared.model.loading import load_merged
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
 from tests.support.tiny import make_tiny_model

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.extractor import Extractor
 from shared.messages import Document
+from shared.model.attention import use_packed_attention
 from shared.model.base_model import BaseModelError
-from shared.model.packing import use_packed_attention
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

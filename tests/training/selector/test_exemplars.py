@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
-from shared.model.packing import Packed, use_packed_attention
+from shared.model.body import Packed
 from shared.selection.span_encoder import SpanEncoder, SpanHead
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens

@@ -1,0 +1,36 @@
+"""The revision of a model: what decides over its output, as a short digest."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from shared.model.folders import adapter_folder
+from shared.settings import Settings
+
+SCHEME = "per-type.v1"
+
+
+def generator_revision(settings: Settings) -> str:
+    """Sixteen hex digits that change when the base, adapter or tagging scheme does."""
+    return digest(settings.base_model, *weights(adapter_folder(settings)))
+
+
+def weights(folder: Path | None, *also: str) -> list[Path]:
+    """The files of a folder that decide over what a model says, and those named ``also``, where it has them.
+
+    Its card and the manifest of its training are none.
+    """
+    names = {"adapter_config.json", *also}
+    files = sorted(folder.glob("*")) if folder is not None else []
+    return [file for file in files if file.suffix == ".safetensors" or file.name in names]
+
+
+@lru_cache(maxsize=8)
+def digest(base_model: str, *files: Path) -> str:
+    """Sixteen hex digits that change when the base, the tagging scheme, or name or content of a file does."""
+    found = hashlib.sha256(f"{SCHEME}\x1f{base_model}".encode())
+    for file in files:
+        found.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
+    return found.hexdigest()[:16]

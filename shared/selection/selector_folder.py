@@ -1,0 +1,80 @@
+"""The folder of a selector: where it is, what lies in it, and the revision of a generator with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from shared.errors import SelectorError
+from shared.model.folders import PROJECT, adapter_folder, find_folder
+from shared.model.revision import digest, generator_revision, weights
+from shared.settings import Settings
+
+CALIBRATION_FILE = "calibration.json"
+SELECTOR_FILE = "selector.json"
+AUTO = "auto"
+Way = Literal["both-ways", "copy"]
+_OURS = PROJECT / "models" / "gemma-3-270m-biobracket-selector"
+
+
+class SelectorFile(BaseModel):
+    """``selector.json``: what beside the weights makes a span encoder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: int = Field(default=1, ge=1, le=1)
+    types: tuple[str, ...] = Field(min_length=1, description="Entity type keys, in the order of the head's table.")
+    size: int = Field(ge=1, description="Length of an embedding.")
+    hidden: int = Field(ge=1, description="Width of the layers before it.")
+    reading: Way = Field(default="both-ways", description="How the encoder reads a segment.")
+
+    @classmethod
+    def load(cls, folder: Path) -> SelectorFile:
+        """That of a selector's folder. :class:`SelectorError` where there is none."""
+        file = folder / SELECTOR_FILE
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except OSError as error:
+            raise SelectorError(
+                f"selector: {file} cannot be read ({error.strerror}); set BIOBRACKET_SELECTOR to a folder made by "
+                "`biobracket train selector`, or to nothing to select by the generator's confidence"
+            ) from None
+        except ValidationError as error:
+            field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
+            raise SelectorError(f"selector: {file}: {field} is not valid; train the selector again") from None
+
+
+def selector_folder(settings: Settings) -> Path | None:
+    """The folder that ``settings.selector`` names, as :func:`adapter_folder` finds it; none where there is none."""
+    if settings.selector == AUTO:
+        return _OURS if (_OURS / _calibration_name(settings)).is_file() else None
+    return find_folder("selector", settings.selector, "selector", "select by the generator's confidence alone")
+
+
+def index_folder(selector: Path) -> Path:
+    """Where a selector's folder has its exemplars, if it has any."""
+    return selector / "index"
+
+
+def calibration_file(settings: Settings) -> Path | None:
+    """Where the calibration of the settings lies, or would: beside the selector, one for each generator that it was
+    fitted to; without a selector beside the adapter; none where there is neither.
+    """
+    selector, adapter = selector_folder(settings), adapter_folder(settings)
+    if selector is not None:
+        return selector / _calibration_name(settings)
+    return adapter / CALIBRATION_FILE if adapter is not None else None
+
+
+def _calibration_name(settings: Settings) -> str:
+    return f"calibration-{generator_revision(settings)}.json"
+
+
+def model_revision(settings: Settings) -> str:
+    """Sixteen hex digits that change when the base, adapter, selector, calibration or tagging scheme does."""
+    folders = [folder for folder in (adapter_folder(settings), selector_folder(settings)) if folder is not None]
+    calibration = calibration_file(settings)
+    files = [file for folder in folders for file in weights(folder, SELECTOR_FILE)]
+    return digest(settings.base_model, *files, *([calibration] if calibration and calibration.is_file() else []))

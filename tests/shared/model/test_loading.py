@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shared.model import int8
+from shared.model.attention import Block
+from shared.model.body import Packed
+from shared.model.int8 import Int8Body
+from shared.model.loading import load_body
+from shared.model.masks import causal
+from shared.settings import Settings
+from tests.support.tiny import make_tiny_model
+
+
+def example(body: Any) -> None:
+    length = 20
+    with torch.inference_mode():
+        body(list(range(5, 5 + length)), list(range(length)), [Block(0, length, causal(length))], [0])
+
+
+def body(settings: Settings, dtype: str, revision: str = "r") -> Any:
+    return load_body(settings, None, revision, dtype, example)
+
+
+def test_weights_in_8_bits_are_made_once_for_a_base_and_a_revision(tmp_path: Path) -> None:
+    base = make_tiny_model(tmp_path / "base")
+    settings = Settings(base_model=str(base), adapter="", cache=tmp_path / "cache")
+    assert isinstance(body(settings, "int8"), Int8Body)
+    (made,) = settings.cache.glob("int8-*.safetensors")
+    written = made.stat().st_mtime_ns
+    body(settings, "int8")
+    assert made.stat().st_mtime_ns == written
+    body(settings, "int8", "another")
+    make_tiny_model(base, seed=3)
+    body(settings, "int8")
+    assert len(list(settings.cache.glob("int8-*.safetensors"))) == 3
+
+
+def test_which_number_formats_are_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gemma, other = (
+        Settings(base_model=str(make_tiny_model(tmp_path / name, architecture=name)), adapter="", cache=tmp_path / "c")
+        for name in ("gemma3", "qwen3")
+    )
+    for native in (True, False):
+        monkeypatch.setattr(int8, "native", lambda native=native: native)
+        assert isinstance(body(gemma, "auto"), Int8Body if native else Packed)
+        assert isinstance(body(gemma, "int8"), Int8Body)
+        assert isinstance(body(gemma, "bfloat16"), Packed)
+        assert isinstance(body(other, "auto"), Packed)
+    with pytest.raises(ValueError, match=r"^dtype: int8 is for Gemma 3"):
+        body(other, "int8")

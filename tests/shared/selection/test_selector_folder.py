@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shared.model.revision import digest, generator_revision
+from shared.selection import selector_folder as module
+from shared.selection.selector_folder import CALIBRATION_FILE, calibration_file, model_revision, selector_folder
+from shared.settings import Settings
+
+
+@pytest.fixture(autouse=True)
+def _forget_revisions() -> Iterator[None]:
+    digest.cache_clear()
+    yield
+    digest.cache_clear()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
+    (tmp_path / "README.md").write_text("card")
+    return tmp_path
+
+
+def revision(folder: Path | str, base_model: str = "base") -> str:
+    digest.cache_clear()
+    return model_revision(Settings(adapter=str(folder), base_model=base_model))
+
+
+def test_no_adapter_is_allowed() -> None:
+    assert len(revision("")) == 16
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", CALIBRATION_FILE])
+def test_the_revision_changes_with_what_the_model_is(folder: Path, name: str) -> None:
+    before = revision(folder)
+    assert revision(folder) == before
+    (folder / name).write_bytes(b'{"r": 8}')
+    assert revision(folder) != before
+
+
+def test_the_generator_has_a_revision_of_its_own(folder: Path) -> None:
+    settings = Settings(adapter=str(folder), base_model="base", selector="")
+    before = generator_revision(settings)
+    (folder / CALIBRATION_FILE).write_text("{}")
+    digest.cache_clear()
+    assert generator_revision(settings) == before
+    assert model_revision(settings) != before
+    (folder / "adapter_model.safetensors").write_bytes(b"others")
+    digest.cache_clear()
+    assert generator_revision(settings) != before
+
+
+def test_our_selector_is_taken_where_it_was_fitted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    (ours / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(module, "_OURS", ours)
+    settings = Settings(adapter=str(folder), base_model="base", selector="auto")
+    assert selector_folder(settings) is None
+    assert calibration_file(settings) == folder / CALIBRATION_FILE
+    fitted = ours / f"calibration-{generator_revision(settings)}.json"
+    fitted.write_text("{}")
+    assert selector_folder(settings) == ours
+    assert calibration_file(settings) == fitted
+    assert selector_folder(settings.model_copy(update={"base_model": "another"})) is None
+    assert selector_folder(settings.model_copy(update={"selector": ""})) is None
+
+
+def test_the_revision_changes_with_the_base(folder: Path) -> None:
+    assert revision(folder, "base") != revision(folder, "other")
+
+
+@pytest.mark.parametrize("name", ["README.md", "training.json"])
+def test_the_card_and_the_manifest_are_no_part_of_the_revision(folder: Path, name: str) -> None:
+    before = revision(folder)
+    (folder / name).write_text("another")
+    assert revision(folder) == before
