@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types bench engines ablation selectors selection vllm lock clean
+.PHONY: help setup run test lint types imports bench engines ablation selectors selection vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -41,6 +41,9 @@ lint: setup  ## ruff: rules and format
 
 types: setup  ## mypy, strict
 	$(BIN)/mypy
+
+imports: setup  ## import-linter: who may import whom, as pyproject.toml has it
+	$(BIN)/lint-imports --no-cache
 
 bench: setup  ## segments a second of the stream and of the bare engine; ARGS='--json' and others
 	$(BIN)/python -m benchmarks.stream $(ARGS)

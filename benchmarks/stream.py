@@ -47,11 +47,12 @@ from services.generation.engines import load
 from services.parsing.brackets import parse_lines
 from services.pipeline.config import PipelineConfig
 from services.selection.selector import Selector
-from shared.backends.feedback_store import FeedbackStore, Opinion
+from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.backends.streams import Sink, Source
 from shared.entity_types import DEFAULTS
 from shared.messages import Document, Extraction, Segment
+from shared.selection.feedback import Opinion
 from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 from shared.text.language import detect

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shared.backends.result_store import StoreError
+from shared.errors import StoreError
 
 _AT_ONCE = 500  # keys in one question; SQLite takes at least 999
 _PATIENCE_S = 60.0  # for another run that writes

@@ -9,7 +9,7 @@ class DocumentError(ValueError):
     ``field`` names the part at fault, ``problem`` says what is wrong with it and ``remedy`` what to do. None of them
     holds document text, so all of them may be logged, put on a dead letter or sent back to a client. The error
     survives pickling, which is how it crosses from one Ray actor to another. ``reason`` is the code of its kind, as in
-    :data:`shared.backends.streams.DeadLetterReason`.
+    :data:`shared.backends.records.DeadLetterReason`.
     """
 
     def __init__(self, field: str, problem: str, remedy: str, reason: str = "invalid") -> None:
@@ -33,3 +33,31 @@ class SelectorError(ValueError):
 
 class ExemplarError(ValueError):
     """Exemplars or an index that cannot be used; names the file or field and the remedy, never a mention."""
+
+
+class StreamError(Exception):
+    """Kafka refused or could not be reached. The message names the setting and the remedy, never an option's value.
+
+    ``retryable``: whether the same call can succeed later with nothing changed here.
+    """
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StoreError(Exception):
+    """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
+
+    ``retryable``: whether the same call can succeed later with nothing changed here.
+    """
+
+    def __init__(self, message: str, retryable: bool) -> None:
+        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -229,3 +229,10 @@ def exemplars_state(index: str, version: int) -> str:
 def check_offsets(text: str, entity: Entity) -> bool:
     """Whether the entity's offsets give exactly its text."""
     return 0 <= entity.start < entity.end <= len(text) and text[entity.start : entity.end] == entity.text
+
+
+class Mention(Message):
+    """An entity and the document that has it."""
+
+    document_id: str = Field(description="Identifier of the document.")
+    entity: Entity = Field(description="The mention, as it stands in the document's result.")

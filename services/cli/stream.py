@@ -82,7 +82,8 @@ def produce(
 
     Lines are sent as they are. What is not a valid document is told here, and will be in the dead-letters topic.
     """
-    from shared.backends.streams import Sink, StreamError
+    from shared.backends.streams import Sink
+    from shared.errors import StreamError
 
     settings = attached_settings(data)
     total = invalid = failed = 0
@@ -131,7 +132,8 @@ def get(
 ) -> None:
     """Show the entities of a document that came in through Kafka."""
     from services.cli.rendering import entities_table
-    from shared.backends.result_store import ResultStore, StoreError
+    from shared.backends.result_store import ResultStore
+    from shared.errors import StoreError
 
     try:
         store = ResultStore.from_settings(attached_settings(data))
@@ -206,8 +208,9 @@ def status(data: DataOption = None) -> None:
     """Show documents, entities and lag."""
     from services.cli.rendering import LiveCounts
     from services.ingest.config import IngestConfig
-    from shared.backends.result_store import ResultStore, StoreError
-    from shared.backends.streams import Lag, StreamError
+    from shared.backends.result_store import ResultStore
+    from shared.backends.streams import Lag
+    from shared.errors import StoreError, StreamError
 
     settings = attached_settings(data)
     try:
@@ -245,8 +248,7 @@ def _ray_silenced() -> Iterator[None]:
 
 def _run(settings: Settings) -> Iterator[Runtime]:
     from services.embedded.runtime import Runtime, RuntimeFailure
-    from shared.backends.result_store import StoreError
-    from shared.backends.streams import StreamError
+    from shared.errors import StoreError, StreamError
 
     def interrupt(number: int, _: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -326,8 +328,9 @@ def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
     """The counts, every other second. They stand still while store or broker do not answer."""
     from services.cli.rendering import LiveCounts
     from services.ingest.config import IngestConfig
-    from shared.backends.result_store import ResultStore, StoreError
-    from shared.backends.streams import Lag, StreamError
+    from shared.backends.result_store import ResultStore
+    from shared.backends.streams import Lag
+    from shared.errors import StoreError, StreamError
 
     settings = runtime.settings
     store = ResultStore.from_settings(settings)

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from shared import entity_types
-from shared.backends.feedback_store import MAX_TEXT, Feedback, Opinion
 from shared.errors import DocumentError
 from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
+from shared.selection.feedback import MAX_TEXT, Feedback, Opinion
 
 M = TypeVar("M", bound=Message)
 

@@ -19,16 +19,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.ingest.admission import admit, admit_feedback
 from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
 from services.ingest.watermarks import Watermark
-from shared.backends.feedback_store import FeedbackStore
-from shared.backends.result_store import ResultStore, StoreError
-from shared.backends.streams import Callback, Headers, Partition, Record, Sink, Source, StreamError, dead_letter_headers
-from shared.errors import DocumentError, Overloaded
+from shared.backends.records import Callback, Headers, Partition, Record, dead_letter_headers
+from shared.errors import DocumentError, Overloaded, StoreError, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import (
@@ -44,6 +42,11 @@ from shared.runtime.metrics import (
     unobserved,
 )
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.backends.feedback_store import FeedbackStore
+    from shared.backends.result_store import ResultStore
+    from shared.backends.streams import Sink, Source
 
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]

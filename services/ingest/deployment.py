@@ -29,8 +29,9 @@ from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Callback, Sink, Source, ensure_topics
+from shared.backends.streams import Sink, Source, ensure_topics
 from shared.messages import Document, Extraction
 from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver

@@ -22,8 +22,7 @@ from services.pipeline.config import PipelineConfig
 from services.pipeline.decisions import Decision, decisions
 from services.pipeline.state import State
 from shared import entity_types
-from shared.backends.result_store import StoreError
-from shared.errors import DocumentError
+from shared.errors import DocumentError, StoreError
 from shared.messages import (
     Candidate,
     Counts,

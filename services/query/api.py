@@ -21,12 +21,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.query.config import QueryConfig
 from shared import entity_types
-from shared.backends.feedback_store import MAX_TEXT, Feedback, FeedbackPage, Opinion
-from shared.backends.result_store import Mention, StoreError
 from shared.entity_types import DEFAULTS, TYPES
-from shared.errors import DocumentError
-from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Extraction
+from shared.errors import DocumentError, StoreError
+from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Extraction, Mention
 from shared.runtime.logs import get_logger
+from shared.selection.feedback import MAX_TEXT, Feedback, FeedbackPage, Opinion
 
 Extract = Callable[[Document], Awaitable[Extraction]]
 Missing = Callable[[], Awaitable[Sequence[str]]]

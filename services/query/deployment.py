@@ -16,8 +16,8 @@ from ray.serve.handle import DeploymentHandle
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
 from shared.backends.feedback_store import FeedbackStore
-from shared.backends.result_store import ResultStore, StoreError
-from shared.errors import DocumentError, Overloaded
+from shared.backends.result_store import ResultStore
+from shared.errors import DocumentError, Overloaded, StoreError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import configure
 from shared.settings import settings

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.backends.feedback_store import Changes, Feedback
 from shared.errors import ExemplarError
 from shared.messages import Candidate
 from shared.runtime.logs import get_logger
 from shared.selection.exemplars import MANIFEST, Exemplar, ExemplarIndex, Floats, Manifest, Mask, Neighbours
+from shared.selection.feedback import Changes, Feedback
 from shared.selection.span_encoder import Encoded
 
 SOURCE = "feedback"

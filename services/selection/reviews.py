@@ -9,12 +9,16 @@ import re
 import time
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from shared.backends.feedback_store import Changes, Feedback, FeedbackStore
-from shared.backends.result_store import StoreError
+from shared.errors import StoreError
 from shared.messages import Candidate
 from shared.runtime.logs import get_logger
+from shared.selection.feedback import Changes, Feedback
 from shared.text.pieces import split
+
+if TYPE_CHECKING:
+    from shared.backends.feedback_store import FeedbackStore
 
 _RETRY_S = 5.0  # after the store did not answer
 _AROUND = 5  # pieces on either side that a near copy is known by

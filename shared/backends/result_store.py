@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import redis
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -43,7 +43,8 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.messages import Entity, Extraction, Message
+from shared.errors import StoreError
+from shared.messages import Extraction, Mention
 from shared.settings import Settings
 
 _BUCKETS = tuple(f"{n:02x}" for n in range(256))
@@ -83,27 +84,6 @@ _RETRYABLE = (
 _MARK = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 """
-
-
-class StoreError(Exception):
-    """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
-
-    ``retryable``: whether the same call can succeed later with nothing changed here.
-    """
-
-    def __init__(self, message: str, retryable: bool) -> None:
-        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
-        self.retryable = retryable
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class Mention(Message):
-    """An entity and the document that has it."""
-
-    document_id: str = Field(description="Identifier of the document.")
-    entity: Entity = Field(description="The mention, as it stands in the document's result.")
 
 
 class ResultStore:

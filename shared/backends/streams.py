@@ -9,13 +9,11 @@ membership, which Tansu lacks: delivery is at least once and results are idempot
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # type: ignore[import-untyped]
@@ -32,11 +30,9 @@ from kafka.errors import (  # type: ignore[import-untyped]
 )
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
+from shared.backends.records import Callback, Headers, Partition, Record
+from shared.errors import StreamError
 from shared.settings import Settings
-
-Partition = tuple[str, int]
-Headers = tuple[tuple[str, bytes], ...]
-Callback = Callable[[set[Partition]], None]
 
 # kafka-python writes keys and values at DEBUG, which are clinical text.
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
@@ -56,52 +52,6 @@ _FETCH_BYTES = 50 * 2**20
 _LINGER_MS = 5
 _SECURITY = ("security_protocol", "sasl_", "ssl_", "proxy_url", "client_id", "client_rack")
 _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
-
-DeadLetterReason = Literal[
-    # The value is not JSON, or not UTF-8.
-    "not_json",
-    # The value is empty or null.
-    "empty",
-    # A field is missing, of the wrong type or out of its bounds; the header biobracket.field names it.
-    "invalid",
-    # A type that the inventory does not have.
-    "unknown_type",
-    # A text above the limit of ingest.
-    "too_large",
-    # Retries are exhausted.
-    "exhausted",
-    # A result broke the offset invariant: a bug.
-    "refused",
-]
-_HEADER = "biobracket."
-_CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
-
-
-class StreamError(Exception):
-    """Kafka refused or could not be reached. The message names the setting and the remedy, never an option's value.
-
-    ``retryable``: whether the same call can succeed later with nothing changed here.
-    """
-
-    def __init__(self, message: str, retryable: bool) -> None:
-        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
-        self.retryable = retryable
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
-
-    topic: str
-    partition: int
-    offset: int
-    key: bytes | None
-    value: bytes | None
-    timestamp_ms: int
-    headers: Headers = ()
 
 
 class Source:
@@ -400,29 +350,6 @@ def _create(admin: Any, topic: str, settings: Settings) -> None:
         admin.create_topics({topic: options}, timeout_ms=_CONNECT_MS)
     except TopicAlreadyExistsError:  # another process was faster
         return
-
-
-def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
-    """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
-
-    The dead letter's key and value are the record's own bytes, so sending them to ``biobracket.topic`` with the
-    remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like a
-    field name is left out: names can come from the document, and headers end up in logs of other tools.
-    """
-    if reason not in get_args(DeadLetterReason):
-        raise ValueError(f"reason: not one of {', '.join(get_args(DeadLetterReason))}")
-    kept = tuple((name, value) for name, value in record.headers if not name.startswith(_HEADER))
-    added = {
-        "reason": reason,
-        "topic": record.topic,
-        "partition": str(record.partition),
-        "offset": str(record.offset),
-        "timestamp-ms": str(record.timestamp_ms),
-        "at-ms": str(time.time_ns() // 1_000_000),
-    }
-    if field is not None and _CODE.fullmatch(field):
-        added["field"] = field
-    return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())
 
 
 def _positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:

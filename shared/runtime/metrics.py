@@ -36,7 +36,7 @@ def unobserved(metric: Metric, value: float, tags: Mapping[str, str] | None = No
 
 # Documents whose result is stored and published; a document that arrives twice counts twice.
 DOCUMENTS = Metric("biobracket_documents", "counter", "Documents processed.", ("lang",))
-# Documents that ended in the dead-letter topic; tag `reason` is a shared.backends.streams.DeadLetterReason.
+# Documents that ended in the dead-letter topic; tag `reason` is a shared.backends.records.DeadLetterReason.
 DEAD_LETTERS = Metric("biobracket_dead_letters", "counter", "Documents sent to dead letters.", ("reason",))
 # What reviewers said through Kafka; tag `kind` is accepted, rejected or undone.
 FEEDBACK = Metric("biobracket_feedback", "counter", "Opinions of reviewers.", ("kind",))

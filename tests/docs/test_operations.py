@@ -10,7 +10,7 @@ import pytest
 from pydantic_settings import BaseSettings
 
 from services.cli.settings import configs
-from shared.backends.streams import DeadLetterReason
+from shared.backends.records import DeadLetterReason
 from shared.runtime.metrics import METRICS
 
 TEXT = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()

@@ -15,8 +15,9 @@ import pytest
 
 from services.embedded.runtime import RUNTIME_FILE, running
 from services.ingest.config import IngestConfig
+from shared.backends.records import Record
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Lag, Record, Sink, Source
+from shared.backends.streams import Lag, Sink, Source
 from shared.messages import Document, Extraction, check_offsets
 from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import calibration_file

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from services.line_file import LineFile, LineFileError
-from shared.backends.result_store import StoreError
+from shared.errors import StoreError
 
 
 def test_what_one_run_kept_another_finds(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.ingest.admission import admit
-from shared.backends.streams import Record, dead_letter_headers
+from shared.backends.records import Record, dead_letter_headers
 from shared.errors import DocumentError
 from shared.messages import MAX_ID_CHARS, Document
 

@@ -26,8 +26,9 @@ from services.embedded.servers import Valkey
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer, Process
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.records import Record
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Lag, Record, Sink, Source, ensure_topics
+from shared.backends.streams import Lag, Sink, Source, ensure_topics
 from shared.errors import DocumentError, Overloaded
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.settings import Settings

@@ -16,9 +16,8 @@ from services.pipeline.assembly import Pipeline, merge
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.state import State
-from shared.backends.result_store import StoreError
 from shared.entity_types import DEFAULTS
-from shared.errors import DocumentError
+from shared.errors import DocumentError, StoreError
 from shared.messages import (
     Candidate,
     Document,

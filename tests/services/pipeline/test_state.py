@@ -7,7 +7,7 @@ import pytest
 
 from services.pipeline import state as module
 from services.pipeline.state import State, StateWatch
-from shared.backends.result_store import StoreError
+from shared.errors import StoreError
 from shared.messages import Basis
 
 

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
 from shared.backends.feedback_store import FeedbackStore
-from shared.backends.result_store import Mention, StoreError
-from shared.errors import DocumentError
-from shared.messages import Document, Entity, Extraction, entity_id
+from shared.errors import DocumentError, StoreError
+from shared.messages import Document, Entity, Extraction, Mention, entity_id
 
 SECRET = "患者王小明因右肺腺癌入院 zq17"
 

@@ -8,8 +8,7 @@ from ray.serve.exceptions import BackPressureError
 
 from services.query.api import Busy
 from services.query.deployment import _cause, _probe
-from shared.backends.result_store import StoreError
-from shared.errors import DocumentError, Overloaded
+from shared.errors import DocumentError, Overloaded, StoreError
 
 
 def far(error: Exception) -> RayTaskError:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from services.selection.knowledge import Knowledge
-from shared.backends.feedback_store import Changes, Feedback, Opinion
 from shared.errors import ExemplarError
 from shared.messages import Candidate, Segment
 from shared.selection.exemplars import Exemplar, ExemplarIndex
+from shared.selection.feedback import Changes, Feedback, Opinion
 from shared.selection.span_encoder import Encoded
 
 ENCODER = "0" * 16

@@ -11,8 +11,9 @@ from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
 from services.selection.reviews import Reviews
-from shared.backends.feedback_store import Feedback, FeedbackStore, Opinion
+from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Candidate, Segment
+from shared.selection.feedback import Feedback, Opinion
 from shared.settings import Settings
 
 

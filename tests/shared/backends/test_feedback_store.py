@@ -10,9 +10,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from shared.backends.feedback_store import Feedback, FeedbackStore, Opinion
-from shared.backends.result_store import StoreError
+from shared.backends.feedback_store import FeedbackStore
+from shared.errors import StoreError
 from shared.messages import encodable
+from shared.selection.feedback import Feedback, Opinion
 from shared.text.segmentation import segment
 from tests.support.servers import Target
 

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
 from shared.backends import result_store as module
-from shared.backends.result_store import ResultStore, StoreError
+from shared.backends.result_store import ResultStore
+from shared.errors import StoreError
 from shared.messages import Entity, Extraction, entity_id
 from shared.settings import Settings
 from tests.support.servers import Target

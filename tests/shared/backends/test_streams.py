@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 from services.embedded.servers import Broker
 from shared.backends import streams
-from shared.backends.streams import Lag, Record, Sink, Source, StreamError, dead_letter_headers, ensure_topics
+from shared.backends.records import Record, dead_letter_headers
+from shared.backends.streams import Lag, Sink, Source, ensure_topics
+from shared.errors import StreamError
 from shared.settings import Settings
 
 PATIENCE_S = 90.0

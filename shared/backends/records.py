@@ -1,0 +1,68 @@
+"""Records of a stream and the headers of dead letters, without the client of Kafka."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Partition = tuple[str, int]
+Headers = tuple[tuple[str, bytes], ...]
+Callback = Callable[[set[Partition]], None]
+
+DeadLetterReason = Literal[
+    # The value is not JSON, or not UTF-8.
+    "not_json",
+    # The value is empty or null.
+    "empty",
+    # A field is missing, of the wrong type or out of its bounds; the header biobracket.field names it.
+    "invalid",
+    # A type that the inventory does not have.
+    "unknown_type",
+    # A text above the limit of ingest.
+    "too_large",
+    # Retries are exhausted.
+    "exhausted",
+    # A result broke the offset invariant: a bug.
+    "refused",
+]
+_HEADER = "biobracket."
+_CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    timestamp_ms: int
+    headers: Headers = ()
+
+
+def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
+    """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
+
+    The dead letter's key and value are the record's own bytes, so sending them to ``biobracket.topic`` with the
+    remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like a
+    field name is left out: names can come from the document, and headers end up in logs of other tools.
+    """
+    if reason not in get_args(DeadLetterReason):
+        raise ValueError(f"reason: not one of {', '.join(get_args(DeadLetterReason))}")
+    kept = tuple((name, value) for name, value in record.headers if not name.startswith(_HEADER))
+    added = {
+        "reason": reason,
+        "topic": record.topic,
+        "partition": str(record.partition),
+        "offset": str(record.offset),
+        "timestamp-ms": str(record.timestamp_ms),
+        "at-ms": str(time.time_ns() // 1_000_000),
+    }
+    if field is not None and _CODE.fullmatch(field):
+        added["field"] = field
+    return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())

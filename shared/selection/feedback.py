@@ -1,0 +1,128 @@
+"""Feedback: what reviewers say of mentions, as it is sent and as it is kept."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from shared.entity_types import TYPES
+from shared.messages import MAX_ID_CHARS, Candidate, Lang, Message, Offset, Segment, encodable
+from shared.text.language import detect
+from shared.text.segmentation import segment
+
+MAX_TEXT = 20_000  # characters: a passage; the selector looks at the segment that holds the mention
+
+
+class Opinion(Message):
+    """A mention that a reviewer accepts or rejects, as it is sent."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "text": "The patient was kept in a cold room.",
+                    "start": 26,
+                    "end": 30,
+                    "type": "disease",
+                    "accepted": False,
+                    "reviewer": "a.chen",
+                }
+            ]
+        },
+    )
+
+    id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ID_CHARS,
+        description="Identifier; where absent, made of text, span and type, so that a later opinion on the same "
+        "mention replaces this one.",
+    )
+    text: str = Field(
+        min_length=1, max_length=MAX_TEXT, description="The text that the mention stands in: its sentence, or more."
+    )
+    start: Offset
+    end: Offset
+    type: str = Field(description="Entity type key.")
+    accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
+    lang: Lang | None = Field(default=None, description="Language of the text; detected when absent.")
+    reviewer: str | None = Field(default=None, max_length=MAX_ID_CHARS, description="Who says so.")
+    time: float | None = Field(
+        default=None, ge=0, lt=1e11, allow_inf_nan=False, description="When, Unix seconds; on arrival when absent."
+    )
+
+    @field_validator("id", "text", "reviewer")
+    @classmethod
+    def _unicode(cls, value: str | None) -> str | None:
+        return None if value is None else encodable(value)
+
+    @field_validator("type")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in TYPES:
+            raise ValueError("is no known entity type")
+        return value
+
+    @model_validator(mode="after")
+    def _span(self) -> Opinion:
+        if not self.start < self.end <= len(self.text):
+            raise ValueError("end: is not behind start and within the text")
+        mention = self.text[self.start : self.end]
+        if mention != mention.strip():
+            raise ValueError("start: the span begins or ends with white space")
+        return self
+
+    def feedback(self, now: float) -> Feedback:
+        """The same with an identifier and a time; ``now`` is in Unix seconds."""
+        what = f"{self.type}\x1f{self.start}-{self.end}\x1f{self.text}"
+        made = hashlib.sha256(what.encode()).hexdigest()[:32]
+        given = self.model_dump()
+        return Feedback(**given | {"id": self.id or made, "time": now if self.time is None else self.time})
+
+
+class Feedback(Opinion):
+    """An opinion as it is kept."""
+
+    id: str = Field(min_length=1, max_length=MAX_ID_CHARS, description="Identifier.")
+    time: float = Field(ge=0, lt=1e11, allow_inf_nan=False, description="When it was given, Unix seconds.")
+
+    @property
+    def mention(self) -> str:
+        """What stands between the offsets."""
+        return self.text[self.start : self.end]
+
+    def candidate(self) -> Candidate:
+        """The mention in its segment, as the selector meets it in a document that is this text."""
+        lang = self.lang or detect(self.text)
+        around = [(s, e) for s, e in segment(self.text, lang) if s < self.end and e > self.start]
+        start, end = min([self.start, *(s for s, _ in around)]), max([self.end, *(e for _, e in around)])
+        return Candidate(
+            segment=Segment(document_id=self.id, index=0, start=start, end=end, text=self.text[start:end], lang=lang),
+            type=self.type,
+            start=self.start,
+            end=self.end,
+            text=self.mention,
+            generator_confidence=1.0,
+        )
+
+
+class FeedbackPage(Message):
+    """A part of all feedback."""
+
+    feedback: tuple[Feedback, ...] = Field(description="Those changed last first.")
+    next: int | None = Field(description="`before` of the next page; none where this is the last one.")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed since a version. ``restarted``: the store began anew, what was known before is gone."""
+
+    version: int
+    given: tuple[Feedback, ...]
+    gone: tuple[str, ...]
+    restarted: bool = False
