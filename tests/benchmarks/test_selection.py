@@ -7,9 +7,9 @@ from typer.testing import CliRunner
 
 from benchmarks.selection import main, measure_index
 from shared.settings import Settings
+from tests.support.generators import GENES, corpus
+from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
-from tests.training.generator.test_task import GENES, corpus
-from tests.training.selector.test_task import trained
 
 
 @pytest.mark.slow

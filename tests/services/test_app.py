@@ -23,9 +23,9 @@ from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import calibration_file
 from shared.settings import Settings
 from tests.support.commands import PATIENCE_S, Command
+from tests.support.generators import corpus
+from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
-from tests.training.generator.test_task import corpus
-from tests.training.selector.test_task import trained
 
 pytestmark = pytest.mark.slow
 

@@ -16,6 +16,7 @@ from shared.messages import (
     Segment,
     TaggedLine,
     check_offsets,
+    encodable,
     entity_id,
 )
 
@@ -120,3 +121,8 @@ def test_the_key_of_a_result() -> None:
     assert extraction(types=("drug", "disease"), timings={"total": 1.0}).key == key
     others = [{"document_id": "note-8"}, {"text_sha256": "01"}, {"model_revision": "r2"}, {"types": ("drug",)}]
     assert len({key, *(extraction(**other).key for other in others)}) == 5
+
+
+def test_its_text_is_a_unicode_text() -> None:
+    with pytest.raises(ValueError, match="lone surrogate at character 2"):
+        encodable("ab\ud800")

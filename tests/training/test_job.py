@@ -22,8 +22,8 @@ from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 from tests.support.commands import Command
+from tests.support.generators import config, corpus
 from tests.support.tiny import make_tiny_model
-from tests.training.generator.test_task import config, corpus
 from training import job
 from training.config import CONFIGS, TrainingError
 from training.data.corpora import CorpusError

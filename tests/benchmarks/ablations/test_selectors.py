@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from benchmarks.ablations.selectors import GREEDY, OF_NEIGHBOURS, WAYS, at_recall, main
 from shared.settings import Settings
+from tests.support import generators
+from tests.support.generators import corpus
+from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
-from tests.training.generator import test_task as generators
-from tests.training.generator.test_task import corpus
-from tests.training.selector.test_task import trained
 
 run = CliRunner()
 

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import cli
-from tests.training.generator.test_task import corpus
+from tests.support.generators import corpus
 
 run = CliRunner()
 

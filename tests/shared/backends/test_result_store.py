@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -251,11 +250,6 @@ def test_what_is_no_url_is_told_without_it() -> None:
         ResultStore.from_settings(Settings(redis=SecretStr("secret-word@host")))
     assert not failed.value.retryable
     assert "secret-word" not in str(failed.value)
-
-
-def test_errors_survive_pickling() -> None:
-    error = pickle.loads(pickle.dumps(StoreError("redis: full", retryable=True)))
-    assert (str(error), error.retryable) == ("redis: full", True)
 
 
 def test_work_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from services.embedded.servers import Broker
 from shared.backends import streams
@@ -369,26 +366,3 @@ def test_an_unknown_option_is_named() -> None:
         Sink(Settings(kafka_security={"sasl_word": "secret-word"}))
     assert not failed.value.retryable
     assert "secret-word" not in str(failed.value)
-
-
-def test_errors_survive_pickling() -> None:
-    error = pickle.loads(pickle.dumps(StreamError("kafka: gone", retryable=True)))
-    assert (str(error), error.retryable) == ("kafka: gone", True)
-
-
-def test_reasons_are_a_closed_list() -> None:
-    with pytest.raises(ValueError, match="not_json"):
-        dead_letter_headers(Record("t", 0, 0, None, None, 0), "whatever the document says")
-
-
-@given(field=st.text(), name=st.text(), value=st.binary())
-def test_dead_letters_keep_headers_and_take_no_text(field: str, name: str, value: bytes) -> None:
-    record = Record("t", 1, 2, None, None, 3, ((name, value), ("biobracket.reason", b"old")))
-    headers = dead_letter_headers(record, "invalid", field)
-    told = [v for n, v in headers if n == "biobracket.field"]
-    assert told in ([], [field.encode("utf-8", "replace")])
-    assert [v for n, v in headers if n == "biobracket.reason"] == [b"invalid"]
-    if not name.startswith("biobracket."):
-        assert (name, value) in headers
-    if any(character.isspace() for character in field):
-        assert told == []

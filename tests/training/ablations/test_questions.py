@@ -10,8 +10,8 @@ from shared.model.base_model import load_tokenizer
 from shared.model.loading import load_merged
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
+from tests.support.generators import corpus, trained
 from tests.support.tiny import make_tiny_model
-from tests.training.generator.test_task import corpus, trained
 from training.ablations.questions import ask, items
 from training.data.corpora import Example, Mention
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.settings import Settings
-from tests.training.generator.test_task import config, corpus
+from tests.support.generators import config, corpus
 from training.config import ConfigError
 from training.data.corpora import CorpusError, read
 from training.data.mixing import Mixer, check, dev_groups, grouped, load, shares

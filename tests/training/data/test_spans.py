@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.selection.span_encoder import TYPES_AT_ONCE
-from tests.training.generator.test_task import config as generator_config
-from training.config import SelectorConfig
+from tests.support.selectors import config
 from training.data.candidates import digest
 from training.data.corpora import Example, Mention
 from training.data.spans import items, pack
@@ -20,11 +19,6 @@ EXAMPLE = Example(
     (Mention(4, 8, "protein"), Mention(4, 13, "dna"), Mention(21, 25, "protein")),
     ("protein", "dna"),
 )
-
-
-def config(**changes):
-    given = generator_config().model_dump(include=set(SelectorConfig.model_fields))
-    return SelectorConfig.model_validate(given | {"size": 16, "hidden": 32} | changes)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
 from tests.support import distributed
+from tests.support.generators import config, corpus, trained
 from tests.support.tiny import make_tiny_model
 from training.config import CONFIGS, GeneratorConfig
 from training.data.corpora import Example, Mention
@@ -23,41 +24,12 @@ from training.data.lines import items, pack
 from training.generator.task import build, decision_loss, train
 from training.tuning.loop import FolderCheckpoints, export
 
-GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]
-
-
-def corpus(folder):
-    """Every `gene X` names a protein X: learnable by a tiny model in seconds."""
-    folder.mkdir(parents=True)
-    rows = []
-    for i in range(60):
-        name = GENES[i % len(GENES)]
-        text = f"a gene {name} is" if i % 3 else f"no {name} is"
-        at = text.index(name)
-        found = [{"start": at, "end": at + 3, "type": "protein", "text": name}] if i % 3 else []
-        rows.append({"id": str(i), "text": text, "lang": "en", "entities": found})
-    for split in ("train", "dev"):
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
-
 
 @pytest.fixture
 def settings(tmp_path):
     corpus(tmp_path / "corpora" / "toy")
     base = make_tiny_model(tmp_path / "base")
     return Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
-
-
-def config(**changes):
-    given = {"minutes": 10.0, "max_tokens": 6000, "batch_tokens": 256, "rank": 8, "alpha": 16, "warmup_steps": 2}
-    given |= {"corpora": {"toy": {}}, "dev_batches": 1, "dev_every": 10, "precision": "float32"}
-    return GeneratorConfig.model_validate(given | changes)
-
-
-def trained(out, settings, report=lambda _: None, measure=None, **changes):
-    checkpoints = FolderCheckpoints(out / "checkpoint")
-    train(config(**changes), settings, checkpoints, report, measure)
-    return export(out / "checkpoint", out)
 
 
 def weights(folder):

@@ -9,14 +9,13 @@ from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
 from shared.selection.span_encoder import SpanEncoder, encoder_revision
 from shared.settings import Settings
+from tests.support import generators
+from tests.support.generators import corpus
+from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
-from tests.training.data.test_spans import config
-from tests.training.generator import test_task as generators
-from tests.training.generator.test_task import corpus
 from training.data.candidates import Row, digest, write
 from training.data.corpora import read
-from training.selector.task import contrastive_loss, geometry, train
-from training.tuning.loop import FolderCheckpoints, export
+from training.selector.task import contrastive_loss, geometry
 
 
 @pytest.fixture
@@ -24,11 +23,6 @@ def settings(tmp_path):
     corpus(tmp_path / "corpora" / "toy")
     base = make_tiny_model(tmp_path / "base")
     return Settings(base_model=str(base), corpora=tmp_path / "corpora", cache=tmp_path, adapter="")
-
-
-def trained(out, settings, report=lambda _: None, **changes):
-    train(config(**changes), settings, FolderCheckpoints(out / "checkpoint"), report)
-    return export(out / "checkpoint", out)
 
 
 def candidate(text, start, end, type_="protein"):

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from shared.errors import DocumentError, StoreError, StreamError
+
+
+def test_an_error_of_a_document_names_field_problem_and_remedy() -> None:
+    error = pickle.loads(pickle.dumps(DocumentError("text", "is empty", "send some", "empty")))
+    assert str(error) == "text: is empty; send some"
+    assert (error.field, error.problem, error.remedy, error.reason) == ("text", "is empty", "send some", "empty")
+
+
+@pytest.mark.parametrize("kind", [StoreError, StreamError])
+@pytest.mark.parametrize("retryable", [True, False])
+def test_errors_survive_pickling(kind: type[StoreError | StreamError], retryable: bool) -> None:
+    error = pickle.loads(pickle.dumps(kind("redis: full", retryable=retryable)))
+    assert (type(error), str(error), error.retryable) == (kind, "redis: full", retryable)
