@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from services.selection.config import SelectionConfig
 from services.selection.knowledge import Knowledge
-from services.selection.overlaps import NESTING_BAR, margins
+from services.selection.overlaps import NESTING_BAR
 from services.selection.selector import Selector, vote
 from shared.messages import Candidate, Evidence, Segment, check_offsets
-from shared.selection.calibration import Calibration, Judgement, Scaling, TypeCalibration, logit
+from shared.selection.calibration import Calibration, Judgement, Scaling, TypeCalibration
 from shared.selection.exemplars import Exemplar, ExemplarIndex, Neighbours
 from shared.selection.span_encoder import Encoded
 
@@ -43,25 +43,6 @@ def select(*candidates, calibration=PLAIN):
 def entities_of(selector, candidates):
     (selected,) = selector.select([candidates])
     return selected.entities
-
-
-SPANS = st.tuples(st.integers(0, 10), st.integers(1, 6), st.floats(0.01, 0.99), st.sampled_from(["protein", "dna"]))
-
-
-@given(st.lists(SPANS, max_size=8), st.randoms())
-def test_margins_are_over_the_best_other_span_of_the_type_that_is_overlapped(spans, order):
-    candidates = [candidate(start, start + length, p, type_=type_) for start, length, p, type_ in spans]
-    found = margins(candidates)
-    for a, margin in zip(candidates, found, strict=True):
-        rivals = [
-            logit(b.generator_confidence)
-            for b in candidates
-            if b.type == a.type and (b.start, b.end) != (a.start, a.end) and b.start < a.end and a.start < b.end
-        ]
-        assert margin == pytest.approx(logit(a.generator_confidence) - max(rivals, default=-8.0))
-    places = list(range(len(candidates)))
-    order.shuffle(places)
-    assert margins([candidates[i] for i in places]) == [found[i] for i in places]
 
 
 def test_spans_of_other_documents_are_no_rivals():
