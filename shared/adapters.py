@@ -21,7 +21,7 @@ SCHEME = "per-type.v1"
 CALIBRATION_FILE = "calibration.json"
 SELECTOR_FILE = "selector.json"
 AUTO = "auto"
-Way = Literal["both-ways", "copy"]
+Way = Literal["both-ways", "copy", "line"]
 _PROJECT = Path(__file__).resolve().parent.parent
 _OURS = _PROJECT / "models" / "gemma-3-270m-biobracket-selector"
 

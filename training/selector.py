@@ -26,6 +26,7 @@ from shared.span_encoder import SpanHead, write_head
 from training import loop, mixing, spans
 from training.candidates import digest, files, wrong
 from training.config import SelectorConfig
+from training.contrast import contrastive_loss
 from training.corpora import corpus_folder, read
 from training.generator import lora, parts, plain, write_model
 from training.loop import Checkpoints, Measured, Report
@@ -63,25 +64,6 @@ class SelectorObjective(nn.Module):
         hidden = run(parts(self.model)[0], batch.ids, batch.positions, batch.layout)
         found: tuple[Tensor, Tensor] = self.head(hidden[batch.at].float(), batch.types)
         return found
-
-
-def contrastive_loss(embeddings: Tensor, types: Tensor, right: Tensor, temperature: float) -> Tensor:
-    """Supervised InfoNCE: embeddings (N, size) of length one, types (N,), right (N,) to a mean in nats.
-
-    Each mention is told from what is not one of its type, beside all other mentions of its type. A mention alone of its
-    type has nothing to come near to, and counts for nothing.
-    """
-    alike = types[:, None] == types[None, :]
-    others = ~torch.eye(len(types), dtype=torch.bool, device=types.device)
-    near = alike & right[:, None] & right[None, :] & others
-    seen = (alike | right[None, :]) & others
-    similarity = (embeddings @ embeddings.T / temperature).masked_fill(~seen, float("-inf"))
-    anchors = near.any(dim=1)
-    if not anchors.any():
-        return embeddings.sum() * 0.0
-    logprobs = torch.log_softmax(similarity[anchors], dim=1)
-    near = near[anchors]
-    return -(logprobs.masked_fill(~near, 0.0).sum(dim=1) / near.sum(dim=1)).mean()
 
 
 class SelectorTask:
