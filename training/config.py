@@ -69,6 +69,12 @@ class RunConfig(_Frozen):
     max_units: int = Field(default=160, ge=8, description="Longest segment, as the pipeline cuts them.")
     learning_rate: float = Field(default=8e-4, gt=0, description="Highest learning rate.")
     warmup_steps: int = Field(default=40, ge=0, description="Steps in which it is reached.")
+    cooldown: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Last part of the run, in which the learning rate falls to nothing; before it, it is constant.",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
     clip: float = Field(default=1.0, gt=0, description="Largest norm of a step's gradient.")
     seed: int = Field(default=13, description="Seed of order and initial weights.")
@@ -175,6 +181,19 @@ class GeneratorConfig(RunConfig):
         le=1,
         description="Share of the lines of absent types that are trained on, drawn anew each time.",
     )
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of what a layer adds that is dropped (labelled)."
+    )
+    wrong: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the lines with mentions marked wrongly on purpose (labelled)."
+    )
+    judge: float = Field(
+        default=0.3, ge=0, description="Weight of the head's losses beside the line's, 0 for no head (labelled)."
+    )
+    contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
+    size: int = Field(default=256, ge=8, description="Length of an embedding of the head.")
+    hidden: int = Field(default=768, ge=8, description="Width of the head's layers.")
+    builders: int = Field(default=0, ge=0, description="Processes that make batches (labelled); 0: none beside this.")
     measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split that they are taken from.")
 
     @field_validator("export_rank")

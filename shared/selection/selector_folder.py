@@ -15,7 +15,7 @@ from shared.settings import Settings
 CALIBRATION_FILE = "calibration.json"
 SELECTOR_FILE = "selector.json"
 AUTO = "auto"
-Way = Literal["both-ways", "copy"]
+Way = Literal["both-ways", "copy", "line"]
 _OURS = PROJECT / "models" / "gemma-3-270m-biobracket-selector"
 
 

@@ -33,6 +33,7 @@ class Tokenizer(Protocol):
     """The part of a ``transformers`` tokenizer that is used."""
 
     bos_token_id: int | None
+    eos_token_id: int | None
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
@@ -137,6 +138,7 @@ class CopyTokens:
         self.close = self.ids("]")
         self.absent = self.ids(" -")
         self.newline = self.ids("\n")
+        self.end = self.newline if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         if len({self.open[0], self.close[0], self.absent[0]}) < 3 or self.spaced_open[0] in (
             self.close[0],
             self.absent[0],

@@ -45,7 +45,7 @@ def load(
     for name, corpus in config.corpora.items():
         folder = corpus_folder(name, settings)
         with _uncollected():
-            found[name] = items([e for e in _train(read(folder, "train", corpus.types), config) if keep(e)])
+            found[name] = items([e for e in kept(read(folder, "train", corpus.types), config) if keep(e)])
         dev[name] = dev_groups(name, read(folder, "dev", corpus.types), items, config)
         data[name] = {f"{split}_sha256": sha256(folder / f"{split}.jsonl") for split in ("train", "dev")}
         data[name] |= {"segments": len(found[name]), "tokens": sum(map(len, found[name]))}
@@ -55,7 +55,8 @@ def load(
     return Mixer(found, mix, config.batch_tokens, config.seed, vary), dev, data
 
 
-def _train(examples: list[Example], config: RunConfig) -> list[Example]:
+def kept(examples: list[Example], config: RunConfig) -> list[Example]:
+    """Those that are trained on: all, or those outside of a fold."""
     return examples if config.fold is None else part(examples, config.folds, config.fold, inside=False)
 
 
@@ -155,9 +156,10 @@ class Mixer(Generic[T]):
                 yield self._vary(item, self._random)
 
     def __iter__(self) -> Iterator[list[T]]:
-        return grouped(self._drawn(), self._size)
+        return grouped(self.drawn(), self._size)
 
-    def _drawn(self) -> Iterator[T]:
+    def drawn(self) -> Iterator[T]:
+        """The items one by one."""
         while True:
             # The corpus furthest behind its share of tokens is next: shares hold at any moment, not only on the mean.
             name = min(self._shares, key=lambda n: self.seen[n] / self._shares[n])

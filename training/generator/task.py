@@ -19,7 +19,7 @@ from shared.model.attention import run, use_packed_attention
 from shared.model.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
-from training.ablations import labelled, questions
+from training.ablations import questions
 from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
 from training.data.lines import Batch, Item, pack
@@ -73,8 +73,10 @@ def train(
     command: Sequence[str] = (),
 ) -> None:
     """:func:`training.tuning.loop.train` of a generator; ``measure`` is what ``measure_every`` calls."""
-    make = lambda device: GeneratorTask(config, settings, device, measure)  # noqa: E731
-    loop.train(make, config, settings, checkpoints, report, command)
+    from training.generator.labelled import LabelledTask  # builds on what is here
+
+    task = LabelledTask if config.scheme == "labelled" else GeneratorTask
+    loop.train(lambda device: task(config, settings, device, measure), config, settings, checkpoints, report, command)
 
 
 class GeneratorTask:
@@ -85,7 +87,7 @@ class GeneratorTask:
     ) -> None:
         self._config, self._settings, self._device, self._measure = config, settings, device, measure
         tokens = CopyTokens(load_tokenizer(settings))
-        of_scheme = {"labelled": labelled.items, "question": questions.items}.get(config.scheme, lines.items)
+        of_scheme = questions.items if config.scheme == "question" else lines.items
         vary = (
             (lambda item, draw: item.thinned(config.negatives, draw))
             if config.negatives < 1

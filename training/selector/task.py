@@ -30,6 +30,7 @@ from training.data.corpora import corpus_folder, read
 from training.data.spans import SpanBatch, SpanItem
 from training.generator.task import lora, parts, plain, write_model
 from training.tuning import loop
+from training.tuning.contrast import contrastive_loss
 from training.tuning.loop import Checkpoints, Measured, Report
 from training.tuning.merged_lora import MergedLora
 
@@ -64,25 +65,6 @@ class SelectorObjective(nn.Module):
         hidden = run(parts(self.model)[0], batch.ids, batch.positions, batch.layout)
         found: tuple[Tensor, Tensor] = self.head(hidden[batch.at].float(), batch.types)
         return found
-
-
-def contrastive_loss(embeddings: Tensor, types: Tensor, right: Tensor, temperature: float) -> Tensor:
-    """Supervised InfoNCE: embeddings (N, size) of length one, types (N,), right (N,) to a mean in nats.
-
-    Each mention is told from what is not one of its type, beside all other mentions of its type. A mention alone of its
-    type has nothing to come near to, and counts for nothing.
-    """
-    alike = types[:, None] == types[None, :]
-    others = ~torch.eye(len(types), dtype=torch.bool, device=types.device)
-    near = alike & right[:, None] & right[None, :] & others
-    seen = (alike | right[None, :]) & others
-    similarity = (embeddings @ embeddings.T / temperature).masked_fill(~seen, float("-inf"))
-    anchors = near.any(dim=1)
-    if not anchors.any():
-        return embeddings.sum() * 0.0
-    logprobs = torch.log_softmax(similarity[anchors], dim=1)
-    near = near[anchors]
-    return -(logprobs.masked_fill(~near, 0.0).sum(dim=1) / near.sum(dim=1)).mean()
 
 
 class SelectorTask:

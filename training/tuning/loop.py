@@ -148,7 +148,7 @@ class MasterAdamW:
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = parameter.grad.float() if parameter.grad is not None else None
             parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters, clip)
+        torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True if self.masters[0].is_cuda else None)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
@@ -284,7 +284,7 @@ def train(
         if config.patience and now.worse >= config.patience:
             break
         warm = min(1.0, (now.step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        rate = config.learning_rate * warm * (1.0 - progress)
+        rate = config.learning_rate * warm * min(1.0, (1.0 - progress) / config.cooldown)
         loss, tokens = _step(objective, (task.batch(next(groups)) for _ in range(config.accumulate)), config.accumulate)
         optimizer.step(rate, config.clip)
         task.updated()

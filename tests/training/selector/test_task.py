@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -15,7 +14,7 @@ from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
 from training.data.candidates import Row, digest, write
 from training.data.corpora import read
-from training.selector.task import contrastive_loss, geometry
+from training.selector.task import geometry
 
 
 @pytest.fixture
@@ -126,21 +125,6 @@ def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
     assert encoder_revision(settings, out) != before
 
 
-def test_the_contrastive_loss_is_that_of_the_paper():
-    torch.manual_seed(0)
-    embeddings = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
-    types = torch.tensor([0, 0, 0, 1, 1, 0])
-    right = torch.tensor([True, True, False, True, False, True])
-    losses = []
-    for i in (0, 1, 5):  # the only mention of type 1 has none to come near to
-        seen = [j for j in range(6) if j != i and (types[j] == types[i] or right[j])]
-        near = [j for j in seen if right[j] and types[j] == types[i]]
-        similarity = {j: float(embeddings[i] @ embeddings[j]) / 0.2 for j in seen}
-        whole = np.log(sum(np.exp(s) for s in similarity.values()))
-        losses.append(np.mean([whole - similarity[j] for j in near]))
-    assert contrastive_loss(embeddings, types, right, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-5)
-
-
 def test_the_geometry_is_that_of_neighbours_of_one_type():
     # Two mentions of a type side by side, a wrong span of it far off; a mention of another type right beside them.
     embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
@@ -154,11 +138,3 @@ def test_the_geometry_is_that_of_neighbours_of_one_type():
     crossed = geometry(embeddings, types, torch.tensor([True, False, True, True]))
     assert (crossed["recall_at_1"], crossed["recall_at_10"]) == (0.0, 1.0)
     assert geometry(embeddings, types, torch.zeros(4, dtype=torch.bool)) == dict.fromkeys(told, 0.0)
-
-
-def test_without_a_pair_the_contrastive_loss_is_nothing():
-    embeddings = torch.ones(2, 3, requires_grad=True)
-    loss = contrastive_loss(embeddings, torch.tensor([0, 1]), torch.tensor([True, True]), 0.1)
-    loss.backward()
-    assert loss.item() == 0
-    assert (embeddings.grad == 0).all()

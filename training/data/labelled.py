@@ -1,0 +1,354 @@
+"""Training items of scheme ``labelled.v1`` (:mod:`shared.text.labelled`), varied from one epoch to the next.
+
+An item is drawn anew each time its text comes up. Types are shuffled and dropped, since a service asks for any of them
+in any order. Types that the corpus does not annotate are asked for too; then only the annotated mentions are learnt
+from, since an unmarked word may be one of theirs. Names are sometimes in the other language. Some mentions are marked
+wrongly on purpose (moved boundaries, wrong types, spans from elsewhere, some left out): the line goes on from the
+mistake with the right decisions to learn, and a head on the states around the brackets learns to tell right from wrong.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from shared import entity_types
+from shared.messages import Lang
+from shared.text.grammar import CopyTokens
+from shared.text.labelled import (
+    Action,
+    Asked,
+    Does,
+    LineState,
+    PieceTokens,
+    Typed,
+    actions_of,
+    lines_of,
+)
+from shared.text.pieces import split, to_piece_spans
+from shared.text.segmentation import segment
+from training.data.corpora import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """How often an item differs from what its corpus says, each from 0 to 1."""
+
+    shuffled: float = 0.5
+    dropped: float = 0.3  # some of the types are not asked for
+    extra: float = 0.2  # types of other corpora are
+    other_names: float = 0.1  # names in the other language
+    wrong: float = 0.5  # mentions marked wrongly
+    long: float = 0.35  # segments of twice the length
+
+
+PLAIN = Variation(0, 0, 0, 0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A mention in a line: the tokens before its bracket, of the bracket, before its bar, and of the bar; its type by
+    key; whether the corpus has it.
+    """
+
+    at: tuple[int, int, int, int]
+    type: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt and its line. ``decisions``: of each, the index of the token before it, the admissible tokens, and which
+    of them is right.
+    """
+
+    ids: tuple[int, ...]
+    decisions: tuple[tuple[int, tuple[int, ...], int], ...]
+    marked: tuple[Marked, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A segment of a text: its pieces as tokens and its mentions, by piece."""
+
+    tokens: PieceTokens
+    gold: frozenset[Typed]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A text of a corpus, in segments of the usual length and of twice that. What is drawn of it is a list of items."""
+
+    types: tuple[str, ...]
+    lang: Lang
+    usual: tuple[Part, ...]
+    long: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        """About how many tokens its items have."""
+        return sum(2 * len(part.tokens.text) + 8 * len(part.gold) + 20 for part in self.usual)
+
+
+class Texts:
+    """Makes sources of examples and items of sources. ``others``: types that other corpora annotate."""
+
+    def __init__(self, tokens: CopyTokens, max_units: int, others: Sequence[str]) -> None:
+        self._tokens, self._max_units, self._others = tokens, max_units, others
+        self._asked: dict[tuple[tuple[str, ...], tuple[str, ...], Lang], Asked] = {}
+
+    def sources(self, examples: Iterable[Example]) -> list[Source]:
+        """A source of each example."""
+        return [
+            Source(e.types, e.lang, self._parts(e, self._max_units), self._parts(e, 2 * self._max_units))
+            for e in examples
+        ]
+
+    def _parts(self, example: Example, max_units: int) -> tuple[Part, ...]:
+        found = []
+        for start, end in segment(example.text, example.lang, max_units):
+            pieces = split(example.text[start:end])
+            gold = {
+                (*span, key)
+                for key in example.types
+                for span in to_piece_spans(
+                    pieces,
+                    [
+                        (m.start - start, m.end - start)
+                        for m in example.mentions
+                        if m.type == key and start <= m.start and m.end <= end
+                    ],
+                )
+            }
+            found.append(Part(PieceTokens(self._tokens, pieces), frozenset(gold)))
+        return tuple(found)
+
+    def items(self, source: Source, draw: random.Random, vary: Variation) -> list[Item]:
+        """The items of a source, one a segment."""
+        parts = source.long if draw.random() < vary.long else source.usual
+        return [self._item(part, source, draw, vary) for part in parts]
+
+    def _item(self, part: Part, source: Source, draw: random.Random, vary: Variation) -> Item:
+        types = list(source.types)
+        if len(types) > 1 and draw.random() < vary.dropped:
+            types = draw.sample(types, draw.randint(1, len(types) - 1))
+            types.sort(key=source.types.index)
+        extra: list[str] = []
+        if draw.random() < vary.extra:
+            default = entity_types.DEFAULTS[source.lang]
+            if draw.random() < 0.5 and set(types) <= set(default):  # what a document gets that asks for nothing
+                extra = [key for key in default if key not in source.types]
+            else:
+                others = [key for key in self._others if key not in source.types]
+                extra = draw.sample(others, min(len(others), draw.randint(1, 4)))
+        own = frozenset(types)
+        types += extra
+        if extra or draw.random() < vary.shuffled:
+            draw.shuffle(types)
+        lang: Lang = source.lang
+        if draw.random() < vary.other_names:
+            lang = "en" if lang == "zh" else "zh"
+        asked = self.asked(tuple(types), lang)
+        gold = frozenset(span for span in part.gold if span[2] in own)
+        marked = gold
+        if draw.random() < vary.wrong and len(lines_of(gold)) < 2:
+            marked = _wrong(gold, len(part.tokens), sorted(own), draw)
+        return item(self._tokens, part.tokens, asked, gold, marked, annotated=not extra)
+
+    def asked(self, types: tuple[str, ...], lang: Lang) -> Asked:
+        """The types as tokens, remembered. Names that two of them share are those of the other language."""
+        names = [entity_types.get(key).name(lang) for key in types]
+        key = (types, tuple(names), lang)
+        if key not in self._asked:
+            if len(self._asked) > 50_000:
+                self._asked.clear()
+            self._asked[key] = Asked(self._tokens, types, lang, names)
+        return self._asked[key]
+
+
+def item(
+    tokens: CopyTokens,
+    pieces: PieceTokens,
+    asked: Asked,
+    gold: frozenset[Typed],
+    marked: frozenset[Typed],
+    *,
+    annotated: bool = True,
+) -> Item:
+    """The line that marks the spans ``marked``, and what would be right at each of its decisions.
+
+    Not ``annotated``: some of the types asked for are not annotated in the text; that nothing begins at a place is
+    then not known, and not learnt.
+    """
+    ids = [*asked.header, *pieces.text]
+    decisions: list[tuple[int, tuple[int, ...], int]] = []
+    found: list[Marked] = []
+    state = LineState(len(pieces))
+    oracle = _Oracle(gold, asked.types)
+    opened: list[tuple[int, int]] = []  # tokens before and of the brackets that are open
+    for action in actions_of(len(pieces), marked, asked.types):
+        admissible = state.admissible(len(asked.types))
+        said = _said(tokens, pieces, asked, state, action)
+        if len(admissible) > 1:
+            right = oracle.right(state, annotated=annotated)
+            if right is not None and right in admissible:
+                first = tuple(_first(tokens, pieces, asked, state, does) for does in admissible)
+                if len(set(first)) == len(first):
+                    decisions.append((len(ids) - 1, first, admissible.index(right)))
+        if action.does is Does.OPEN:
+            opened.append((len(ids) - 1, len(ids)))
+        if action.does is Does.CLOSE:
+            before, bracket = opened.pop()
+            bar = len(ids) + len(asked.bar) - 1
+            found.append(
+                Marked(
+                    (before, bracket, len(ids) - 1, bar),
+                    asked.types[action.type],
+                    (state.open[-1], state.copied, asked.types[action.type]) in gold,
+                )
+            )
+            ids += asked.bar
+            decisions += _types_said(asked, state, oracle.types(state), action.type, len(ids))
+            ids += asked.said[action.type]
+        else:
+            ids += said
+        oracle.took(state, action)
+        state.apply(action)
+    last = max([at for at, _, _ in decisions] + [at for one in found for at in one.at], default=len(ids) - 1)
+    return Item(tuple(ids[: last + 1]), tuple(decisions), tuple(found))
+
+
+def _types_said(
+    asked: Asked, state: LineState, right: Sequence[int], taken: int, at: int
+) -> list[tuple[int, tuple[int, ...], int]]:
+    """The decisions between type names: token by token, where the name that is said could still be a right one."""
+    found = []
+    closable = state.closable(len(asked.types))
+    for said in range(len(asked.said[taken])):
+        begun = asked.said[taken][:said]
+        wanted = {asked.said[i][said] for i in right if asked.said[i][:said] == begun}
+        if not wanted:
+            break
+        options, own = asked.branches(closable, said, taken)
+        if len(options) > 1:
+            target = options[own] if options[own] in wanted else min(wanted)
+            found.append((at + said - 1, tuple(options), options.index(target)))
+    return found
+
+
+def _said(tokens: CopyTokens, pieces: PieceTokens, asked: Asked, state: LineState, action: Action) -> tuple[int, ...]:
+    """The tokens of an action, of a closing without its type."""
+    match action.does:
+        case Does.COPY:
+            return (pieces.bare if state.after_open else pieces.copies)[state.copied]
+        case Does.OPEN:
+            return tokens.open if state.after_open else pieces.openings[state.copied]
+        case Does.CLOSE:
+            return asked.bar
+        case Does.ABSENT:
+            return tokens.absent
+        case Does.MORE:
+            return tokens.newline
+        case Does.END:
+            return tokens.end
+
+
+def _first(tokens: CopyTokens, pieces: PieceTokens, asked: Asked, state: LineState, does: Does) -> int:
+    return _said(tokens, pieces, asked, state, Action(does))[0]
+
+
+class _Oracle:
+    """What is right to do next, whatever was done before: the mentions of ``gold`` that can still be said."""
+
+    def __init__(self, gold: frozenset[Typed], types: Sequence[str]) -> None:
+        self._index = {key: i for i, key in enumerate(types)}
+        self._lines = [frozenset(line) for line in lines_of(gold)] or [frozenset()]
+        self._line = 0
+        self._starts: dict[int, list[Typed]] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self._gold = self._lines[self._line] if self._line < len(self._lines) else frozenset()
+        self._starts = {}
+        for span in self._gold:
+            self._starts.setdefault(span[0], []).append(span)
+
+    def right(self, state: LineState, *, annotated: bool) -> Does | None:
+        """None where it cannot be said."""
+        i = state.copied
+        if not state.started and not self._gold:
+            return Does.ABSENT if annotated else None
+        if i == state.pieces and not state.open:
+            return Does.MORE if self._line + 1 < len(self._lines) else Does.END
+        if state.open:
+            top = state.open[-1]
+            if top < i:
+                if self.types(state):
+                    return Does.CLOSE
+                deeper = state.open.count(top)  # mentions that began where the innermost did
+                ahead = [end for _, end, _ in self._starts.get(top, ()) if end > i]
+                if len(ahead) < 1 or deeper > len(ahead):
+                    return None  # nothing of gold can close it: it should not be there
+        starting = [end for _, end, _ in self._starts.get(i, ())]
+        if len(starting) > state.open.count(i):
+            # One that crosses what is open could not be closed.
+            if not state.open or state.open[-1] == i or any(end <= self._ends(state) for end in starting):
+                return Does.OPEN
+            return None
+        return Does.COPY if annotated or self._inside(state) else None
+
+    def types(self, state: LineState) -> list[int]:
+        """The types that are right for the innermost mention if it closes here."""
+        start, end = state.open[-1], state.copied
+        return [
+            self._index[key]
+            for s, e, key in self._gold
+            if (s, e) == (start, end) and (start, self._index[key]) not in state.here
+        ]
+
+    def _ends(self, state: LineState) -> int:
+        """Where the innermost open mention ends at the latest."""
+        return max((end for _, end, _ in self._starts.get(state.open[-1], ())), default=state.pieces)
+
+    def _inside(self, state: LineState) -> bool:
+        """Whether the last opening is to be followed by its mention's first word whatever else is asked for."""
+        return state.after_open
+
+    def took(self, state: LineState, action: Action) -> None:
+        """Told before the state takes it."""
+        del state
+        if action.does is Does.MORE:
+            self._line += 1
+            self._begin()
+
+
+def _wrong(gold: frozenset[Typed], pieces: int, types: Sequence[str], draw: random.Random) -> frozenset[Typed]:
+    """The mentions with some of them moved, retyped, left out or invented."""
+    out: set[Typed] = set()
+    for start, end, key in sorted(gold):
+        if draw.random() < 0.7:
+            out.add((start, end, key))
+            continue
+        kind = draw.random()
+        if kind < 0.25:
+            continue
+        if kind < 0.45 and len(types) > 1:
+            key = draw.choice([other for other in types if other != key])
+        else:
+            if draw.random() < 0.5:
+                start += draw.choice((-3, -2, -1, -1, 1, 1, 2, 3))
+            if draw.random() < 0.6:
+                end += draw.choice((-3, -2, -1, -1, 1, 1, 2, 3))
+        if not 0 <= start < end <= pieces:
+            continue
+        out.add((start, end, key))
+        if draw.random() < 0.15 and end - start > 1:  # a part of it
+            inner = draw.randrange(start, end)
+            out.add((inner, draw.randint(inner + 1, end), draw.choice(types)))
+    while types and draw.random() < (0.35 if gold else 0.2):
+        start = draw.randrange(pieces)
+        out.add((start, min(pieces, start + draw.choice((1, 1, 1, 2, 2, 3, 4, 6))), draw.choice(types)))
+    return frozenset((lines_of(out) or [[]])[0])

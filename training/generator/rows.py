@@ -1,0 +1,276 @@
+"""Batches of whole sequences, padded to rows of nearly one length.
+
+Packed streams (:mod:`shared.model.attention`) are for prefixes that several lines share. Here every sequence is plain
+causal: padding at the end needs no mask, and one fused attention kernel does the whole batch. Rows of a batch are of
+nearly the same length, found in a pool of many batches' items.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from training.data.labelled import Item, Source, Texts, Variation
+
+NAME = "biobracket_rows"
+POOL = 16  # batches that rows of like length are found among
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Arrays:
+    """A batch before it is on a device. ``ids``: (B, L); the rest counts tokens of the flattened rows.
+
+    ``at``: (N,) token before each decision, ``right``: (N,) place of the right option; ``options``: (M,) their tokens,
+    ``row`` and ``column``: (M,) decision and place of each. ``marked``: (K, 4) states of mentions, ``types``: (K,),
+    ``truth``: (K,).
+    """
+
+    ids: Ints
+    at: Ints
+    right: Ints
+    options: Ints
+    row: Ints
+    column: Ints
+    marked: Ints
+    types: Ints
+    truth: Ints
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """:class:`Arrays` as tensors of a device; ``width``: most options of a decision."""
+
+    ids: Tensor
+    at: Tensor
+    right: Tensor
+    options: Tensor
+    row: Tensor
+    column: Tensor
+    marked: Tensor
+    types: Tensor
+    truth: Tensor
+    tokens: int
+    width: int
+
+
+def arrays(items: Sequence[Item], known: dict[str, int]) -> Arrays:
+    """A batch of items; ``known``: index of each type's key."""
+    length = max(map(len, items))
+    ids = np.zeros((len(items), length), dtype=np.int64)
+    at: list[int] = []
+    right: list[int] = []
+    options: list[int] = []
+    row: list[int] = []
+    column: list[int] = []
+    marked: list[list[int]] = []
+    types: list[int] = []
+    truth: list[int] = []
+    for i, item in enumerate(items):
+        ids[i, : len(item)] = item.ids
+        begin = i * length
+        for before, first, taken in item.decisions:
+            row += [len(at)] * len(first)
+            column += range(len(first))
+            options += first
+            at.append(begin + before)
+            right.append(taken)
+        for one in item.marked:
+            marked.append([begin + token for token in one.at])
+            types.append(known[one.type])
+            truth.append(one.right)
+    return Arrays(
+        ids=ids,
+        at=_integers(at),
+        right=_integers(right),
+        options=_integers(options),
+        row=_integers(row),
+        column=_integers(column),
+        marked=_integers(marked).reshape(-1, 4),
+        types=_integers(types),
+        truth=_integers(truth),
+        tokens=sum(map(len, items)),
+    )
+
+
+def _integers(values: Sequence[Any]) -> Ints:
+    return np.array(values, dtype=np.int64)
+
+
+def on_device(batch: Arrays, device: torch.device) -> Rows:
+    """The batch as tensors."""
+
+    def there(values: Ints) -> Tensor:
+        return torch.from_numpy(values).to(device, non_blocking=True)
+
+    return Rows(
+        ids=there(batch.ids),
+        at=there(batch.at),
+        right=there(batch.right),
+        options=there(batch.options),
+        row=there(batch.row),
+        column=there(batch.column),
+        marked=there(batch.marked),
+        types=there(batch.types),
+        truth=there(batch.truth),
+        tokens=batch.tokens,
+        width=int(batch.column.max(initial=0)) + 1,
+    )
+
+
+def grouped(items: Sequence[Item], size: int, draw: random.Random) -> list[list[Item]]:
+    """Groups of nearly one length that have at most ``size`` tokens with their padding, in any order.
+
+    Items longer than that are left out.
+    """
+    groups: list[list[Item]] = []
+    for item in sorted(
+        (i for i in items if len(i) <= size), key=lambda i: (len(i) + draw.randint(0, 8), draw.random())
+    ):
+        if not groups or (len(groups[-1]) + 1) * max(len(item), max(map(len, groups[-1]))) > size:
+            groups.append([])
+        groups[-1].append(item)
+    draw.shuffle(groups)
+    return groups
+
+
+class Builder:
+    """Makes batches of drawn sources, which are named by their place."""
+
+    def __init__(
+        self, sources: Sequence[Source], texts: Texts, vary: Variation, size: int, known: dict[str, int]
+    ) -> None:
+        """``size``: tokens of a batch with its padding; ``known``: index of each type's key."""
+        self._sources, self._texts, self._vary, self._size, self._known = sources, texts, vary, size, known
+
+    def build(self, places: Sequence[int], seed: int) -> list[Arrays]:
+        """The batches of a pool of sources; a function of the seed."""
+        draw = random.Random(seed)  # noqa: S311 - an order, not a secret
+        items = [item for place in places for item in self._texts.items(self._sources[place], draw, self._vary)]
+        return [arrays(group, self._known) for group in grouped(items, self._size, draw)]
+
+    def batches(self, places: Iterable[int], seed: int, workers: int) -> Iterator[Arrays]:
+        """A stream of batches of a stream of places; ``workers``: processes that make them, 0 for none."""
+        pools = self._pools(places)
+        if not workers:
+            for number, pool in enumerate(pools):
+                yield from self.build(pool, seed + number)
+            return
+        global _builder
+        _builder = self  # what a forked process finds there need not be sent to it
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as executor:
+            under_way: deque[Future[list[Arrays]]] = deque()
+            for number, pool in enumerate(pools):
+                under_way.append(executor.submit(_build, pool, seed + number))
+                if len(under_way) > 2 * workers:
+                    yield from under_way.popleft().result()
+            for future in under_way:
+                yield from future.result()
+
+    def _pools(self, places: Iterable[int]) -> Iterator[list[int]]:
+        pool: list[int] = []
+        used = 0
+        for place in places:
+            pool.append(int(place))
+            used += len(self._sources[place])
+            if used >= POOL * self._size:
+                yield pool
+                pool, used = [], 0
+        if pool:
+            yield pool
+
+
+_builder: Builder | None = None
+
+
+def _build(places: Sequence[int], seed: int) -> list[Arrays]:
+    if _builder is None:
+        raise RuntimeError("started otherwise than by fork")
+    return _builder.build(places, seed)
+
+
+# Attention.
+
+
+@cache
+def _windowed(length: int, window: int, device: torch.device) -> Tensor:
+    at = torch.arange(length, device=device)
+    behind = at[:, None] - at[None, :]
+    return (behind >= 0) & (behind < window)
+
+
+@cache
+def _bias(length: int, window: int | None, group: int, dtype: torch.dtype) -> Tensor:
+    mask = _windowed(length, window or length, torch.device("cpu"))
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, float("-inf")).repeat(group, 1)
+
+
+def rows_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention interface of ``transformers``: query (B, heads, L, dim) to output (B, L, heads, dim)."""
+    rows, heads, length, size = query.shape
+    kv_heads = key.shape[1]
+    window = sliding_window if sliding_window is not None and length > sliding_window else None
+    if query.device.type == "cpu":
+        # On a CPU the backward pass of the fused kernel takes three times as long as that of plain products.
+        group = heads // kv_heads
+        q = query.reshape(rows * kv_heads, group * length, size)
+        k, v = (x.reshape(rows * kv_heads, length, size) for x in (key, value))
+        bias = _bias(length, window, group, q.dtype)
+        scores = torch.baddbmm(bias[None], q, k.transpose(1, 2), alpha=scaling or size**-0.5)
+        out = torch.bmm(torch.softmax(scores, dim=-1), v).reshape(rows, heads, length, size)
+    else:
+        mask = None if window is None else _windowed(length, window, query.device)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=heads != kv_heads
+        )
+    return out.transpose(1, 2), None
+
+
+AttentionInterface.register(NAME, torch.compiler.disable(rows_attention))
+AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+
+
+def states(body: Any, ids: Tensor) -> Tensor:
+    """Hidden states after the final norm, shape (B * L, hidden), of rows of ids (B, L)."""
+    positions = torch.arange(ids.shape[1], device=ids.device)[None].expand(ids.shape[0], -1)
+    hidden: Tensor = body(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)
+
+
+def line_loss(hidden: Tensor, embedding: Tensor, batch: Rows) -> Tensor:
+    """Mean negative log-likelihood of the right options, in nats; zero where there is nothing to decide."""
+    if not len(batch.at):
+        return hidden.sum() * 0.0
+    return F.cross_entropy(logits(hidden, embedding, batch), batch.right)
+
+
+def logits(hidden: Tensor, embedding: Tensor, batch: Rows) -> Tensor:
+    """Of each decision's options, (N, width); minus infinity where there are fewer."""
+    said = (hidden[batch.at][batch.row].float() * embedding[batch.options].float()).sum(-1)
+    wide = said.new_full((len(batch.at), batch.width), float("-inf"))
+    return wide.index_put((batch.row, batch.column), said)
