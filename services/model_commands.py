@@ -138,6 +138,7 @@ def train_calibration(
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
         for name, examples in asked.items():
+            _tell_trimmed(examples)
             with _shown(documents := documents_of(examples), f"{name} {split}") as done:
                 found = extractor.candidates(documents, done)
             truths = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
@@ -292,7 +293,15 @@ def _mapping(given: Sequence[str]) -> dict[str, str]:
 
 
 def _examples(found: list[Example], limit: int) -> list[Example]:
-    return found[:limit] if limit else found
+    examples = found[:limit] if limit else found
+    _tell_trimmed(examples)
+    return examples
+
+
+def _tell_trimmed(examples: Sequence[Example]) -> None:
+    if trimmed := sum(example.trimmed for example in examples):
+        message = f"warning: {trimmed} mentions of the corpus have white space at their ends, which was trimmed"
+        err.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def _extractions(
