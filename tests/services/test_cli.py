@@ -100,6 +100,48 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "BIOBRACKET_HTTP_PORT" in failed(call("get", "a"))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("BIOBRACKET_KAFKA_SECURITY", f"{{security_protocol: {SECRET}}}"),
+        ("BIOBRACKET_REDIS", f"redis://:{SECRET}/@127.0.0.1:9/0"),
+        ("BIOBRACKET_PARTITIONS", SECRET),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("up",),
+        ("demo",),
+        ("produce", "-"),
+        ("get", "a"),
+        ("extract", "-"),
+        ("status",),
+        ("settings",),
+        ("evaluate", "--corpus", "none"),
+        ("candidates", "--corpus", "none", "--out", "none"),
+        ("train", "gazetteer"),
+        ("train", "calibration"),
+        ("index", "info"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_one_line_in_every_command(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, arguments: Sequence[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    result = call(*arguments)
+    assert failed(result).startswith(f"error: {variable}: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [("up",), ("demo",), ("status",), ("settings",)])
+def test_a_setting_of_a_service_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]) -> None:
+    monkeypatch.setenv("BIOBRACKET_INGEST_MAX_DOCUMENTS", "zero")
+    message = failed(call(*arguments))
+    assert message.startswith("error: BIOBRACKET_INGEST_MAX_DOCUMENTS: ")
+    assert "Documents in flight a replica" in message
+
+
 @pytest.mark.parametrize("arguments", [("get", "a"), ("status",), ("produce", "FILE"), ("extract", "FILE")])
 def test_without_a_running_application_the_remedy_is_named(tmp_path: Path, arguments: Sequence[str]) -> None:
     file = tmp_path / "a.txt"
@@ -150,6 +192,19 @@ def test_produce_sends_bytes_unchanged_and_warns(servers: Settings, tmp_path: Pa
     (whole,) = [json.loads(value or b"") for key, value in records if key == b"note.txt"]
     assert whole["text"] == "发热\r\nzq17"
     assert {key for key, _ in records} == {b"note.txt", b"a", None}
+
+
+def test_produce_refuses_a_file_without_documents_and_sends_nothing_of_it(servers: Settings, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n1,{SECRET}\n2,{SECRET}\n")
+    for folder in ("b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "note.md").write_text("flu")
+    result = call("produce", *(str(tmp_path / name) for name in ("a.csv", "b/note.md", "c/note.md")))
+    assert result.exit_code == 1
+    assert "sent 2 of 3 documents" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert SECRET not in result.output
+    assert sorted(key or b"" for key, _ in produced(servers, 2)) == [b"b/note.md", b"c/note.md"]
 
 
 def test_produce_goes_on_after_what_it_cannot_send(servers: Settings, tmp_path: Path) -> None:

@@ -120,3 +120,9 @@ def test_the_key_of_a_result() -> None:
     assert extraction(types=("drug", "disease"), timings={"total": 1.0}).key == key
     others = [{"document_id": "note-8"}, {"text_sha256": "01"}, {"model_revision": "r2"}, {"types": ("drug",)}]
     assert len({key, *(extraction(**other).key for other in others)}) == 5
+
+
+def test_metadata_of_null_is_none() -> None:
+    assert Document.model_validate({"id": "a", "text": "x", "metadata": None}).metadata == {}
+    with pytest.raises(ValidationError, match="metadata"):
+        Document.model_validate({"id": "a", "text": "x", "metadata": []})
