@@ -1,11 +1,11 @@
 """Segmentation: a document's text to the stretches that are tagged at once, as offsets, nothing lost or moved.
 
-A blank line ends a paragraph. Lines of a paragraph that start a headed section (``主诉：``, ``ALLERGIES:``), a list
-item or a table row start a block; other lines are wrapped prose. Blocks hold sentences. A segment takes whole
-sentences of one paragraph while they fit; a block that does not fit beside what came before starts a segment of its
-own. A sentence longer than a segment is cut where a mention is least likely to be cut: at the end of a line or of a
-sentence without a space (``.``, ``<br>``, ``|``, an escaped line end), a clause or list item, beside a word that stands
-in no mention, at a space, between tokens, anywhere.
+A blank line ends a paragraph, except in double-spaced prose. Lines of a paragraph that start a headed section
+(``主诉：``, ``ALLERGIES:``), a list item or a table row start a block; other lines are wrapped prose. Blocks hold
+sentences. A segment takes whole sentences of one paragraph while they fit; a block that does not fit beside what came
+before starts a segment of its own. A sentence longer than a segment is cut where a mention is least likely to be cut: at
+the end of a line or of a sentence without a space (``.``, ``<br>``, ``|``, an escaped line end), a clause or list item,
+beside a word that stands in no mention, at a space, between tokens, anywhere.
 """
 
 from __future__ import annotations
@@ -78,8 +78,12 @@ _BREAK = re.compile(rf"\r\n|[{_BREAKS}]")
 
 def _paragraphs(text: str) -> Iterator[Span]:
     start = 0
-    for blank in _BLANK.finditer(text):
-        if len(_BREAK.findall(blank[0])) > 1:
+    blanks = [(blank, lines) for blank in _BLANK.finditer(text) if (lines := len(_BREAK.findall(blank[0]))) > 1]
+    # Double-spaced prose has an empty line behind each line, and goes on behind many in the middle of a sentence.
+    inside = sum(text[blank.end() : blank.end() + 1].islower() for blank, lines in blanks if lines == 2)
+    spacing = 2 if 4 * inside > len(blanks) else 1
+    for blank, lines in blanks:
+        if lines > spacing:
             yield start, blank.start()
             start = blank.end()
     yield start, len(text)
@@ -210,7 +214,7 @@ def _abbreviates(word: str, rest: str, sentence: str) -> bool:
 # Sentences that are too long
 
 # How good a place for a cut is, from inside what is seen as one character to where a line was ended by its writer.
-_NEVER, _WORD_INSIDE, _SYMBOL, _SPACE, _APART, _LIST, _CLAUSE, _SENTENCE, _BEST = range(9)
+_NEVER, _WORD_INSIDE, _SYMBOL, _SPACE, _MARGIN, _APART, _LIST, _CLAUSE, _SENTENCE, _BEST = range(10)
 
 _CLAUSE_MARKS = frozenset("，、；：。！？,;:.!?")
 _WIDE_CLAUSE = frozenset("，；：。！？")
@@ -234,7 +238,7 @@ _OUTSIDE = frozenset((
     "after", "before", "between", "within", "without", "into", "through", "not", "no", "such", "only", "using",
     "showed", "shows", "shown", "found", "denies", "denied", "reports", "reported", "complains", "complained",
     "presents", "presented", "revealed", "received", "underwent", "developed", "admitted", "remained", "continued",
-    "started", "stopped",
+    "started", "stopped", "confirmed", "confirms",
 ))  # fmt: skip
 _DETERMINERS = frozenset(
     ["a", "an", "the", "this", "these", "those", "its", "our", "his", "her", "their", "my", "both"]
@@ -304,7 +308,8 @@ def _quality(text: str, at: int) -> int:
     if right in _BULLETS or ((right in "(（" or "①" <= right <= "⒛") and _NUMBER.match(text, at)):
         return _LIST
     if left.isspace() or right.isspace():
-        return _between_words(text, at)
+        columns = not _COLUMN.isdisjoint(left + right) or text[max(0, at - 2) : at].isspace()
+        return _LIST if columns else _between_words(text, at)
     if _IS_CJK.match(left) or _IS_CJK.match(right):
         return _APART if _OUTSIDE_ZH.match(text, at) or _OUTSIDE_ZH.match(text, at - 2, at) else _SYMBOL
     letters = left.isalpha() and right.isalpha()
@@ -320,11 +325,9 @@ def _between_lines(text: str, at: int) -> int:
     word = _FIRST.match(after)
     # The margin is no reason for a break where the next word would have stood within it.
     fits = _columns(line) + 1 + _columns(word[0] if word else "") <= max(_columns(after), _columns(above))
-    if fits or not (_is_wrapped(line) or after[:1].islower()):
+    if fits:
         return _BEST
-    if line[-1:] in _CLAUSE_MARKS:
-        return _CLAUSE
-    return _LIST if after[:1].isupper() else _between_words(text, at)
+    return _CLAUSE if line[-1:] in _CLAUSE_MARKS else max(_MARGIN, _between_words(text, at))
 
 
 def _last_lines(text: str) -> tuple[str, str]:
@@ -381,8 +384,6 @@ def _after_mark(text: str, at: int, left: str, right: str) -> int:
 
 
 def _between_words(text: str, at: int) -> int:
-    if not _COLUMN.isdisjoint(text[at - 1 : at + 1]) or text[max(0, at - 2) : at].isspace():
-        return _LIST
     before, after = text[max(0, at - 24) : at].rstrip(), text[at : at + 24].lstrip()
     first, last = _FIRST_WORD.match(after), _LAST_WORD.search(before)
     right = first[0].lower() if first is not None else ""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import itertools
 import re
+import textwrap
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from shared.segmentation import MIN_UNITS, segment, units
@@ -249,21 +251,52 @@ BOUNDARIES = [
 ]
 
 
-@settings(max_examples=300)
-@given(st.sampled_from(["en", "zh"]), st.data())
-def test_no_mention_is_cut_whatever_stands_between_sentences(lang: str, data: st.DataObject) -> None:
-    marked = SENTENCES[lang].strip().splitlines()
-    sentences = data.draw(st.lists(st.sampled_from(marked), min_size=8, max_size=30))
-    one = data.draw(st.none() | st.sampled_from(BOUNDARIES))
+def joined(sentences: list[str], boundaries: list[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of marked sentences with a boundary behind each, and its mentions."""
     text, mentions = "", []
-    for sentence in sentences:
+    for sentence, boundary in zip(sentences, boundaries, strict=True):
         for part in re.split("(⟦.*?⟧)", sentence):
             if part.startswith("⟦"):
                 mentions.append((len(text), len(text) + len(part) - 2))
             text += part.strip("⟦⟧")
-        text += data.draw(st.sampled_from(BOUNDARIES)) if one is None else one
+        text += boundary
+    return text, mentions
+
+
+def cut(text: str, mentions: list[tuple[int, int]], lang: str) -> list[str]:
     spans = segment(text, lang)
-    assert [m for m in mentions if not any(start <= m[0] and m[1] <= end for start, end in spans)] == []
+    return [text[s:e] for s, e in mentions if not any(start <= s and e <= end for start, end in spans)]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["en", "zh"]), st.data())
+def test_no_mention_is_cut_whatever_stands_between_sentences(lang: str, data: st.DataObject) -> None:
+    marked = st.sampled_from(SENTENCES[lang].strip().splitlines())
+    sentences = data.draw(st.lists(marked, min_size=8, max_size=30))
+    boundary = st.sampled_from(BOUNDARIES)
+    one = data.draw(st.none() | boundary)
+    boundaries = [one or data.draw(boundary) for _ in sentences]
+    assert cut(*joined(sentences, boundaries), lang) == []
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(SENTENCES["en"].strip().splitlines()), min_size=8, max_size=30),
+    st.sampled_from([" ", ". ", ".", "..", "; ", ", ", "<br> ", " - "]),
+    st.integers(40, 110),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_no_mention_is_cut_in_wrapped_or_double_spaced_prose(
+    sentences: list[str], boundary: str, margin: int, end: str
+) -> None:
+    text, mentions = joined(sentences, [boundary] * len(sentences))
+    lines = textwrap.wrap(text, margin, break_long_words=False, break_on_hyphens=False)
+    assert " ".join(lines) == text.strip()
+    if end == "\n\n":  # lines that go on tell double-spaced prose from paragraphs
+        assume(3 * sum(line[0].islower() for line in lines[1:]) > len(lines))
+    breaks = list(itertools.accumulate(len(line) + 1 for line in lines[:-1]))  # each in place of one space
+    moved = [tuple(at + sum(b <= at for b in breaks) * (len(end) - 1) for at in mention) for mention in mentions]
+    assert cut(end.join(lines), moved, "en") == []
 
 
 @pytest.mark.parametrize(
