@@ -3,9 +3,9 @@
 A blank line ends a paragraph, except in double-spaced prose. Lines of a paragraph that start a headed section
 (``主诉：``, ``ALLERGIES:``), a list item or a table row start a block; other lines are wrapped prose. Blocks hold
 sentences. A segment takes whole sentences of one paragraph while they fit; a block that does not fit beside what came
-before starts a segment of its own. A sentence longer than a segment is cut where a mention is least likely to be cut: at
-the end of a line or of a sentence without a space (``.``, ``<br>``, ``|``, an escaped line end), a clause or list item,
-beside a word that stands in no mention, at a space, between tokens, anywhere.
+before starts a segment of its own. A sentence longer than a segment is cut where a mention is least likely to be cut:
+at the end of a line or of a sentence without a space (``.``, ``<br>``, ``|``, an escaped line end), a clause or list
+item, beside a word that stands in no mention, at a space, between tokens, anywhere.
 """
 
 from __future__ import annotations
