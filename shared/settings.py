@@ -122,16 +122,14 @@ def problem(error: SettingsError | ValidationError) -> str | None:
         if found is None or not configs:
             return None
         config, name = configs[0], found[1]
-        said = "is not JSON, where names and strings stand between double quotes"
+        said = 'is not JSON; write names and strings in double quotes, as {"name": "value"}'
     field = config.model_fields[name]
     default = field.get_default(call_default_factory=True)
     if isinstance(default, SecretStr | Path):
         default = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
     meaning = (field.description or name).rstrip(".")
-    return (
-        f"{_variable(config, name)}: {said.rstrip('.')}; it is: {meaning}. Set it so, or unset it for its default, "
-        f"{json.dumps(default, default=str)}"
-    )
+    shown = json.dumps(default, default=str)
+    return f"{_variable(config, name)}: {said.rstrip('.')}; correct it, or unset it for {shown} (meaning: {meaning})"
 
 
 def _configs(base: type[BaseSettings]) -> Iterator[type[BaseSettings]]:

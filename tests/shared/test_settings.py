@@ -109,7 +109,7 @@ def test_a_setting_that_cannot_be_read_is_told_in_one_line(
     assert said is not None
     assert said.startswith(f"{variable}: ")
     assert re.search(says, said)
-    assert "unset it for its default" in said
+    assert "or unset it for " in said
     assert "\n" not in said
     assert "zq17" not in said
 
