@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
-
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
+from services.replica_deployment import deployment
 from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
 from shared.runtime import logs
@@ -20,16 +18,7 @@ from shared.settings import settings
 _CONFIG = GenerationConfig()
 
 
-@serve.deployment(
-    name="generation",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus, "num_gpus": _CONFIG.num_gpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("generation", _CONFIG, num_gpus=_CONFIG.num_gpus)
 class Generation:
     """Tags segments with the language model. The only deployment that needs an accelerator, or the CPU's cores."""
 

@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from ray import serve
 from ray.exceptions import (
     GetTimeoutError,
     LocalRayletDiedError,
@@ -21,13 +20,14 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
@@ -60,16 +60,12 @@ TRANSIENT: tuple[type[Exception], ...] = (
 _CONFIG = IngestConfig()
 
 
-@serve.deployment(
-    name="ingest",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function=LagPolicy,
-            policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
-        ),
+@deployment(
+    "ingest",
+    _CONFIG,
+    policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+        policy_function=LagPolicy,
+        policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
     ),
     # Closing the clients takes its time after the last document.
     graceful_shutdown_timeout_s=_CONFIG.drain_s + 15.0,

@@ -6,14 +6,13 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.state import StateWatch
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
@@ -27,16 +26,7 @@ from shared.settings import settings
 _CONFIG = PipelineConfig()
 
 
-@serve.deployment(
-    name="pipeline",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("pipeline", _CONFIG)
 class PipelineService:
     """Extracts the entities of documents. The arguments are the handles of the services that it calls."""
 

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
-from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from services.query.api import Busy, create_app
 from services.query.config import QueryConfig
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.errors import DocumentError, Overloaded, StoreError
@@ -26,16 +26,7 @@ _CONFIG = QueryConfig()
 _STARTING = "it is starting, or the log of its replica says why not"
 
 
-@serve.deployment(
-    name="query",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("query", _CONFIG)
 @serve.ingress()
 class Query:
     """Answers HTTP. One-off documents go through the pipeline; stored results come from the store.

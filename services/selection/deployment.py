@@ -6,9 +6,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
-
+from services.replica_deployment import deployment
 from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
@@ -21,16 +19,7 @@ from shared.settings import settings
 _CONFIG = SelectionConfig()
 
 
-@serve.deployment(
-    name="selection",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus, "num_gpus": _CONFIG.num_gpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("selection", _CONFIG, num_gpus=_CONFIG.num_gpus)
 class Selection:
     """Decides which candidates are entities, of many documents at once."""
 
