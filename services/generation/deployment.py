@@ -20,7 +20,7 @@ _CONFIG = GenerationConfig()
 
 @deployment("generation", _CONFIG, num_gpus=_CONFIG.num_gpus)
 class Generation:
-    """Tags segments with the language model. The only deployment that needs an accelerator, or the CPU's cores."""
+    """Tags segments with the language model. The one deployment that needs an accelerator or all CPU cores."""
 
     def __init__(self) -> None:
         logs.configure(settings())
@@ -31,7 +31,9 @@ class Generation:
     async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         """A line for each segment and type, segment by segment."""
         if self._under_way and self._under_way + len(segments) > _CONFIG.max_queued:
-            raise Overloaded("generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED")
+            raise Overloaded(
+                "generation: too many segments are waiting; send fewer or raise BIOBRACKET_GENERATION_MAX_QUEUED"
+            )
         self._count(len(segments))
         try:
             asked = [self._engine.submit(TagRequest(segment, types)) for segment in segments]
@@ -45,5 +47,5 @@ class Generation:
         self._observe(GENERATION_SEGMENTS, self._under_way)
 
     async def ready(self) -> bool:
-        """Whether the model is loaded: a replica answers only when it is."""
+        """True: a replica answers only once its model is loaded."""
         return True

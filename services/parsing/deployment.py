@@ -18,14 +18,14 @@ _CONFIG = ParsingConfig()
 
 @deployment("parsing", _CONFIG)
 class Parsing:
-    """Makes candidates of tagged lines."""
+    """Turns tagged lines into candidates."""
 
     def __init__(self) -> None:
         configure(settings())
         self._observe = RayObserver()
 
     async def parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
-        """See :func:`services.parsing.brackets.parse_lines`; in a thread, so that probes are answered meanwhile."""
+        """See :func:`services.parsing.brackets.parse_lines`. Runs in a thread, so that probes are still answered."""
         parsed = await asyncio.to_thread(parse_lines, lines)
         for kind, count in parsed.repairs.items():
             self._observe(REPAIRS, count, {"kind": kind})

@@ -37,7 +37,7 @@ class PipelineService:
         self._generation = generation
         self._parsing = parsing
         self._selection = selection
-        # Of a burst Serve does not see what is on its way to a replica, which can get twice the others' share.
+        # Serve does not count requests on their way to a replica: in a burst, one can get twice the share of others.
         self._turns = asyncio.Semaphore(_CONFIG.requests_in_flight)
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
@@ -58,7 +58,7 @@ class PipelineService:
         )
 
     async def extract(self, document: Document) -> Extraction:
-        """The entities of a document; :class:`shared.errors.DocumentError` where the document is at fault."""
+        """The entities of a document. :class:`shared.errors.DocumentError` if the document is at fault."""
         extraction = await self._pipeline.extract(document)
         counts = extraction.counts
         self._observe(SEGMENTS, counts.segments, {"lang": extraction.lang})

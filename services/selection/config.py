@@ -27,8 +27,8 @@ class SelectionConfig(RequestReplicaConfig):
         default=0.5,
         gt=0,
         le=1,
-        description="How similar the context of a candidate must be to that of a reviewed mention with the same words "
-        "for the review to apply: the shared fraction of the five pieces on either side.",
+        description="How similar a candidate's context must be to that of feedback on the same words for it to apply: "
+        "the fraction shared of the five pieces on either side.",
     )
     evidence: int = Field(default=0, ge=0, description="Nearest exemplars that an entity carries as evidence.")
     batch_tokens: int = Field(default=4096, ge=64, description="Tokens in one forward pass of the span encoder.")
