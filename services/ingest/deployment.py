@@ -37,8 +37,8 @@ from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
 
-# Errors that say nothing about the document: the cluster is short of a resource, or an actor died and is restarted. What
-# a service raises arrives as both a RayTaskError and its own class, so a dead actor further down is caught as well.
+# Errors that say nothing about the document: the cluster is short of a resource, or an actor died and is restarted.
+# What a service raises is both a RayTaskError and of its own class, so a dead actor further down is caught as well.
 TRANSIENT: tuple[type[Exception], ...] = (
     BackPressureError,
     DeploymentUnavailableError,
