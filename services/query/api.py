@@ -12,7 +12,7 @@ from services.query.routes import extract, feedback, health, results
 
 def create_app(
     *,
-    extractor: extract.Extractor,
+    extractor: extract.ExtractDocument,
     result_store: results.ResultReader,
     feedback_store: feedback.FeedbackBackend,
     missing: health.Missing,
@@ -20,7 +20,7 @@ def create_app(
 ) -> FastAPI:
     """The HTTP application.
 
-    ``extractor`` returns the extraction of a document, see :data:`.routes.extract.Extractor` for its errors. Both
+    ``extractor`` returns the extraction of a document, see :data:`.routes.extract.ExtractDocument` for its errors. Both
     stores may block, so they are called from worker threads. ``missing`` returns a line for each part of the system
     that is not ready.
     """

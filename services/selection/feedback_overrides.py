@@ -1,7 +1,7 @@
 """Feedback that overrides the selector: a mention that a reviewer accepted or rejected, and its near copies.
 
-The store is checked for new feedback before each batch, so that by the time a reviewer has an answer, every replica
-applies the feedback.
+The store is checked for new feedback before each batch, so that feedback applies in every replica as soon as its sender
+has the confirmation.
 """
 
 from __future__ import annotations

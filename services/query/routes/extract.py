@@ -27,7 +27,7 @@ from shared.runtime.logs import get_logger
 
 PATH = "/v1/extract"
 
-Extractor = Callable[[Document], Awaitable[Extraction]]
+ExtractDocument = Callable[[Document], Awaitable[Extraction]]
 """Raises :class:`shared.errors.DocumentError` for a fault of the document and :class:`Busy` for one to retry later."""
 
 logger = get_logger(__name__)
@@ -78,7 +78,7 @@ HELP = RequestHelp(
 )
 
 
-def router(extractor: Extractor, timeout_s: float) -> APIRouter:
+def router(extractor: ExtractDocument, timeout_s: float) -> APIRouter:
     """The route; an extraction that takes longer than ``timeout_s`` seconds is answered with 504."""
     routes = APIRouter()
 
