@@ -41,7 +41,7 @@ _CONFIG_HELP = "A YAML file, or the name of one in training/configs."
 @train.command("generator")
 def train_generator(
     folder: OutOption,
-    config: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "gemma-3-270m",
+    config_file: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "gemma-3-270m",
     overrides: SetOption = None,
     on_ray: RayOption = True,
 ) -> None:
@@ -50,7 +50,7 @@ def train_generator(
         from services.cli.dev_scores import DevScores
         from training.config import GeneratorConfig
 
-        loaded = _config(GeneratorConfig, config, overrides)
+        loaded = _config(GeneratorConfig, config_file, overrides)
         mappings = {name: corpus.types for name, corpus in loaded.corpora.items()}
         _train(loaded, folder, on_ray, "BIOBRACKET_ADAPTER", DevScores(Settings(), mappings, loaded.measure_texts))
 
@@ -58,7 +58,7 @@ def train_generator(
 @train.command("selector")
 def train_selector(
     folder: OutOption,
-    config: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "selector",
+    config_file: Annotated[str, typer.Option("--config", help=_CONFIG_HELP)] = "selector",
     overrides: SetOption = None,
     on_ray: RayOption = True,
 ) -> None:
@@ -66,7 +66,7 @@ def train_selector(
     with clear_errors():
         from training.config import SelectorConfig
 
-        _train(_config(SelectorConfig, config, overrides), folder, on_ray, "BIOBRACKET_SELECTOR")
+        _train(_config(SelectorConfig, config_file, overrides), folder, on_ray, "BIOBRACKET_SELECTOR")
 
 
 def _config(kind: type[Config], named: str, overrides: Sequence[str] | None) -> Config:
