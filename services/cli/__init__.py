@@ -1,4 +1,4 @@
-"""The ``biobracket`` command: each module beside this one holds a family of commands."""
+"""The ``biobracket`` command; each module of this package holds a family of commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ cli = typer.Typer(
     help="Streaming, bilingual (Chinese and English), nested biomedical named-entity recognition.",
     no_args_is_help=True,
     add_completion=False,
-    # Local variables hold clinical text.
+    # Pretty tracebacks print local variables, which hold clinical text.
     pretty_exceptions_enable=False,
 )
 cli.add_typer(train.train, name="train")

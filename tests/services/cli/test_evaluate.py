@@ -134,7 +134,7 @@ def test_a_report_does_not_replace_the_run_it_is_compared_with(unseen):
     before = other.read_bytes()
     result = evaluate(unseen, "--from", str(unseen / "right.jsonl"), "--against", str(other), "--report", str(folder))
     assert result.exit_code == 1
-    assert "name another one" in result.output
+    assert "choose another one" in result.output
     assert other.read_bytes() == before
 
 

@@ -108,7 +108,7 @@ def test_produce_sends_bytes_unchanged_and_warns(servers: Settings, tmp_path: Pa
     result = call("produce", str(text), str(jsonl), "-", given=b"\n".join(lines[2:]))
     assert result.exit_code == 0, result.output
     assert "sent 5 of 5 documents" in result.stdout
-    assert "3 of them are not valid" in result.stdout
+    assert "3 of them are invalid" in result.stdout
     assert SECRET not in result.output
     for place, field in (("notes.jsonl, line 2", "JSON"), ("standard input, line 1", "text"), ("line 2", "UTF-8")):
         assert re.search(f"{place}: .*{field}", result.stderr)
