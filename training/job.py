@@ -23,7 +23,8 @@ from training.data.corpora import CorpusError
 from training.generator import task as generator
 from training.generator.task import Measure
 from training.selector import task as selector
-from training.tuning.loop import Checkpoints, FolderCheckpoints, Report, export
+from training.tuning.checkpoints import FolderCheckpoints, export
+from training.tuning.loop import Checkpoints, Report
 from training.tuning.progress import TensorBoard
 
 if TYPE_CHECKING:

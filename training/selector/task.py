@@ -33,6 +33,7 @@ from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
 from training.tuning.loop import Checkpoints, Measured, Report
 from training.tuning.merged_lora import MergedLora
+from training.tuning.optimizer import whole
 
 
 def train(
@@ -121,7 +122,7 @@ class SelectorTask:
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
         """Of adapter and head, by their names in the objective."""
         named = self.objective.named_parameters()
-        return {name: loop.whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
+        return {name: whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         below: dict[str, dict[str, Tensor]] = {"model": {}, "head": {}}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from training.tuning.loop import MANIFEST, Report
+from training.tuning.checkpoints import MANIFEST
+from training.tuning.loop import Report
 
 
 class TensorBoard:

@@ -4,7 +4,8 @@ from dataclasses import asdict
 
 from tensorboardX.proto import event_pb2
 
-from training.tuning.loop import MANIFEST, Report
+from training.tuning.checkpoints import MANIFEST
+from training.tuning.loop import Report
 from training.tuning.progress import TensorBoard, plot
 
 REPORTS = [
