@@ -1,9 +1,9 @@
-"""Segmentation: a document's text to the stretches that are tagged at once, as offsets, nothing lost or moved.
+"""Segmentation: splits a document into the stretches that are tagged at once, as offsets into its text.
 
-A blank line ends a paragraph. Lines of a paragraph that start a headed section (``主诉：``, ``ALLERGIES:``), a list
-item or a table row start a block; other lines are wrapped prose. Blocks hold sentences. A segment takes whole
-sentences of one paragraph while they fit; a block that does not fit beside what came before starts a segment of its
-own. A sentence longer than a segment is cut where it hurts least: line break, clause, space, between tokens, anywhere.
+A blank line ends a paragraph. Within one, lines that begin a headed section (``主诉：``, ``ALLERGIES:``), a list item
+or a table row start a block; other lines are wrapped prose. Blocks consist of sentences. A segment takes whole
+sentences of one paragraph while they fit; a block that does not fit after what came before starts a new segment. A
+sentence longer than a segment is cut where it does the least harm: line break, clause, space, between tokens, anywhere.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ASTRAL = re.compile("[\U00010000-\U0010ffff]")  # four bytes, each a token wher
 
 
 def units(text: str) -> int:
-    """How many tokens a model may need for a text, estimated from above."""
+    """An upper estimate of the tokens a model needs for a text."""
     count = len(_UNIT.findall(text))
     return count if text.isascii() else count + 3 * len(_ASTRAL.findall(text))
 
@@ -37,8 +37,8 @@ def units(text: str) -> int:
 def segment(text: str, lang: Lang, max_units: int = 160) -> list[Span]:
     """Increasing, disjoint offsets ``(start, end)`` of a text's segments.
 
-    Every character that is not white space is in exactly one of them, and none costs more than ``max_units``.
-    ValueError where ``max_units`` is below what a single character may cost. The time is linear in the text.
+    Every character other than white space is in exactly one of them, and none costs more than ``max_units``. Raises
+    ValueError if ``max_units`` is below what a single character may cost. Runs in linear time.
     """
     if max_units < MIN_UNITS:
         raise ValueError(f"max_units: must be at least {MIN_UNITS}, the cost of one character")
@@ -101,7 +101,7 @@ _WRAPPED = 55  # columns, a Chinese character taking two; a shorter line was end
 
 
 def _blocks(text: str, start: int, end: int) -> Iterator[Span]:
-    """Sections, list items, table rows and stretches of prose of a paragraph, each a run of whole lines."""
+    """The sections, list items, table rows and prose of a paragraph, each a run of whole lines."""
     opened = start
     before = ""  # the line before
     heading = False  # the block so far is a heading alone
@@ -164,7 +164,7 @@ def _sentences(text: str, start: int, end: int, lang: Lang) -> Iterator[Span]:
 
 
 def _ends(text: str, opened: int, mark: re.Match[str], end: int, lang: Lang) -> bool:
-    """Whether a mark that could end the sentence opened at ``opened`` does."""
+    """Whether a punctuation mark ends the sentence that begins at ``opened``."""
     at, after = mark.span()
     if after == end:
         return True
@@ -189,7 +189,7 @@ def _ends(text: str, opened: int, mark: re.Match[str], end: int, lang: Lang) -> 
 
 
 def _abbreviates(word: str, rest: str, sentence: str) -> bool:
-    """Whether the full stop after a word belongs to the word. ``sentence`` is all before it, where that is short."""
+    """Whether the full stop after a word belongs to it. ``sentence``: everything before the stop, if that is short."""
     lower = word.lower()
     if lower in _ABBREVIATIONS:
         return True
@@ -212,7 +212,7 @@ _VISIBLE = re.compile(r"\S")
 
 
 def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[tuple[int, int, int]]:
-    """A sentence trimmed of white space, in pieces of at most ``max_units``: start, end and cost of each."""
+    """A sentence without surrounding white space, in pieces of at most ``max_units``: start, end and cost of each."""
     while True:
         start, end = _trim(text, start, end)
         if start >= end:
@@ -251,7 +251,7 @@ def _trim(text: str, start: int, end: int) -> Span:
 
 
 def _quality(text: str, at: int) -> int:
-    """How good it is to cut before ``text[at]``: from 0, inside what is seen as one character, to _BEST."""
+    """How good a cut before ``text[at]`` is: from 0, inside a grapheme, to _BEST."""
     left, right = text[at - 1], text[at]
     if right in _BREAKS or left in _BREAKS:
         line = _BREAK.split(text[max(0, at - _WRAPPED - 2) : at].rstrip())[-1]

@@ -25,7 +25,7 @@ from training.data import lines, mixing
 from training.data.lines import Batch, Item, pack
 from training.generator import low_rank
 from training.tuning import loop
-from training.tuning.loop import Checkpoints, Measured, Report
+from training.tuning.loop import Checkpoints, Measured, Progress
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -69,7 +69,7 @@ def train(
     config: GeneratorConfig,
     settings: Settings,
     checkpoints: Checkpoints,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
     measure: Measure | None = None,
     command: Sequence[str] = (),
 ) -> None:

@@ -33,7 +33,7 @@ _STEPS_PER_REPORT = 10
 
 
 @dataclass(frozen=True)
-class Report:
+class Progress:
     """One line of progress; ``tokens`` are those of all workers, ``loss`` is the mean since the line before."""
 
     step: int
@@ -135,7 +135,7 @@ def train(
     config: RunConfig,
     settings: Settings,
     checkpoints: Checkpoints,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> None:
     """Trains, resuming from the newest checkpoint; the last checkpoint holds the result, see
@@ -177,8 +177,8 @@ class _Worker(NamedTuple):
 
 
 @dataclass
-class _Progress:
-    """What a checkpoint holds beside weights and optimiser; the same in every worker."""
+class _RunState:
+    """What a checkpoint holds besides weights and optimiser; the same in every worker."""
 
     step: int = 0
     tokens: int = 0
@@ -211,7 +211,7 @@ class _Trainer:
         config: RunConfig,
         settings: Settings,
         checkpoints: Checkpoints,
-        report: Callable[[Report], None],
+        report: Callable[[Progress], None],
         command: Sequence[str],
         worker: _Worker,
     ) -> None:
@@ -220,7 +220,7 @@ class _Trainer:
         self._objective = _parallel(task, config, worker)
         parameters = [p for p in task.objective.parameters() if p.requires_grad]
         self._optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
-        self._now = _Progress()
+        self._now = _RunState()
         self._best: dict[str, Tensor] = {}  # weights with the best scores; empty until something was measured
 
     def resume(self) -> None:
@@ -229,7 +229,7 @@ class _Trainer:
             if found is not None:
                 state, self._best = read_state(found)
                 self._optimizer.load_state_dict(state.pop("optimizer"))
-                self._now = _Progress(**state)
+                self._now = _RunState(**state)
         self._task.updated()
 
     def run(self) -> None:
@@ -279,7 +279,7 @@ class _Trainer:
         return total, tokens
 
     def _count(self, loss: float, tokens: int, seconds: float) -> None:
-        """Adds a step of all workers to the progress. TrainingError where the loss has diverged."""
+        """Adds a step of all workers to the state. Raises TrainingError if the loss is no longer finite."""
         # The first worker's clock counts for all of them, so that all end at the same step.
         clock = 0.0 if self._worker.rank else seconds
         mean, tokens_of_all, elapsed = self._worker.sum([loss / self._worker.size, tokens, clock])
@@ -298,7 +298,7 @@ class _Trainer:
         else:  # no step since the last line: its scores have come, so it is replaced
             last = now.history.pop()
             loss, rate, dev = (last[name] for name in ("loss", "learning_rate", "dev"))
-        line = Report(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
+        line = Progress(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
         now.history.append(asdict(line))
         if scores is not None:
             mean = sum(scores.f1.values()) / len(scores.f1)

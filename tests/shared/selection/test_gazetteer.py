@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import SelectorError
-from shared.selection.gazetteer import GAZETTEER_FILE, Counts, Gazetteer
+from shared.selection.gazetteer import GAZETTEER_FILE, Gazetteer, WordCounts
 
 GIVEN = Gazetteer(
     {"one": ("protein", "dna"), "two": ("protein",)},
-    {"protein": Counts.of({"il-2": 3, "p53": 1}), "dna": Counts.of({"il-2gene": 2})},
-    {"one": Counts.of({"il-2": 5, "il-2gene": 2, "cells": 9}), "two": Counts.of({"cells": 4, "p53": 1})},
+    {"protein": WordCounts.of({"il-2": 3, "p53": 1}), "dna": WordCounts.of({"il-2gene": 2})},
+    {"one": WordCounts.of({"il-2": 5, "il-2gene": 2, "cells": 9}), "two": WordCounts.of({"cells": 4, "p53": 1})},
 )
 
 
@@ -47,7 +47,7 @@ def test_the_file_holds_no_words(tmp_path):
 def test_every_count_is_found_again(counted):
     from shared.selection.gazetteer import key
 
-    counts = Counts.of(counted)
+    counts = WordCounts.of(counted)
     assert {words: counts.get(key(words)) for words in counted} == counted
     assert counts.get(key("longer than five")) == 0
 

@@ -29,7 +29,7 @@ def item(tokens):
 
 def said(item, span, tokenizer):
     """What stands before, in and after a span, by its boundary tokens."""
-    read = item.tokens.read([span.type])
+    read = item.tokens.packed([span.type])
     before, first, last, after = read.boundaries(span.type, span.start, span.end)
     ids = list(read.ids)
     return [tokenizer.decode(part) for part in (ids[before:first], ids[first : last + 1], ids[last + 1 : after + 1])]
@@ -86,7 +86,7 @@ def test_a_batch_points_at_the_same_tokens(item):
     half = len(drawn.spans)
     assert (batch.at[half:] == batch.at[:half] + len(item)).all()
     first = drawn.spans[0]
-    assert batch.at[0].tolist() == list(item.tokens.read([]).boundaries(first.type, first.start, first.end))
+    assert batch.at[0].tolist() == list(item.tokens.packed([]).boundaries(first.type, first.start, first.end))
     assert batch.right.tolist() == 2 * [span.right for span in drawn.spans]
     assert batch.layout[0].mask.all()
     assert batch.layout[0].window is None
@@ -101,7 +101,7 @@ def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tok
         before, inside, after = said(item, span, tokenizer)
         assert inside.strip() == mention
         assert len(before) == len(after) == 1
-    read = item.tokens.read([1, 0])
+    read = item.tokens.packed([1, 0])
     text = EXAMPLE.text
     assert tokenizer.decode(list(read.ids)) == f"<bos>{text}\nProtein:{text}\nDNA:{text}\n"
     assert len(read.ids) <= len(item)
@@ -111,7 +111,7 @@ def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tok
     assert mask[-1, :prefix].all()
     assert not mask[-1, prefix : prefix + line].any()
     drawn = item.drawn(config(), random.Random(1))
-    assert pack([drawn], len(item)).tokens == len(drawn.tokens.read(s.type for s in drawn.spans).ids)
+    assert pack([drawn], len(item)).tokens == len(drawn.tokens.packed(s.type for s in drawn.spans).ids)
     asked = replace(EXAMPLE, types=(*TYPES, "cell_line", "cell_type"))
     (many,) = items([asked], tokens, asked.types, 160, way="copy")
     types = {s.type for s in many.drawn(config(elsewhere=50), random.Random(2)).spans}
