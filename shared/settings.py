@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     # Store
     redis: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey URL; with redis_cluster, that of any node.",
+        description="Redis or Valkey URL; with redis_cluster, any node of the cluster.",
     )
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
     result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0: forever.")

@@ -124,7 +124,7 @@ class Calibration(_Frozen):
             if selector_folder(settings) is not None:
                 raise CalibrationError(
                     f"selector: {file} does not exist: the selector was not fitted to this base and adapter; run "
-                    "`biobracket train calibration`, or leave BIOBRACKET_SELECTOR empty"
+                    "`biobracket train calibration`, or set BIOBRACKET_SELECTOR to an empty string"
                 )
             return cls.default()
         return cls.load(file)

@@ -1,9 +1,9 @@
-"""Segmentation: splits a document into the stretches that are tagged at once, as offsets into its text.
+"""Segmentation: a document's text to the stretches that are tagged at once, as offsets, nothing lost or moved.
 
-A blank line ends a paragraph. Within one, lines that begin a headed section (``主诉：``, ``ALLERGIES:``), a list item
-or a table row start a block; other lines are wrapped prose. Blocks consist of sentences. A segment takes whole
-sentences of one paragraph while they fit; a block that does not fit after what came before starts a new segment. A
-sentence longer than a segment is cut where it does the least harm: line break, clause, space, between tokens, anywhere.
+A blank line ends a paragraph. Lines of a paragraph that start a headed section (``主诉：``, ``ALLERGIES:``), a list
+item or a table row start a block; other lines are wrapped prose. Blocks hold sentences. A segment takes whole
+sentences of one paragraph while they fit; a block that does not fit beside what came before starts a segment of its
+own. A sentence longer than a segment is cut where it hurts least: line break, clause, space, between tokens, anywhere.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def _trim(text: str, start: int, end: int) -> Span:
 
 
 def _quality(text: str, at: int) -> int:
-    """How good a cut before ``text[at]`` is: from 0, inside a grapheme, to _BEST."""
+    """How good it is to cut before ``text[at]``: from 0, inside what is seen as one character, to _BEST."""
     left, right = text[at - 1], text[at]
     if right in _BREAKS or left in _BREAKS:
         line = _BREAK.split(text[max(0, at - _WRAPPED - 2) : at].rstrip())[-1]

@@ -1,4 +1,4 @@
-"""Reads corpora in JSON Lines: ``{"id", "text", "lang", "entities"}``, each entity ``{"start", "end", "type", "text"}``.
+"""Corpora in JSON Lines: ``{"id", "text", "lang", "entities"}``, each entity ``{"start", "end", "type", "text"}``.
 
 Offsets count Unicode code points, ``end`` is exclusive. Types are mapped to the shared inventory.
 """

@@ -425,7 +425,7 @@ def test_files_of_the_right_size_that_are_not_right(tmp_path, name, damage):
     file = tmp_path / f"protein.{name}"
     whole = file.read_bytes()
     file.write_bytes(damage + whole[4:] if name == "faiss" else whole[:-4] + damage)
-    with pytest.raises(ExemplarError, match=r"protein\.faiss (or|and) protein\.jsonl (cannot be read|do not fit)"):
+    with pytest.raises(ExemplarError, match=r"protein\.faiss (or|and) protein\.jsonl (cannot be read|do not match)"):
         load(tmp_path)
 
 

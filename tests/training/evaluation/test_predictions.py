@@ -67,7 +67,7 @@ def test_other_documents_are_refused_with_the_remedy(tmp_path, documents, says):
 def test_what_is_no_extraction_is_refused_without_its_text(tmp_path, change):
     row = extraction(document()).model_dump(mode="json")
     (tmp_path / "p").write_text("secret" if change is None else json.dumps(row | change), encoding="utf-8")
-    with pytest.raises(PredictionsError, match=r"line 1: no extraction .*--report") as error:
+    with pytest.raises(PredictionsError, match=r"line 1: not an extraction .*--report") as error:
         read(tmp_path / "p", [document()])
     assert "secret" not in str(error.value)
     assert error.value.__cause__ is None
