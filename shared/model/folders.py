@@ -31,5 +31,5 @@ def find_folder(setting: str, value: str, made_by: str, without: str) -> Path | 
             return folder
     raise FileNotFoundError(
         f"{setting}: no adapter_config.json in {given}; set BIOBRACKET_{setting.upper()} to a folder made by "
-        f"`biobracket train {made_by}`, or set it to an empty string to {without}"
+        f"`biobracket train {made_by}`, or to an empty string to {without}"
     )

@@ -39,7 +39,7 @@ class SelectorFile(BaseModel):
         except OSError as error:
             raise SelectorError(
                 f"selector: {file} cannot be read ({error.strerror}); set BIOBRACKET_SELECTOR to a folder made by "
-                "`biobracket train selector`, or set it to an empty string to select by the generator's confidence alone"
+                "`biobracket train selector`, or to an empty string to select by the generator's confidence alone"
             ) from None
         except ValidationError as error:
             field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"

@@ -9,7 +9,7 @@ def test_ours_can_be_loaded(file):
     assert (SelectorConfig if file.stem.startswith("selector") else GeneratorConfig).load(file, given).corpora
 
 
-def test_mistakes_are_to_be_named():
+def test_only_candidates_needs_candidates():
     with pytest.raises(ConfigError, match="only_candidates: there would be no texts"):
         SelectorConfig.load(CONFIGS / "selector-mistakes.yaml")
 

@@ -28,7 +28,7 @@ GIVEN = Gazetteer(
         ("disease", "cells", (0, 0)),
     ],
 )
-def test_counts_are_of_words_whatever_their_case_and_space(tmp_path, type_, text, counts):
+def test_counts_ignore_case_and_white_space(tmp_path, type_, text, counts):
     GIVEN.save(tmp_path)
     loaded = Gazetteer.load(tmp_path)
     for gazetteer in (GIVEN, loaded):
@@ -37,14 +37,14 @@ def test_counts_are_of_words_whatever_their_case_and_space(tmp_path, type_, text
     assert len(loaded) == len(GIVEN) == 5
 
 
-def test_the_file_holds_no_words(tmp_path):
+def test_the_file_contains_no_words(tmp_path):
     GIVEN.save(tmp_path)
     content = (tmp_path / GAZETTEER_FILE).read_bytes()
     assert not any(words in content for words in (b"il-2", b"p53", b"cells"))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(1, 2**32 - 1)))
-def test_every_count_is_found_again(counted):
+def test_every_count_can_be_looked_up(counted):
     from shared.selection.gazetteer import key
 
     counts = WordCounts.of(counted)
@@ -52,7 +52,7 @@ def test_every_count_is_found_again(counted):
     assert counts.get(key("longer than five")) == 0
 
 
-def test_none_and_a_wrong_file(tmp_path):
+def test_a_missing_and_an_invalid_file(tmp_path):
     assert Gazetteer.load(tmp_path) is None
     for content in (b"", b"not one", (2).to_bytes(8, "little") + b"{}"):
         (tmp_path / GAZETTEER_FILE).write_bytes(content)

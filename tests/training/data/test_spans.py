@@ -42,14 +42,14 @@ def test_boundaries_are_those_of_the_mention(item, tokenizer):
     assert said(item, item.gold[0], tokenizer) == ["e", " CD28", " "]
 
 
-def test_a_mention_at_either_end_has_something_outside(tokens, tokenizer):
+def test_a_mention_at_either_end_has_tokens_outside_it(tokens, tokenizer):
     example = Example("1", "CD28", "en", (Mention(0, 4, "protein"),), ("protein",))
     (item,) = items([example], tokens, TYPES, 160)
     assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
 
 
 @given(st.data())
-def test_what_is_drawn_is_wrong_and_there_once(item, data):
+def test_negatives_are_wrong_and_distinct(item, data):
     counts = {name: data.draw(st.integers(0, 5)) for name in ("boundary", "inner", "wrong_types", "elsewhere")}
     seed, given = data.draw(st.integers()), config(**counts)
     drawn = item.drawn(given, random.Random(seed))
@@ -64,7 +64,7 @@ def test_what_is_drawn_is_wrong_and_there_once(item, data):
         assert type_ in item.types  # of one that the corpus does not annotate nothing is known
 
 
-def test_a_generators_mistakes_are_learnt_from_each_time(tokens):
+def test_a_generators_mistakes_are_always_among_the_negatives(tokens):
     wrong = [Mention(4, 13, "protein"), Mention(21, 25, "protein"), Mention(4, 8, "rna"), Mention(5, 8, "dna")]
     wrong += [Mention(4, 8, "disease")]
     (item,) = items([EXAMPLE], tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
@@ -95,7 +95,7 @@ def test_a_batch_points_at_the_same_tokens(item):
         pack([drawn], len(item) - 1)
 
 
-def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tokenizer):
+def test_reading_like_the_generator_takes_a_line_per_type(tokens, tokenizer):
     (item,) = items([EXAMPLE], tokens, TYPES, 160, way="copy")
     for span, mention in zip(item.gold, ("CD28", "CD28 gene", "IL-2"), strict=True):
         before, inside, after = said(item, span, tokenizer)
