@@ -10,7 +10,7 @@ import torch.distributed as dist
 from shared.settings import Settings
 from training.config import GeneratorConfig
 from training.generator.task import train
-from training.tuning.loop import FolderCheckpoints
+from training.tuning.checkpoints import FolderCheckpoints
 
 
 class FirstOnly(FolderCheckpoints):

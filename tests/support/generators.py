@@ -6,7 +6,7 @@ import json
 
 from training.config import GeneratorConfig
 from training.generator.task import train
-from training.tuning.loop import FolderCheckpoints, export
+from training.tuning.checkpoints import FolderCheckpoints, export
 
 GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]
 

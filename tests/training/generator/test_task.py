@@ -22,7 +22,7 @@ from training.config import CONFIGS, GeneratorConfig
 from training.data.corpora import Example, Mention
 from training.data.lines import items, pack
 from training.generator.task import build, decision_loss, train
-from training.tuning.loop import FolderCheckpoints, export
+from training.tuning.checkpoints import FolderCheckpoints, export
 
 
 @pytest.fixture
