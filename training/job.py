@@ -20,8 +20,8 @@ from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
 from training.data import mixing
 from training.data.corpora import CorpusError
-from training.generator import task as generator
-from training.generator.task import Measure
+from training.generator.task import Measure, init_folder
+from training.generator.train import train as train_generator
 from training.selector import task as selector
 from training.tuning.checkpoints import FolderCheckpoints, export
 from training.tuning.loop import Checkpoints, Progress
@@ -85,7 +85,7 @@ def _train(
     if isinstance(config, SelectorConfig):
         selector.train(config, settings, checkpoints, _reporter(board), command)
     elif isinstance(config, GeneratorConfig):
-        generator.train(config, settings, checkpoints, _reporter(board), measure, command)
+        train_generator(config, settings, checkpoints, _reporter(board), measure, command)
     else:
         raise TypeError(type(config).__name__)
 
@@ -96,7 +96,7 @@ def _check(config: RunConfig, settings: Settings) -> None:
     Raises :class:`training.data.corpora.CorpusError` or :class:`training.config.ConfigError`.
     """
     if config.init is not None:
-        generator.init_folder(config.init)
+        init_folder(config.init)
     mixing.check(config, settings)
 
 

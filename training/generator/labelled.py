@@ -60,7 +60,7 @@ class LabelledObjective(nn.Module):
 
 
 class LabelledTask:
-    """See :class:`training.loop.Task`. A line of labelled brackets for each segment (:mod:`shared.labelled`)."""
+    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.labelled`)."""
 
     shared_out = False
 

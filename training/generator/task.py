@@ -24,8 +24,7 @@ from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
 from training.data.lines import Batch, Item, pack
 from training.generator import low_rank
-from training.tuning import loop
-from training.tuning.loop import Checkpoints, Measured, Progress
+from training.tuning.loop import Measured
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -63,21 +62,6 @@ def parts(model: Any) -> tuple[Any, Any]:
     """The decoder and the output embedding of a causal model, which may have an adapter."""
     causal_model = plain(model)
     return causal_model.get_decoder(), causal_model.get_output_embeddings()
-
-
-def train(
-    config: GeneratorConfig,
-    settings: Settings,
-    checkpoints: Checkpoints,
-    report: Callable[[Progress], None] = lambda _: None,
-    measure: Measure | None = None,
-    command: Sequence[str] = (),
-) -> None:
-    """:func:`training.tuning.loop.train` of a generator; ``measure`` is what ``measure_every`` calls."""
-    from training.generator.labelled import LabelledTask  # builds on what is here
-
-    task = LabelledTask if config.scheme == "labelled" else GeneratorTask
-    loop.train(lambda device: task(config, settings, device, measure), config, settings, checkpoints, report, command)
 
 
 class GeneratorTask:
