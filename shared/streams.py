@@ -1,6 +1,7 @@
 """Kafka: one consumer of a group, a producer, the topics, and what a dead letter carries.
 
-Targets are Apache Kafka and the embedded broker (Tansu). Three habits serve both. Offsets are committed by hand only.
+Targets are Apache Kafka and the embedded broker (Tansu). Some habits serve both. Offsets are committed by hand only.
+Partitions are assigned cooperatively, so that a rebalance leaves alone what stays (KIP-429).
 Lag comes from the high-water marks that fetches report, since Tansu answers ListOffsets with wrong end offsets; for
 the same reason a group without offsets starts at the earliest record. Nothing rests on transactions or static
 membership, which Tansu lacks: delivery is at least once and results are idempotent.
@@ -19,9 +20,11 @@ from typing import Any, Literal, get_args
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # type: ignore[import-untyped]
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalGenerationError,
+    InconsistentGroupProtocolError,
     KafkaError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
@@ -91,6 +94,10 @@ class StreamError(Exception):
         return str(self.args[0])
 
 
+class Rebalancing(StreamError):
+    """The group rebalances: a commit has to wait until :meth:`Source.poll` has settled that."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
@@ -107,11 +114,17 @@ class Record:
 class Source:
     """One consumer in a group. Thread-safe; calls that reach the broker wait for a :meth:`poll` in progress.
 
-    ``on_assigned`` and ``on_revoked`` get the partitions that come and go. They run on the client's own thread, which
-    also sends heartbeats: they must return within a second. Of this object they may call only :meth:`commit`,
-    :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked`` commits reaches the
-    broker before the partitions go to another member; after a lost session it cannot, and is dropped. A rebalance
-    revokes every partition first, also those that come back: reading starts again at the committed offsets, unpaused.
+    The invariant that nothing is lost by, which this class and its user keep together: every offset between a
+    partition's committed offset and the client's position is waiting, in flight or done. So whoever drops records that
+    are not done has the partition read again from its committed offset: the user by :meth:`rewind`; this class does it
+    for what was revoked or lost, before it hands over anything of such a partition again. That rests on no belief about
+    what the client does with positions in a rebalance (kafka-python keeps them wherever a partition stays).
+
+    ``on_assigned`` and ``on_revoked`` get the partitions that come and go; of those that stay nothing is told. They run
+    on the client's own thread, which also sends heartbeats: they must return within a second. Of this object they may
+    call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked``
+    commits reaches the broker before the partitions go to another member; after a lost session it cannot, and is
+    dropped.
 
     Errors: :class:`StreamError`.
     """
@@ -129,10 +142,12 @@ class Source:
         self._lock = threading.RLock()
         self._listener = _Listener(self, on_assigned, on_revoked)
         self._committed: dict[Partition, int] = {}
+        self._dropped: set[Partition] = set()
         with _translated(settings):
             self._consumer: Any = KafkaConsumer(
                 **_options(settings),
                 group_id=group,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
@@ -150,9 +165,12 @@ class Source:
         Must be called again within five minutes, else the group gives the partitions to another member.
         """
         with self._lock, _translated(self._settings):
+            self._rewind()
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = []
         for (topic, partition), batch in batches.items():
+            if (topic, partition) in self._dropped:  # it went and came back within this poll: rewound by the next one
+                continue
             self._committed.setdefault((topic, partition), batch[0].offset)
             records += [
                 Record(
@@ -167,6 +185,10 @@ class Source:
                 for r in batch
             ]
         return records
+
+    def rewind(self, partitions: Iterable[Partition]) -> None:
+        """Reads these partitions again from their committed offsets: records that were handed over were dropped."""
+        self._dropped.update(partitions)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Reads no more of these partitions until :meth:`resume`. Partitions that went away are passed over."""
@@ -187,7 +209,7 @@ class Source:
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits the next offset to read of each partition, and returns when the broker has it.
 
-        Partitions that went away are passed over: who has them now reads their records again. A retryable StreamError
+        Partitions that went away are passed over: who has them now reads their records again. :class:`Rebalancing`
         while the group rebalances.
         """
         if self._listener.running():
@@ -229,7 +251,22 @@ class Source:
         assigned = self._consumer.assignment() or set()
         return [p for p in (TopicPartition(*partition) for partition in partitions) if p in assigned]
 
+    def _rewind(self) -> None:
+        assigned = self.assignment()
+        for partition in sorted(self._dropped):
+            if partition in assigned:
+                place = TopicPartition(*partition)
+                # Asked of the broker, since a commit may have failed, or succeeded though its answer was lost.
+                committed = self._consumer.committed(place, timeout_ms=_COMMIT_MS)
+                if committed is None:
+                    self._consumer.seek_to_beginning(place)
+                else:
+                    self._consumer.seek(place, committed)
+            # One that is not assigned starts at its committed offset wherever it is read next.
+            self._dropped.discard(partition)
+
     def _forget(self, partitions: set[Partition]) -> None:
+        self._dropped |= partitions
         for partition in partitions:
             self._committed.pop(partition, None)
 
@@ -471,7 +508,13 @@ def _stream_error(error: BaseException, settings: Settings) -> StreamError:
             retryable=False,
         )
     if isinstance(error, _REBALANCING):
-        return StreamError("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+        return Rebalancing("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+    if isinstance(error, InconsistentGroupProtocolError):
+        return StreamError(
+            "kafka: the consumer group has members that share out partitions in another way, as biobracket did before it "
+            "assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
+            retryable=True,
+        )
     return StreamError(
         f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "
         "and BIOBRACKET_KAFKA_SECURITY what it asks for, or start the embedded one with `biobracket up`",
