@@ -98,6 +98,10 @@ class Rebalancing(StreamError):
     """The group rebalances: a commit has to wait until :meth:`Source.poll` has settled that."""
 
 
+class MixedAssignors(StreamError):
+    """The broker keeps this consumer out of its group, whose members share out partitions in another way."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
@@ -510,7 +514,7 @@ def _stream_error(error: BaseException, settings: Settings) -> StreamError:
     if isinstance(error, _REBALANCING):
         return Rebalancing("kafka: the group rebalances; what is not committed will be read again", retryable=True)
     if isinstance(error, InconsistentGroupProtocolError):
-        return StreamError(
+        return MixedAssignors(
             "kafka: the consumer group has members that share out partitions in another way, as biobracket did before it "
             "assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
             retryable=True,

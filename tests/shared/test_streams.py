@@ -1,4 +1,4 @@
-"""The same contract on every broker: the embedded one, and noida-db where it is installed."""
+"""The same contract on every broker: Apache Kafka, the embedded one, and noida-db where it is installed."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Noida(Broker):
 needs_noida = pytest.mark.skipif(importlib.util.find_spec("noida_db") is None, reason="noida-db is not installed")
 
 
-@pytest.fixture(scope="module", params=["tansu", pytest.param("noida", marks=needs_noida)])
+@pytest.fixture(scope="module", params=["kafka", "tansu", pytest.param("noida", marks=needs_noida)])
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "tansu":
-        yield request.getfixturevalue("broker").url
+    if request.param != "noida":
+        yield request.getfixturevalue({"kafka": "kafka", "tansu": "broker"}[request.param]).url
         return
     with Noida(tmp_path_factory.mktemp("noida")) as server:
         yield server.url
