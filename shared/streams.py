@@ -47,6 +47,8 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
 _SESSION_MS = 6_000
 _HEARTBEAT_MS = 1_000
+# A member that does not poll for so long is taken for stuck, and its partitions go to others.
+_POLL_MS = 300_000
 # Latency of an idle stream follows this wait with Tansu; Kafka itself answers when there is something. 100 ms costs ten
 # empty fetches a second, which are most of what an idle ingest takes of a processor.
 _FETCH_WAIT_MS = 100
@@ -157,6 +159,7 @@ class Source:
                 allow_auto_create_topics=False,
                 session_timeout_ms=_SESSION_MS,
                 heartbeat_interval_ms=_HEARTBEAT_MS,
+                max_poll_interval_ms=_POLL_MS,
                 fetch_max_wait_ms=_FETCH_WAIT_MS,
                 fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
                 max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,

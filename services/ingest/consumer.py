@@ -64,8 +64,8 @@ Process = Callable[[Document], Awaitable[Extraction]]
 
 # The client waits for the callback between two heartbeats.
 _REVOKE_S = 0.8
-# A rebalance in which a member leaves is settled in less, and a stop does not wait for one any longer.
-_REBALANCE_S = 5.0
+# With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
+_SETTLE_POLLS = 20
 # Half of what a record may have beside its value, see shared.streams; the other half is for the reason.
 _HEADERS_BYTES = 32 * 1024
 
@@ -310,8 +310,7 @@ class Consumer:
         end = self._loop.time() + self._config.drain_s
         while self._running and self._stopping.is_set() and self._loop.time() < end:
             await self._stay()
-        end = self._loop.time() + _REBALANCE_S
-        while self._loop.time() < end:
+        for _ in range(_SETTLE_POLLS):
             try:
                 await self._commit()
                 break
