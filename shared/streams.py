@@ -518,8 +518,8 @@ def _stream_error(error: BaseException, settings: Settings) -> StreamError:
         return Rebalancing("kafka: the group rebalances; what is not committed will be read again", retryable=True)
     if isinstance(error, InconsistentGroupProtocolError):
         return MixedAssignors(
-            "kafka: the consumer group has members that share out partitions in another way, as biobracket did before it "
-            "assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
+            "kafka: the consumer group has members that share out partitions in another way, as biobracket did before "
+            "it assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
             retryable=True,
         )
     return StreamError(

@@ -5,9 +5,9 @@ then is its record done. Feedback of reviewers goes into the store, where select
 neither, or one that cannot be processed, goes to the dead letters. Offsets are committed up to the first record that is
 not done.
 
-Nothing is lost because every offset between a partition's committed offset and the client's position is waiting (the
-backlog), in flight or done (the watermark). Work is dropped in one place, :meth:`Consumer._release`, whole partitions at a
-time and with their watermarks; the source then reads them again from the committed offset.
+Nothing is lost because every offset between a partition's committed offset and the client's position is waiting (in
+the backlog), in flight or done (in the watermark). Work is dropped in one place, :meth:`Consumer._release`, whole
+partitions at a time and with their watermarks; the source then reads them again from the committed offset.
 
 All state belongs to the event loop. Calls that block run in threads, those of the Kafka consumer in a single one,
 which reads on whatever inference does: what does not fit into the window pauses the partitions instead.

@@ -1,8 +1,8 @@
 """The consumer and its source over a model of the Kafka client, in any order of what can happen to a group.
 
-The model keeps what the real client keeps (kafka-python 3.0): the position and the pause of each partition that stands in
-an assignment and in the next one, whichever assignor shares them out. It runs in the consumer's own thread, but only when
-a rule lets it, so that a failing sequence is the same each time.
+The model keeps what the real client keeps (kafka-python 3.0): the position and the pause of each partition that stands
+in an assignment and in the next one, whichever assignor shares them out. It runs in the consumer's own thread, but only
+when a rule lets it, so that a failing sequence is the same each time.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ class Group:
             wanted[holders[0] if holders else min(order, key=lambda m: (len(wanted[m]), m + place))].add(partition)
         if not self.cooperative:
             return wanted
-        return {
-            m: {p for p in wanted[m] if all(p not in owned[other] for other in order if other != m)} for m in order
-        }
+        return {m: {p for p in wanted[m] if all(p not in owned[other] for other in order if other != m)} for m in order}
 
 
 @dataclass
