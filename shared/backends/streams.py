@@ -1,6 +1,7 @@
 """Kafka: one consumer of a group, a producer, the topics, and what a dead letter carries.
 
-Targets are Apache Kafka and the embedded broker (Tansu). Three habits serve both. Offsets are committed by hand only.
+Targets are Apache Kafka and the embedded broker (Tansu). Some habits serve both. Offsets are committed by hand only.
+Partitions are assigned cooperatively, so that a rebalance leaves alone what stays (KIP-429).
 Lag comes from the high-water marks that fetches report, since Tansu answers ListOffsets with wrong end offsets; for
 the same reason a group without offsets starts at the earliest record. Nothing rests on transactions or static
 membership, which Tansu lacks: delivery is at least once and results are idempotent.
@@ -17,9 +18,11 @@ from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # type: ignore[import-untyped]
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalGenerationError,
+    InconsistentGroupProtocolError,
     KafkaError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
@@ -31,7 +34,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Callback, Headers, Partition, Record
-from shared.errors import StreamError
+from shared.errors import MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
 # kafka-python writes keys and values at DEBUG, which are clinical text.
@@ -40,6 +43,8 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
 _SESSION_MS = 6_000
 _HEARTBEAT_MS = 1_000
+# A member that does not poll for so long is taken for stuck, and its partitions go to others.
+_POLL_MS = 300_000
 # Latency of an idle stream follows this wait with Tansu; Kafka itself answers when there is something. 100 ms costs ten
 # empty fetches a second, which are most of what an idle ingest takes of a processor.
 _FETCH_WAIT_MS = 100
@@ -57,11 +62,17 @@ _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressEr
 class Source:
     """One consumer in a group. Thread-safe; calls that reach the broker wait for a :meth:`poll` in progress.
 
-    ``on_assigned`` and ``on_revoked`` get the partitions that come and go. They run on the client's own thread, which
-    also sends heartbeats: they must return within a second. Of this object they may call only :meth:`commit`,
-    :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked`` commits reaches the
-    broker before the partitions go to another member; after a lost session it cannot, and is dropped. A rebalance
-    revokes every partition first, also those that come back: reading starts again at the committed offsets, unpaused.
+    The invariant that nothing is lost by, which this class and its user keep together: every offset between a
+    partition's committed offset and the client's position is waiting, in flight or done. So whoever drops records that
+    are not done has the partition read again from its committed offset: the user by :meth:`rewind`; this class does it
+    for what was revoked or lost, before it hands over anything of such a partition again. That rests on no belief about
+    what the client does with positions in a rebalance (kafka-python keeps them wherever a partition stays).
+
+    ``on_assigned`` and ``on_revoked`` get the partitions that come and go; of those that stay nothing is told. They run
+    on the client's own thread, which also sends heartbeats: they must return within a second. Of this object they may
+    call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked``
+    commits reaches the broker before the partitions go to another member; after a lost session it cannot, and is
+    dropped.
 
     Errors: :class:`StreamError`.
     """
@@ -79,15 +90,18 @@ class Source:
         self._lock = threading.RLock()
         self._listener = _Listener(self, on_assigned, on_revoked)
         self._committed: dict[Partition, int] = {}
+        self._dropped: set[Partition] = set()
         with _translated(settings):
             self._consumer: Any = KafkaConsumer(
                 **_options(settings),
                 group_id=group,
+                partition_assignment_strategy=(CooperativeStickyAssignor,),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
                 session_timeout_ms=_SESSION_MS,
                 heartbeat_interval_ms=_HEARTBEAT_MS,
+                max_poll_interval_ms=_POLL_MS,
                 fetch_max_wait_ms=_FETCH_WAIT_MS,
                 fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
                 max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
@@ -100,9 +114,12 @@ class Source:
         Must be called again within five minutes, else the group gives the partitions to another member.
         """
         with self._lock, _translated(self._settings):
+            self._rewind()
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = []
         for (topic, partition), batch in batches.items():
+            if (topic, partition) in self._dropped:  # it went and came back within this poll: rewound by the next one
+                continue
             self._committed.setdefault((topic, partition), batch[0].offset)
             records += [
                 Record(
@@ -117,6 +134,10 @@ class Source:
                 for r in batch
             ]
         return records
+
+    def rewind(self, partitions: Iterable[Partition]) -> None:
+        """Reads these partitions again from their committed offsets: records that were handed over were dropped."""
+        self._dropped.update(partitions)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Reads no more of these partitions until :meth:`resume`. Partitions that went away are passed over."""
@@ -137,7 +158,7 @@ class Source:
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits the next offset to read of each partition, and returns when the broker has it.
 
-        Partitions that went away are passed over: who has them now reads their records again. A retryable StreamError
+        Partitions that went away are passed over: who has them now reads their records again. :class:`Rebalancing`
         while the group rebalances.
         """
         if self._listener.running():
@@ -179,7 +200,22 @@ class Source:
         assigned = self._consumer.assignment() or set()
         return [p for p in (TopicPartition(*partition) for partition in partitions) if p in assigned]
 
+    def _rewind(self) -> None:
+        assigned = self.assignment()
+        for partition in sorted(self._dropped):
+            if partition in assigned:
+                place = TopicPartition(*partition)
+                # Asked of the broker, since a commit may have failed, or succeeded though its answer was lost.
+                committed = self._consumer.committed(place, timeout_ms=_COMMIT_MS)
+                if committed is None:
+                    self._consumer.seek_to_beginning(place)
+                else:
+                    self._consumer.seek(place, committed)
+            # One that is not assigned starts at its committed offset wherever it is read next.
+            self._dropped.discard(partition)
+
     def _forget(self, partitions: set[Partition]) -> None:
+        self._dropped |= partitions
         for partition in partitions:
             self._committed.pop(partition, None)
 
@@ -398,7 +434,13 @@ def _stream_error(error: BaseException, settings: Settings) -> StreamError:
             retryable=False,
         )
     if isinstance(error, _REBALANCING):
-        return StreamError("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+        return Rebalancing("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+    if isinstance(error, InconsistentGroupProtocolError):
+        return MixedAssignors(
+            "kafka: the consumer group has members that share out partitions in another way, as biobracket did before "
+            "it assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
+            retryable=True,
+        )
     return StreamError(
         f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "
         "and BIOBRACKET_KAFKA_SECURITY what it asks for, or start the embedded one with `biobracket up`",
