@@ -91,7 +91,7 @@ def test_an_absent_type_is_one_decision_and_no_tokens(tokens):
 
 def test_a_tokenizer_that_mixes_up_the_marks_is_refused():
     class OneToken:
-        bos_token_id = None
+        bos_token_id = eos_token_id = None
 
         def encode(self, text, *, add_special_tokens):
             return [7]
