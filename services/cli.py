@@ -255,6 +255,51 @@ def status(data: DataOption = None) -> None:
     out.print(str(LiveCounts(counts["documents"], counts["entities"], lag)), highlight=False)
 
 
+@cli.command()
+def audit(
+    since: Annotated[
+        str | None, typer.Option("--since", help="From this time on: 2025-11-26T08:00 (UTC), or 90m, 12h, 7d ago.")
+    ] = None,
+    topic: Annotated[
+        str | None, typer.Option("--topic", help="Topic of documents; BIOBRACKET_TOPIC_DOCUMENTS else.")
+    ] = None,
+    resend: Annotated[
+        bool, typer.Option("--resend", help="Send what is missing to the end of the topic again.")
+    ] = False,
+    data: DataOption = None,
+) -> None:
+    """Check that every document that was committed has a result or is in the dead letters; exit status 1 else."""
+    from services.audit import Audit, since_ms
+    from services.ingest.config import IngestConfig
+    from shared.store import StoreError
+    from shared.streams import StreamError
+
+    settings = _attached(data)
+    topic = topic or settings.topic_documents
+    try:
+        start = 0 if since is None else since_ms(since, time.time())
+    except ValueError as error:
+        _fail(str(error))
+    group = IngestConfig().group
+    try:
+        with Audit(settings, group, topic, since_ms=start) as found:
+            with _progress() as progress:
+                task = progress.add_task("reading", total=None)
+                counts = found.run(
+                    resend=resend,
+                    report=lambda what, read, total: progress.update(
+                        task, description=what, completed=read, total=total
+                    ),
+                )
+            for (name, partition), offset in found.missing():
+                out.print(f"missing: {name}, partition {partition}, offset {offset}", highlight=False, soft_wrap=True)
+    except (StoreError, StreamError) as error:
+        _fail(str(error))
+    out.print(f"{topic}, as far as group {group} has committed it: {counts}", highlight=False, soft_wrap=True)
+    if counts.missing:
+        raise typer.Exit(1)
+
+
 @cli.command(name="settings")
 def show_settings() -> None:
     """List every setting: environment variable, value in force, meaning."""
