@@ -363,10 +363,9 @@ class Consumer:
         await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
         # A record that is read again after a crash or a rebalance is published again only if it was not before; the
         # same document in another record is.
-        mark = f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp_ms}"
         published = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
-        if published == mark:
+        if published == record.mark:
             return
         start = time.perf_counter()
         value = extraction.model_dump_json().encode()
@@ -380,7 +379,7 @@ class Consumer:
         key = extraction.document_id.encode()
         headers = (("key", extraction.key.encode()),)
         await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
-        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, mark))
+        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, record.mark))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
 
     async def _bury(self, record: Record, error: DocumentError) -> None:

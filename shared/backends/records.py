@@ -44,6 +44,11 @@ class Record:
     timestamp_ms: int
     headers: Headers = ()
 
+    @property
+    def mark(self) -> str:
+        """Identifies the record, even if the topic is recreated."""
+        return f"{self.topic}-{self.partition}-{self.offset}-{self.timestamp_ms}"
+
 
 def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
     """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
@@ -66,3 +71,14 @@ def dead_letter_headers(record: Record, reason: str, field: str | None = None) -
     if field is not None and _CODE.fullmatch(field):
         added["field"] = field
     return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())
+
+
+def whence(letter: Record) -> tuple[str, int, int, int] | None:
+    """Topic, partition, offset and timestamp of the record that became this dead letter; None if it does not say."""
+    told = dict(letter.headers)
+    try:
+        topic, *numbers = (told[_HEADER + name] for name in ("topic", "partition", "offset", "timestamp-ms"))
+        partition, offset, timestamp = map(int, numbers)
+        return topic.decode(), partition, offset, timestamp
+    except (KeyError, ValueError):
+        return None

@@ -12,8 +12,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
@@ -31,6 +32,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
     TopicAlreadyExistsError,
     UnknownMemberIdError,
 )
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Callback, Headers, Partition, Record
@@ -49,6 +51,8 @@ _POLL_MS = 300_000
 # empty fetches a second, which are most of what an idle ingest takes of a processor.
 _FETCH_WAIT_MS = 100
 _LAG_S = 2.0
+# A broker that gives nothing for so long, though there is something, is not waited for any longer.
+_STUCK_S = 60.0
 _CONNECT_MS = 10_000
 _COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
@@ -95,7 +99,7 @@ class Source:
             self._consumer: Any = KafkaConsumer(
                 **_options(settings),
                 group_id=group,
-                partition_assignment_strategy=(CooperativeStickyAssignor,),
+                partition_assignment_strategy=(self._listener.assignor,),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
@@ -121,18 +125,7 @@ class Source:
             if (topic, partition) in self._dropped:  # it went and came back within this poll: rewound by the next one
                 continue
             self._committed.setdefault((topic, partition), batch[0].offset)
-            records += [
-                Record(
-                    topic,
-                    partition,
-                    r.offset,
-                    r.key,
-                    r.value,
-                    r.timestamp,
-                    tuple((name, value or b"") for name, value in r.headers or ()),
-                )
-                for r in batch
-            ]
+            records += [_record(topic, partition, each) for each in batch]
         return records
 
     def rewind(self, partitions: Iterable[Partition]) -> None:
@@ -227,6 +220,43 @@ class Source:
             return
 
 
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """Cooperative and sticky, topic by topic.
+
+    The base counts the partitions of all topics together: a member that joins could get those of feedback alone, and
+    no document.
+    """
+
+    def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, Any]:
+        shares: dict[str, dict[str, list[int]]] = {member.member_id: {} for member in members}
+        for topic in sorted({topic for member in members for topic in member.metadata.topics}):
+            some = [
+                SimpleNamespace(member_id=member.member_id, metadata=_of_topic(member.metadata, topic))
+                for member in members
+                if topic in member.metadata.topics
+            ]
+            for member, share in super().assign(cluster, some).items():
+                if partitions := sorted(place.partition for place in share.partitions()):
+                    shares[member][topic] = partitions
+        return {
+            member: ConsumerProtocolAssignment(self.version, sorted(share.items()), b"")
+            for member, share in shares.items()
+        }
+
+    def forget(self) -> None:
+        """After a lost session nothing is owned.
+
+        The base would claim it in the next round all the same, and what is claimed is given to nobody else: it could
+        be read by no member.
+        """
+        self.member_assignment = None
+
+
+def _of_topic(metadata: Any, topic: str) -> SimpleNamespace:
+    owned = [each for each in getattr(metadata, "owned_partitions", None) or () if each.topic == topic]
+    return SimpleNamespace(topics=[topic], owned_partitions=owned, generation_id=metadata.generation_id)
+
+
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     """Rebalance callbacks. They run on the client's loop, where a blocking commit is impossible: it is awaited here."""
 
@@ -235,6 +265,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._thread: int | None = None
+        self.assignor = _Assignor()
         self.pending: dict[Partition, int] = {}
 
     def running(self) -> bool:
@@ -253,6 +284,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
     async def on_partitions_lost(self, lost: Collection[Any]) -> None:
         self._call(self._on_revoked, lost)
         self.pending.clear()
+        self.assignor.forget()
         self._source._forget({(p.topic, p.partition) for p in lost})  # noqa: SLF001
 
     def _call(self, callback: Callback | None, partitions: Collection[Any]) -> None:
@@ -358,6 +390,108 @@ class Lag:
             self._admin.close()
 
 
+class Scan:
+    """Reads a topic from outside any group, from a time on and as far as is wanted. Not thread-safe.
+
+    Ends come from fetches, as for :class:`Lag`. StreamError.
+    """
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._starts: dict[Any, int] = {}
+        self._ends: dict[Any, int] = {}
+        self._positions: dict[Any, int] = {}
+        with _translated(settings):
+            self._admin: Any = KafkaAdminClient(**_options(settings))
+            self._consumer: Any = KafkaConsumer(
+                **_options(settings),
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                allow_auto_create_topics=False,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
+                max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
+            )
+            self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
+        if not self._partitions:
+            raise StreamError(
+                f"kafka: {settings.kafka} has no topic {topic}; see the BIOBRACKET_TOPIC_ settings", retryable=False
+            )
+
+    def committed(self, group: str) -> dict[int, int]:
+        """The committed offset by partition; one that the group never committed is left out."""
+        with _translated(self._settings):
+            found = self._admin.list_group_offsets(group).get(group, {})
+            return {p.partition: found[p].offset for p in self._partitions if p in found and found[p].offset >= 0}
+
+    def read(self, until: Mapping[int, int] | None = None, *, since_ms: int = 0) -> Iterator[list[Record]]:
+        """The records of each fetch, maybe none; in order within a partition.
+
+        ``until``: the offset to stop before, by partition, others are left out; without it the end as it is when
+        reading starts. ``since_ms``: milliseconds since 1970; records that are older are left out.
+        """
+        wanted = [p for p in self._partitions if until is None or until.get(p.partition, 0) > 0]
+        with _translated(self._settings):
+            starts = self._consumer.beginning_offsets(wanted)
+            if since_ms:
+                found = self._consumer.offsets_for_times(dict.fromkeys(wanted, since_ms))
+                starts = {p: max(starts[p], found[p].offset) for p in wanted if found.get(p) is not None}
+            self._starts, self._positions, self._ends = starts, dict(starts), {}
+            self._consumer.assign(list(starts))
+            for partition, start in starts.items():
+                self._consumer.resume(partition)
+                self._consumer.seek(partition, start)
+        open_ = set(starts)
+        stuck = time.monotonic() + _STUCK_S
+        while open_:
+            records: list[Record] = []
+            with _translated(self._settings):
+                fetched = self._consumer.poll(timeout_ms=5 * _FETCH_WAIT_MS)
+                for partition, batch in fetched.items():
+                    if partition in open_:
+                        end = self._end(partition, until)
+                        kept = [each for each in batch if end is None or each.offset < end]
+                        records += [_record(partition.topic, partition.partition, each) for each in kept]
+                before = dict(self._positions)
+                for partition in list(open_):
+                    end, position = self._end(partition, until), self._consumer.position(partition, timeout_ms=1000)
+                    if position is not None:
+                        self._positions[partition] = position
+                    if end is not None and position is not None and position >= end:
+                        open_.remove(partition)
+                        self._consumer.pause(partition)
+            if fetched or self._positions != before:
+                stuck = time.monotonic() + _STUCK_S
+            elif time.monotonic() > stuck:
+                raise StreamError(
+                    f"kafka: {self._settings.kafka} gives no more of {self._topic}; see that its brokers run, and "
+                    "begin again",
+                    retryable=True,
+                )
+            yield [record for record in records if record.timestamp_ms >= since_ms]
+
+    def progress(self) -> tuple[int, int]:
+        """Offsets that the reading under way has passed, and has to pass, as far as is known."""
+        passed = sum(min(self._positions[p], end) - self._starts[p] for p, end in self._ends.items())
+        return max(0, passed), max(0, sum(end - self._starts[p] for p, end in self._ends.items()))
+
+    def close(self) -> None:
+        """Lets go of the broker."""
+        with _translated(self._settings):
+            self._consumer.close(autocommit=False)
+            self._admin.close()
+
+    def _end(self, partition: Any, until: Mapping[int, int] | None) -> int | None:
+        """Where to stop, from the first fetch on: what comes after that is not waited for."""
+        if partition not in self._ends:
+            high = self._consumer.highwater(partition)
+            if high is None:
+                return None
+            self._ends[partition] = high if until is None else min(until[partition.partition], high)
+        return self._ends[partition]
+
+
 def ensure_topics(settings: Settings) -> None:
     """Creates the four topics where they are absent; leaves existing ones as they are. StreamError on failure."""
     wanted = (
@@ -386,6 +520,11 @@ def _create(admin: Any, topic: str, settings: Settings) -> None:
         admin.create_topics({topic: options}, timeout_ms=_CONNECT_MS)
     except TopicAlreadyExistsError:  # another process was faster
         return
+
+
+def _record(topic: str, partition: int, read: Any) -> Record:
+    headers = tuple((name, value or b"") for name, value in read.headers or ())
+    return Record(topic, partition, read.offset, read.key, read.value, read.timestamp, headers)
 
 
 def _positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:

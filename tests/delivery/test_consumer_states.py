@@ -22,7 +22,6 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from kafka.coordinator.assignors.range import RangePartitionAssignor
 from kafka.errors import CommitFailedError, KafkaConnectionError, KafkaTimeoutError, RebalanceInProgressError
 from kafka.structs import TopicPartition
 
@@ -32,6 +31,7 @@ from shared.backends import streams
 from shared.backends.records import Headers
 from shared.backends.streams import Source
 from shared.settings import Settings
+from tests.support.kafka import Eager
 
 PARTITIONS = tuple(TopicPartition("documents", p) for p in range(3))
 SETTINGS = Settings(topic_documents="documents", topic_feedback="feedback")
@@ -511,5 +511,5 @@ def test_every_record_is_done_before_its_offset_is_committed(
     machine: type[States], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if machine is EagerStates:
-        monkeypatch.setattr(streams, "CooperativeStickyAssignor", RangePartitionAssignor)
+        monkeypatch.setattr(streams, "_Assignor", Eager)
     run_state_machine_as_test(machine, settings=SEARCH)

@@ -11,6 +11,8 @@ import uuid
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from kafka.coordinator.assignors.range import RangePartitionAssignor
+
 from services.embedded.servers import Broker, ServerError, _free_port
 from shared.model.file_cache import build_once
 from shared.settings import Settings
@@ -92,6 +94,13 @@ class Kafka(Broker):
         # Tests are short: compiling for peak speed and collecting in parallel would cost more than they give.
         options = [f"-Xmx{megabytes}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return [str(shutil.which("java")), *options, "-cp", f"{self._jars}/*"]
+
+
+class Eager(RangePartitionAssignor):
+    """For a source, in place of its own: every partition is revoked in every rebalance."""
+
+    def forget(self) -> None:
+        return None
 
 
 def jars() -> Path:

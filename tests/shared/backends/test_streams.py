@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer
-from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from services.embedded.servers import Broker
 from shared.backends import streams
@@ -19,7 +18,7 @@ from shared.backends.records import Record, dead_letter_headers
 from shared.backends.streams import Lag, Sink, Source, ensure_topics
 from shared.errors import MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
-from tests.support.kafka import Kafka
+from tests.support.kafka import Eager, Kafka
 
 PATIENCE_S = 90.0
 
@@ -338,7 +337,7 @@ def test_what_was_dropped_is_read_again_whatever_the_client_keeps(
     stream: Settings, sink: Sink, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an eager assignor everything is revoked, and the client then goes on behind what was read."""
-    monkeypatch.setattr(streams, "CooperativeStickyAssignor", RangePartitionAssignor)
+    monkeypatch.setattr(streams, "_Assignor", Eager)
     sent = len(_fill(sink, stream, 30))
     went: list[set[streams.Partition]] = []
     first = source(on_revoked=went.append)
@@ -352,6 +351,25 @@ def test_what_was_dropped_is_read_again_whatever_the_client_keeps(
         assert first.assignment()
     assert went[0] == {(stream.topic_documents, p) for p in range(3)}
     assert _places(one.read + other.read) == expected
+
+
+@pytest.mark.slow
+def test_each_topic_is_shared_out_evenly(stream: Settings, source: Callable[..., Source]) -> None:
+    """Whoever joins gets documents, and not the partitions of feedback alone."""
+    topics = [stream.topic_documents, stream.topic_feedback]
+    members = [Member(Source(stream, "g-" + stream.topic_documents, topics)) for _ in range(3)]
+    everything = {(topic, p) for topic in topics for p in range(3)}
+
+    def settled() -> bool:
+        shares = [member.source.assignment() for member in members]
+        return set().union(*shares) == everything and all(
+            sorted(topic for topic, _ in share) == sorted(topics) for share in shares
+        )
+
+    _wait(settled)
+    for member in members:
+        member.stop()
+        member.source.close()
 
 
 def test_a_rewound_partition_is_read_from_its_committed_offset(
@@ -409,6 +427,7 @@ def test_a_lost_session_commits_nothing_and_reads_again(
         with Member(first) as one:
             _wait(lambda: bool(went) and 0 < len(first.assignment()) < 3)
             assert went[0] == everything
+            _wait(lambda: len(first.assignment() | other.source.assignment()) == 3)
             back = first.assignment()
             _wait(lambda: len(one.read) >= len([r for r in before if (r.topic, r.partition) in back]))
     assert _places(other.read)[:sent] == _places(before)
