@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import pkgutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import BaseSettings, SettingsError
 from rich.console import Console
 
-from shared.settings import Settings
+import services
+from shared.settings import Settings, problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from shared.messages import Document, Extraction
+    from training.data.corpora import Example
 
 out = Console()
 err = Console(stderr=True)
@@ -47,6 +52,11 @@ LimitOption = Annotated[int, typer.Option("--limit", min=0, help="Only the first
 
 def warn(message: str) -> None:
     err.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def warn_trimmed(examples: Sequence[Example]) -> None:
+    if trimmed := sum(example.trimmed for example in examples):
+        warn(f"{trimmed} mentions of the corpus have white space at their ends, which was trimmed")
 
 
 def fail(message: str) -> NoReturn:
@@ -112,13 +122,23 @@ def load_settings(data: Path | None = None, port: int | None = None) -> Settings
     given: dict[str, Any] = {"data": data, "http_port": port}
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        name = str(first["loc"][0])
-        fail(f"{name}: {first['msg'].lower()}; set BIOBRACKET_{name.upper()} as `biobracket settings` tells")
+    except (SettingsError, ValidationError) as error:
+        fail(problem(error) or "settings: cannot be read; see README.md")
 
 
 def attached_settings(data: Path | None) -> Settings:
     from services.embedded.runtime import attached
 
     return attached(load_settings(data))
+
+
+def configs() -> Iterator[BaseSettings]:
+    """The shared settings, then those of each service that has some."""
+    yield load_settings()
+    for module in sorted(m.name for m in pkgutil.iter_modules(services.__path__) if m.ispkg):
+        if importlib.util.find_spec(f"services.{module}.config") is None:
+            continue
+        config = importlib.import_module(f"services.{module}.config")
+        for value in vars(config).values():
+            if isinstance(value, type) and issubclass(value, BaseSettings) and value.__module__ == config.__name__:
+                yield value()

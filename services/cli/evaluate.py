@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from services.cli.console import LimitOption, LinesOption, clear_errors, document_progress, fail, out
+from services.cli.console import LimitOption, LinesOption, clear_errors, document_progress, fail, out, warn_trimmed
 from shared.settings import Settings
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def evaluate(
         place = corpus_folder(corpus, settings)
         given = _mapping(mapping or ())
         examples = read(place, split, given)[: limit or None]
+        warn_trimmed(examples)
         documents = documents_of(examples)
         # All that can be wrong with the options, before a long run.
         other = predictions.read(against, documents) if against else None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import pkgutil
 from collections.abc import Iterator
 
 from pydantic import SecretStr
 from pydantic_settings import BaseSettings
 
-import services
-from services.cli.console import load_settings, out
+from services.cli.console import configs, out
 
 _SECRET_NAMES = ("password", "secret", "token", "keyfile", "key_password")
 _MASK = "********"
@@ -24,18 +21,6 @@ def show_settings() -> None:
     for config in configs():
         for row in _rows(config):
             out.print(setting(*row))
-
-
-def configs() -> Iterator[BaseSettings]:
-    """The shared settings, then those of each service that has some."""
-    yield load_settings()
-    for module in sorted(m.name for m in pkgutil.iter_modules(services.__path__) if m.ispkg):
-        if importlib.util.find_spec(f"services.{module}.config") is None:
-            continue
-        config = importlib.import_module(f"services.{module}.config")
-        for value in vars(config).values():
-            if isinstance(value, type) and issubclass(value, BaseSettings) and value.__module__ == config.__name__:
-                yield value()
 
 
 def _rows(config: BaseSettings) -> Iterator[tuple[str, str, str]]:

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 
 from services.cli.console import (
     DataOption,
     JsonOption,
     PortOption,
     attached_settings,
+    configs,
     err,
     fail,
     load_settings,
@@ -33,8 +33,6 @@ from shared.errors import DocumentError
 from shared.settings import Settings
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from services.cli.rendering import LiveCounts
     from services.embedded.runtime import Runtime
     from shared.messages import Document, Extraction
@@ -74,14 +72,19 @@ def demo(
 def produce(
     files: Annotated[
         list[str],
-        typer.Argument(help="*.txt: one document each. Else one JSON document a line; - is standard input."),
+        typer.Argument(
+            help="*.txt and *.md: one document each. Else one JSON document a line, or JSON that holds documents; "
+            "also compressed (*.gz) or from a pipe; - is standard input."
+        ),
     ],
     data: DataOption = None,
 ) -> None:
     """Send documents to Kafka.
 
-    Lines are sent as they are. What is not a valid document is told here, and will be in the dead-letters topic.
+    Lines are sent as they are. What is not a valid document is told here, and will be in the dead-letters topic; of a
+    file that holds no documents at all nothing is sent.
     """
+    from services.cli.document_files import records
     from shared.backends.streams import Sink
     from shared.errors import StreamError
 
@@ -104,15 +107,15 @@ def produce(
     try:
         sink = Sink(settings)
         with progress_bar() as progress:
-            for place, key, value, problem in _records(files, progress):
+            for record in records(files, progress):
                 total += 1
-                if problem is not None:
-                    warn(f"{place}: {problem}")
-                if value is None:
+                if record.problem is not None:
+                    warn(f"{record.place}: {record.problem}")
+                if record.value is None:
                     failed += 1
                     continue
-                invalid += problem is not None
-                waiting.append(sink.send(settings.topic_documents, key, value))
+                invalid += record.problem is not None
+                waiting.append(sink.send(settings.topic_documents, record.key, record.value))
                 failed += settle(False)
             failed += settle(True)
         sink.close()
@@ -164,13 +167,14 @@ def extract(
     """Show the entities of one text, over HTTP; nothing is stored."""
     import httpx
 
+    from services.cli.document_files import read_text
     from services.cli.rendering import note
     from shared.messages import Extraction
 
     settings = attached_settings(data)
     _check_readable([file])
     try:
-        text = _text(_read(file))
+        text = read_text(file)
     except DocumentError as error:
         fail(str(error))
     body: dict[str, Any] = {"text": text}
@@ -212,12 +216,12 @@ def status(data: DataOption = None) -> None:
     from shared.backends.streams import Lag
     from shared.errors import StoreError, StreamError
 
-    settings = attached_settings(data)
+    settings, group = attached_settings(data), IngestConfig().group
     try:
         store = ResultStore.from_settings(settings)
         counts = store.counts()
         store.close()
-        reader = Lag(settings, IngestConfig().group, settings.topic_documents)
+        reader = Lag(settings, group, settings.topic_documents)
         lag = reader.read()
         reader.close()
     except (StoreError, StreamError) as error:
@@ -231,6 +235,7 @@ def status(data: DataOption = None) -> None:
 @contextmanager
 def _started(settings: Settings) -> Iterator[Runtime]:
     """A running runtime. It stops on Ctrl-C, SIGTERM and SIGHUP, which end the program quietly."""
+    list(configs())  # what a replica could not read fails here, in one line
     with _ray_silenced():
         yield from _run(settings)
 
@@ -428,47 +433,8 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
 
 
 def _check_readable(files: Iterable[str]) -> None:
-    for file in files:
-        if file != "-" and not (Path(file).is_file() and os.access(file, os.R_OK)):
-            fail(f"file: cannot read {file}; name a file that is there, or - for standard input")
-
-
-def _read(file: str) -> bytes:
-    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DocumentError("text", "is not UTF-8", "convert the file, e.g. iconv -f gb18030 -t utf-8") from None
-
-
-def _records(files: Iterable[str], progress: Progress) -> Iterator[tuple[str, bytes | None, bytes | None, str | None]]:
-    """Where it stands, key, value, and what is wrong with it, of each record; no value where it cannot be sent."""
-    from services.ingest.admission import admit
-    from shared.messages import Document
+    from services.cli.document_files import unreadable
 
     for file in files:
-        size = None if file == "-" else Path(file).stat().st_size
-        task = progress.add_task("standard input" if file == "-" else Path(file).name, total=size)
-        if file.endswith(".txt"):
-            try:
-                document = Document(id=Path(file).name, text=_text(_read(file)))
-                yield file, document.id.encode(), document.model_dump_json().encode(), None
-            except DocumentError as error:
-                yield file, None, None, str(error)
-            except ValidationError:
-                yield file, None, None, "id: the file's name is too long or not Unicode; rename it"
-            progress.update(task, completed=size)
-            continue
-        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                value = line.removesuffix(b"\n").removesuffix(b"\r")
-                if value:
-                    place = f"{'standard input' if file == '-' else file}, line {number}"
-                    try:
-                        yield place, admit(value).id.encode(), value, None
-                    except DocumentError as error:
-                        yield place, None, value, str(error)
-                progress.advance(task, len(line))
+        if (said := unreadable(file)) is not None:
+            fail(said)

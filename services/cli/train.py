@@ -17,6 +17,7 @@ from services.cli.console import (
     document_progress,
     fail,
     out,
+    warn_trimmed,
 )
 from shared.settings import Settings
 
@@ -118,6 +119,7 @@ def train_calibration(
         observations: list[Observation] = []
         gold: Counter[str] = Counter()
         for name, examples in asked.items():
+            warn_trimmed(examples)
             with document_progress(documents := documents_of(examples), f"{name} {split}") as done:
                 found = extractor.candidates(documents, done)
             truths = [{(m.start, m.end, m.type) for m in example.mentions} for example in examples]
@@ -158,6 +160,7 @@ def candidates(
         settings = Settings().model_copy(update={"selector": ""})
         place = corpus_folder(corpus, settings)
         examples = part(read(place, split), folds, fold, inside=True)[: limit or None]
+        warn_trimmed(examples)
         extractor = Extractor.load(settings, Calibration.default(), lines)
         with document_progress(documents := documents_of(examples), f"{place.name} {split}") as done:
             found = rows(examples, extractor.candidates(documents, done))

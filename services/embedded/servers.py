@@ -183,7 +183,7 @@ class Valkey(_Server):
     @property
     def url(self) -> str:
         """What the setting ``redis`` takes; it holds the password."""
-        return f"redis://:{quote(self.password)}@{self.address}/0"
+        return f"redis://:{quote(self.password, safe='')}@{self.address}/0"
 
     def _command(self) -> list[str]:
         lines = {

@@ -119,6 +119,19 @@ def test_produce_sends_bytes_unchanged_and_warns(servers: Settings, tmp_path: Pa
     assert {key for key, _ in records} == {b"note.txt", b"a", None}
 
 
+def test_produce_refuses_a_file_without_documents_and_sends_nothing_of_it(servers: Settings, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n1,{SECRET}\n2,{SECRET}\n")
+    for folder in ("b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "note.md").write_text("flu")
+    result = call("produce", *(str(tmp_path / name) for name in ("a.csv", "b/note.md", "c/note.md")))
+    assert result.exit_code == 1
+    assert "sent 2 of 3 documents" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert SECRET not in result.output
+    assert sorted(key or b"" for key, _ in produced(servers, 2)) == [b"b/note.md", b"c/note.md"]
+
+
 def test_produce_goes_on_after_what_it_cannot_send(servers: Settings, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"\xff")
     (tmp_path / "b.txt").write_text("flu")
