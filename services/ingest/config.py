@@ -21,6 +21,12 @@ class IngestConfig(BaseSettings):
     lag_per_replica: int = Field(
         default=1000, ge=1, description="Documents waiting in Kafka a replica, above which Serve adds one."
     )
+    upscale_delay_s: float = Field(
+        default=30.0, ge=0, description="Seconds that the lag must ask for more replicas before Serve adds some."
+    )
+    downscale_delay_s: float = Field(
+        default=600.0, ge=0, description="Seconds that the lag must ask for fewer replicas before Serve stops some."
+    )
     num_cpus: float = Field(default=0.25, ge=0, description="CPU share that Ray reserves for a replica.")
     group: str = Field(default="biobracket", min_length=1, description="Kafka consumer group of all replicas.")
     max_documents: int = Field(default=64, ge=1, description="Documents in flight a replica; beyond, reading pauses.")
@@ -31,7 +37,7 @@ class IngestConfig(BaseSettings):
     )
     # Half of it is how long a finished document waits for its commit on an idle stream.
     poll_s: float = Field(default=0.25, gt=0, le=10, description="Seconds that one read of Kafka waits for records.")
-    commit_s: float = Field(default=0.5, gt=0, description="Seconds between commits, and between readings of the lag.")
+    commit_s: float = Field(default=0.2, gt=0, description="Seconds between commits, and between readings of the lag.")
     attempts: int = Field(
         default=5,
         ge=1,
