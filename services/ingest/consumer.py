@@ -55,8 +55,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
-# The client waits for the callback between two heartbeats.
-_REVOKE_S = 0.8
+# The client sends no heartbeat while it waits for the callback; the session outlives both together.
+_FINISH_S = 2.0
+_REVOKE_S = _FINISH_S + 1.0
 # With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
 _SETTLE_POLLS = 20
 # Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
@@ -278,9 +279,16 @@ class Consumer:
 
     def _on_revoked(self, partitions: set[Partition]) -> None:
         """Runs on a thread of the Kafka client, in the middle of a poll."""
-        released = asyncio.run_coroutine_threadsafe(self._release(partitions), self._loop)
+        released = asyncio.run_coroutine_threadsafe(self._give_up(partitions), self._loop)
         with suppress(TimeoutError):  # a busy loop: nothing is committed, and the records are read again
             self._source.commit(released.result(_REVOKE_S))
+
+    async def _give_up(self, partitions: set[Partition]) -> dict[Partition, int]:
+        """Lets what is in flight of partitions finish for a moment, so that no other consumer does it again."""
+        leaving = {task for task, w in self._running.items() if (w.record.topic, w.record.partition) in partitions}
+        if leaving:
+            await asyncio.wait(leaving, timeout=_FINISH_S)
+        return await self._release(partitions)
 
     async def _release(self, partitions: set[Partition]) -> dict[Partition, int]:
         """Drops partitions with all that waits or is in flight of them; what of them can be committed.

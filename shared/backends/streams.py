@@ -73,10 +73,10 @@ class Source:
     what the client does with positions in a rebalance (kafka-python keeps them wherever a partition stays).
 
     ``on_assigned`` and ``on_revoked`` get the partitions that come and go; of those that stay nothing is told. They run
-    on the client's own thread, which also sends heartbeats: they must return within a second. Of this object they may
-    call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked``
-    commits reaches the broker before the partitions go to another member; after a lost session it cannot, and is
-    dropped.
+    on the client's own thread, which also sends heartbeats: they must return within half a session, three seconds. Of
+    this object they may call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and
+    :meth:`assignment`. What ``on_revoked`` commits reaches the broker before the partitions go to another member; after
+    a lost session it cannot, and is dropped.
 
     Errors: :class:`StreamError`.
     """
