@@ -18,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -55,9 +55,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
-# The client sends no heartbeat while it waits for the callback; the session outlives both together.
+# The others go on meanwhile, and this consumer with what it has read of the partitions that it keeps.
 _FINISH_S = 2.0
-_REVOKE_S = _FINISH_S + 1.0
 # With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
 _SETTLE_POLLS = 20
 # Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
@@ -265,46 +264,36 @@ class Consumer:
             # `from None`: a message or traceback may hold what was being processed.
             raise RuntimeError(f"ingest: {type(self._failure).__name__} while a record was handled") from None
 
-    def _uncommitted(self, watermarks: Mapping[Partition, Watermark]) -> dict[Partition, int]:
-        return {
+    async def _commit(self) -> None:
+        offsets = {
             partition: watermark.position
-            for partition, watermark in watermarks.items()
+            for partition, watermark in self._watermarks.items()
             if watermark.position != self._committed[partition]
         }
-
-    async def _commit(self) -> None:
-        offsets = self._uncommitted(self._watermarks)
         await self._in_kafka_thread(self._source.commit, offsets)
         self._committed.update(offsets)
 
-    def _on_revoked(self, partitions: set[Partition]) -> None:
+    def _on_revoked(self, partitions: set[Partition]) -> Future[dict[Partition, int]]:
         """Runs on a thread of the Kafka client, in the middle of a poll."""
-        released = asyncio.run_coroutine_threadsafe(self._give_up(partitions), self._loop)
-        with suppress(TimeoutError):  # a busy loop: nothing is committed, and the records are read again
-            self._source.commit(released.result(_REVOKE_S))
+        return asyncio.run_coroutine_threadsafe(self._release(partitions, _FINISH_S), self._loop)
 
-    async def _give_up(self, partitions: set[Partition]) -> dict[Partition, int]:
-        """Lets what is in flight of partitions finish for a moment, so that no other consumer does it again."""
-        leaving = {task for task, w in self._running.items() if (w.record.topic, w.record.partition) in partitions}
-        if leaving:
-            await asyncio.wait(leaving, timeout=_FINISH_S)
-        return await self._release(partitions)
-
-    async def _release(self, partitions: set[Partition]) -> dict[Partition, int]:
+    async def _release(self, partitions: set[Partition], finish_s: float = 0.0) -> dict[Partition, int]:
         """Drops partitions with all that waits or is in flight of them; what of them can be committed.
 
-        Whoever calls it sees to it that they are read again from their committed offsets.
+        What is in flight has ``finish_s`` seconds, so that no other consumer does it again. Whoever calls this sees to
+        it that the partitions are read again from their committed offsets.
         """
+        # Before anything is waited for: a partition that comes back meanwhile begins anew.
         gone = {each: self._watermarks.pop(each) for each in partitions & self._watermarks.keys()}
-        offsets = self._uncommitted(gone)
-        for partition in gone:
-            del self._committed[partition]
+        committed = {partition: self._committed.pop(partition) for partition in gone}
         watermarks = set(gone.values())
         self._backlog = deque(work for work in self._backlog if work.watermark not in watermarks)
-        for task, work in self._running.items():
-            if work.watermark in watermarks:
-                task.cancel()
-        return offsets
+        leaving = {task for task, work in self._running.items() if work.watermark in watermarks}
+        if leaving and finish_s:
+            await asyncio.wait(leaving, timeout=finish_s)
+        for task in leaving:
+            task.cancel()
+        return {each: mark.position for each, mark in gone.items() if mark.position != committed[each]}
 
     async def _settle(self) -> None:
         """Waits for what is in flight where the stop was asked for, commits, and drops the rest."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 Partition = tuple[str, int]
 Headers = tuple[tuple[str, bytes], ...]
-Callback = Callable[[set[Partition]], None]
+# Returns, if anything, the next offsets to read, to be committed once they are known.
+Callback = Callable[[set[Partition]], Future[dict[Partition, int]] | None]
 
 DeadLetterReason = Literal[
     # The value is not JSON, or not UTF-8.

@@ -45,6 +45,9 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
 _SESSION_MS = 6_000
 _HEARTBEAT_MS = 1_000
+# How long a future of `on_revoked` is waited for, and how often it is looked at.
+_REVOKE_S = 4.0
+_BREATH_S = 0.02
 # A member that does not poll for so long is taken for stuck, and its partitions go to others.
 _POLL_MS = 300_000
 # Latency of an idle stream follows this wait with Tansu; Kafka itself answers when there is something. 100 ms costs ten
@@ -73,10 +76,10 @@ class Source:
     what the client does with positions in a rebalance (kafka-python keeps them wherever a partition stays).
 
     ``on_assigned`` and ``on_revoked`` get the partitions that come and go; of those that stay nothing is told. They run
-    on the client's own thread, which also sends heartbeats: they must return within half a session, three seconds. Of
-    this object they may call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and
-    :meth:`assignment`. What ``on_revoked`` commits reaches the broker before the partitions go to another member; after
-    a lost session it cannot, and is dropped.
+    on the client's own thread, which also sends heartbeats: they must return within a second. Of this object they may
+    call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked``
+    commits, or a future that it returns, reaches the broker before the partitions go to another member. The future is
+    waited for some seconds while heartbeats go on. After a lost session nothing can be committed, and it is dropped.
 
     Errors: :class:`StreamError`.
     """
@@ -212,6 +215,10 @@ class Source:
         for partition in partitions:
             self._committed.pop(partition, None)
 
+    async def _breathe(self) -> None:
+        """Lets the client's loop do other things, such as heartbeats."""
+        await self._consumer._net.sleep(_BREATH_S)  # noqa: SLF001 - the loop is kafka-python's own, not asyncio's
+
     async def _commit_soon(self, offsets: Mapping[Partition, int]) -> None:
         try:
             await self._consumer.commit_async(_positions(offsets))
@@ -277,7 +284,13 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         await self._flush()
 
     async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
-        self._call(self._on_revoked, revoked)
+        offsets = self._call(self._on_revoked, revoked)
+        if offsets is not None:
+            deadline = time.monotonic() + _REVOKE_S
+            while not offsets.done() and time.monotonic() < deadline:
+                await self._source._breathe()  # noqa: SLF001
+            if offsets.done() and not offsets.cancelled() and offsets.exception() is None:
+                self.pending.update(offsets.result())
         await self._flush()
         self._source._forget({(p.topic, p.partition) for p in revoked})  # noqa: SLF001 - two halves of one thing
 
@@ -287,12 +300,12 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self.assignor.forget()
         self._source._forget({(p.topic, p.partition) for p in lost})  # noqa: SLF001
 
-    def _call(self, callback: Callback | None, partitions: Collection[Any]) -> None:
+    def _call(self, callback: Callback | None, partitions: Collection[Any]) -> Future[dict[Partition, int]] | None:
         if callback is None or not partitions:
-            return
+            return None
         self._thread = threading.get_ident()
         try:
-            callback({(p.topic, p.partition) for p in partitions})
+            return callback({(p.topic, p.partition) for p in partitions})
         finally:
             self._thread = None
 

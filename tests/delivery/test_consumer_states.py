@@ -115,6 +115,7 @@ class Client:
         self.waiting = threading.Event()
         self.free = False
         self._listener: Any = None
+        self._net = asyncio
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self._listener = listener

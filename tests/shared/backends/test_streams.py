@@ -350,7 +350,7 @@ def test_what_was_dropped_is_read_again_whatever_the_client_keeps(
         _wait(lambda: len(one.read) + len(other.read) >= len(expected))
         assert first.assignment()
     assert went[0] == {(stream.topic_documents, p) for p in range(3)}
-    assert _places(one.read + other.read) == expected
+    assert sorted(set(_places(one.read + other.read))) == expected
 
 
 @pytest.mark.slow
