@@ -121,6 +121,7 @@ class Source:
         Must be called again within five minutes, else the group gives the partitions to another member.
         """
         with self._lock, _translated(self._settings):
+            self._finish_rejoin()
             self._rewind()
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = []
@@ -195,6 +196,16 @@ class Source:
     def _assigned(self, partitions: Iterable[Partition]) -> list[Any]:
         assigned = self._consumer.assignment() or set()
         return [p for p in (TopicPartition(*partition) for partition in partitions) if p in assigned]
+
+    def _finish_rejoin(self) -> None:
+        """Goes on with a rejoin that the last poll was too short for.
+
+        kafka-python forgets one that only changed metadata called for: this member, as the leader, would get no
+        partitions, and send no heartbeats, for good.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        if coordinator.rebalance_in_progress():
+            coordinator.request_rejoin()
 
     def _rewind(self) -> None:
         assigned = self.assignment()

@@ -116,6 +116,7 @@ class Client:
         self.free = False
         self._listener: Any = None
         self._net = asyncio
+        self._coordinator = SimpleNamespace(rebalance_in_progress=lambda: False)
 
     def subscribe(self, topics: list[str], listener: Any) -> None:
         self._listener = listener

@@ -519,6 +519,19 @@ def test_topics_are_made_once(stream: Settings, source: Callable[..., Source]) -
     assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
 
 
+def test_a_rejoin_that_outlives_a_poll_is_finished(stream: Settings, source: Callable[..., Source]) -> None:
+    """The client forgets one that only changed metadata called for, and would neither read nor send heartbeats."""
+    ensure_topics(stream)
+    member = source()
+    _until(member, lambda: len(member.assignment()) == 3)
+    coordinator = member._consumer._coordinator
+    coordinator._assignment_snapshot = {}  # as if the topic were new to the leader
+    _wait(lambda: member.poll(0.0, 1) == [] and coordinator.rebalance_in_progress())
+    _wait(lambda: coordinator._join_task.is_done)
+    _until(member, lambda: not coordinator.rebalance_in_progress())
+    assert len(member.assignment()) == 3
+
+
 def test_a_dead_letter_can_be_replayed(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
     sink.send(stream.topic_documents, b"k", b"\xff not json", (("trace", b"1"),)).result(PATIENCE_S)
     (record,) = _read(source(), 1)
