@@ -14,7 +14,7 @@ import psutil
 from services.runtime import attached, running
 from shared.settings import Settings
 
-PATIENCE_S = float(__import__("os").environ.get("P", "600"))
+PATIENCE_S = 600.0
 
 
 class Command:
