@@ -1,127 +1,155 @@
-"""Decoded lines: what was decided at each step, and what a line and its candidates are made of. For every engine."""
+"""Decoded lines: what was decided at each step, and the message that is made of them. For every engine."""
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.text.grammar import Action, State, tagged_text
+from shared.text.grammar import ABSENT, CLOSE, LABEL, OPEN, Action, Labels, LineState, Typed, tagged_text
 from shared.text.pieces import Pieces
 
-Range = tuple[int, int]  # of pieces
+Embeddings = Mapping[Typed, NDArray[np.float32]]
+"""Of mentions and alternatives, by range of pieces and type: vectors of length one."""
 
 
 @dataclass(slots=True)
 class Step:
-    """A settled action, with the log-probability of each admissible one at its decision (none: nothing to decide)."""
+    """A settled action, and the log-probability of each admissible one at its decision (none: nothing to decide)."""
 
     action: Action
     logprobs: dict[Action, float] | None
 
+    @property
+    def logprob(self) -> float:
+        """Of the action itself."""
+        return 0.0 if self.logprobs is None else self.logprobs[self.action]
+
 
 class Start(NamedTuple):
-    """How a line begins."""
+    """How a line begins.
 
-    presence: float  # probability that the type is there at all
-    forced: bool  # the type is absent, but had enough of a chance that the line is decoded all the same
+    ``presence``: probability that the segment has a mention at all; ``forced``: it has most likely none, but enough of a
+    chance of one that the line is decoded all the same.
+    """
+
+    presence: float
+    forced: bool
     first: Step
 
 
-class PassedOver(NamedTuple):
-    """An action that was not taken. ``at``: index of the step in whose place it would stand; ``state``: before it."""
-
-    at: int
-    state: State
-    action: Action
-    logprob: float  # for a closing that of its opening included
-
-
-def begun(decided: Mapping[Action, float], floor: float) -> Start:
-    """The first action from the log-probabilities of the admissible ones. ``floor``: see ``candidate_floor``."""
-    presence = 1.0 - math.exp(decided[Action.ABSENT]) if Action.ABSENT in decided else 1.0
+def start(decided: Mapping[Action, float], floor: float) -> Start:
+    """The first action, from the log-probabilities of the admissible ones. ``floor``: see ``candidate_floor``."""
+    presence = 1.0 - math.exp(decided[ABSENT]) if ABSENT in decided else 1.0
     best = max(decided, key=decided.__getitem__)
-    forced = best is Action.ABSENT and len(decided) > 1 and presence >= floor
-    if best is Action.ABSENT and not forced:
+    forced = best == ABSENT and len(decided) > 1 and presence >= floor
+    if best == ABSENT and not forced:
         return Start(presence, False, Step(best, dict(decided)))
-    rest: dict[Action, float] = {a: p for a, p in decided.items() if a is not Action.ABSENT}
+    rest = {a: p for a, p in decided.items() if a != ABSENT}
     norm = math.log(sum(math.exp(p) for p in rest.values()) or 1e-300)
-    rest = {a: p - norm for a, p in rest.items()}  # given that the type is there
+    rest = {a: p - norm for a, p in rest.items()}  # given that there is a mention
     return Start(presence, forced, Step(max(rest, key=rest.__getitem__), rest))
 
 
-def spans(pieces: int, steps: Iterable[Step]) -> list[tuple[Range, float]]:
-    """The line's mentions as piece ranges, with the log-probability of their two brackets."""
-    state = State(pieces)
+def mentions(begin: LineState, labels: Labels, steps: Iterable[Step]) -> dict[Typed, float]:
+    """The line's mentions, with the log-probability of their brackets and type.
+
+    ``begin``: the state before the line; it is used up.
+    """
     opened: list[float] = []
-    out = []
+    closing = 0.0
+    found: dict[Typed, float] = {}
     for step in steps:
-        logprob = 0.0 if step.logprobs is None else step.logprobs[step.action]
-        if step.action is Action.OPEN:
-            opened.append(logprob)
-        if (span := state.apply(step.action)) is not None:
-            out.append((span, opened.pop() + logprob))
-    return out
-
-
-def passed_over(pieces: int, steps: Iterable[Step], floor: float) -> Iterator[PassedOver]:
-    """The brackets that were not taken but had a log-probability of at least ``floor``."""
-    state = State(pieces)
-    opened: list[float] = []
-    for index, step in enumerate(steps):
-        for action, logprob in (step.logprobs or {}).items():
-            if action is step.action or logprob < floor:
-                continue
-            if action is Action.CLOSE:
-                yield PassedOver(index, state, action, opened[-1] + logprob)
-            elif action is Action.OPEN:
-                yield PassedOver(index, state, action, logprob)
-        if step.action is Action.OPEN:
-            opened.append((step.logprobs or {}).get(Action.OPEN, 0.0))
-        elif step.action is Action.CLOSE:
-            opened.pop()
-        state.apply(step.action)
+        if step.action == OPEN:
+            opened.append(step.logprob)
+        elif step.action == CLOSE:
+            closing = step.logprob
+        elif step.action >= LABEL:
+            closing += step.logprob
+        if (closed := begin.apply(step.action)) is not None:
+            first, last, type_ = closed
+            found[first, last, labels.types[type_]] = opened.pop() + closing
+    return found
 
 
 def alternatives(
-    pieces: Pieces, begin: Start, steps: Sequence[Step], beyond: Mapping[Range, float], floor: float
+    pieces: Pieces,
+    begin: Start,
+    own: Mapping[Typed, float],
+    beyond: Mapping[Typed, float],
+    floor: float,
+    embeddings: Embeddings,
 ) -> tuple[Alternative, ...]:
-    """The candidates beyond the greedy mentions: ``beyond``, with their log-probabilities, and a forced line's own."""
-    own = dict(spans(len(pieces), steps))
+    """The candidates beyond the greedy mentions: ``beyond``, with their log-probabilities, and a forced line's ``own``."""
     found = {**beyond, **own} if begin.forced else {s: p for s, p in beyond.items() if s not in own}
     presence = math.log(begin.presence) if begin.forced else 0.0
     return tuple(
-        Alternative(start=pieces.cores[s], end=pieces.ends[e - 1], logprob=min(0.0, p + presence))
-        for (s, e), p in sorted(found.items())
-        if p + presence >= floor
+        Alternative(
+            start=pieces.cores[span[0]],
+            end=pieces.ends[span[1] - 1],
+            type=span[2],
+            logprob=min(0.0, logprob + presence),
+            embedding=packed(embeddings.get(span)),
+        )
+        for span, logprob in sorted(found.items())
+        if logprob + presence >= floor
     )
 
 
 def tagged_line(
     segment: Segment,
-    type_: str,
     pieces: Pieces,
+    labels: Labels,
     begin: Start,
     steps: Sequence[Step],
-    others: tuple[Alternative, ...],
+    others: tuple[Alternative, ...] = (),
+    embeddings: Embeddings | None = None,
 ) -> TaggedLine:
-    """The message; of an absent type, or of a line that was forced, with no greedy mention."""
+    """The message; where there is no mention, or the line was forced, with no greedy mention."""
     tagged = ""
-    brackets: tuple[float, ...] = ()
-    if not begin.forced and begin.first.action is not Action.ABSENT:
-        tagged = tagged_text(pieces, [step.action for step in steps])
-        brackets = tuple(
-            min(0.0, 0.0 if step.logprobs is None else step.logprobs[step.action])
-            for step in steps
-            if step.action in (Action.OPEN, Action.CLOSE)
-        )
+    brackets: list[float] = []
+    vectors: tuple[str | None, ...] | None = None
+    if not begin.forced and begin.first.action != ABSENT:
+        tagged = tagged_text(pieces, [step.action for step in steps], labels)
+        for step in steps:
+            if step.action in (OPEN, CLOSE):
+                brackets.append(min(0.0, step.logprob))
+            elif step.action >= LABEL:
+                brackets[-1] = min(0.0, brackets[-1] + step.logprob)
+        if embeddings:
+            vectors = tuple(packed(embeddings.get(span)) for span in opened(len(pieces), labels, steps))
     return TaggedLine(
         segment=segment,
-        type=type_,
-        tagged=tagged,
+        types=labels.types,
+        tagged=tagged if brackets else "",
         presence=min(1.0, max(0.0, begin.presence)),
-        brackets=brackets,
+        brackets=tuple(brackets),
+        embeddings=vectors,
         alternatives=others,
     )
+
+
+def opened(pieces: int, labels: Labels, steps: Iterable[Step]) -> list[Typed]:
+    """The line's mentions in the order of their opening brackets."""
+    state = LineState(pieces, labels.root)
+    found: list[Typed | None] = []
+    places: list[int] = []
+    for step in steps:
+        if step.action == OPEN:
+            places.append(len(found))
+            found.append(None)
+        if (closed := state.apply(step.action)) is not None:
+            first, last, type_ = closed
+            found[places.pop()] = (first, last, labels.types[type_])
+    return [span for span in found if span is not None]
+
+
+def packed(vector: NDArray[np.float32] | None) -> str | None:
+    """A vector as the messages carry it: base64 of its numbers in 16 bits, the lower byte first."""
+    return None if vector is None else base64.b64encode(vector.astype("<f2").tobytes()).decode()

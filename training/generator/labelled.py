@@ -1,4 +1,4 @@
-"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.labelled`).
+"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.grammar`).
 
 Beside the line's loss, a head on the states around a mention's brackets learns to tell right mentions from wrong ones:
 what selection decides by, without reading the segment again.
@@ -20,8 +20,7 @@ from shared.model.base_model import load_tokenizer
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
-from shared.text.labelled import SCHEME
+from shared.text.grammar import SCHEME, CopyTokens
 from training.config import ConfigError, GeneratorConfig
 from training.data import mixing
 from training.data.corpora import Example, corpus_folder, read
