@@ -8,8 +8,7 @@ from pathlib import Path
 
 from shared.model.folders import adapter_folder
 from shared.settings import Settings
-
-SCHEME = "per-type.v1"
+from shared.text.labelled import SCHEME
 
 
 def generator_revision(settings: Settings) -> str:
