@@ -8,7 +8,7 @@ from pathlib import Path
 
 from shared.model.folders import adapter_folder
 from shared.settings import Settings
-from shared.text.labelled import SCHEME
+from shared.text.grammar import SCHEME
 
 
 def generator_revision(settings: Settings) -> str:

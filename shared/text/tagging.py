@@ -3,8 +3,8 @@ r"""Symbolic tagging, scheme ``labelled.v1``: a text with brackets around its me
 ``[[CD28 | Protein] surface receptor | DNA]`` has a protein within a DNA. Nested mentions nest brackets. Brackets cannot
 express spans that cross, so those go to further rows, each a copy of the whole text. Brackets, bars and backslashes of
 text and labels are escaped with a backslash, which makes every row exactly reversible. Method: "A Unified Biomedical
-Named Entity Recognition Framework with Large Language Models" (arXiv 2510.08902); labels inside the line: "Decoding the
-structure of NER prompts" (arXiv 2601.17898).
+Named Entity Recognition Framework with Large Language Models" (arXiv 2510.08902); labels inside the line: arXiv
+2601.17898.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ def beyond(line: Line, floor: float, longest: int, lookahead: int, cache: Cache)
     grown = 0
     while branches:
         total = sum(len(branch.ask.ids) for branch in branches)
-        make_room(line, grown + total, cache)
+        make_room(line, line.past + grown, total, cache)
         (answer,) = yield [_part(line, branches, grown)]
         grown += total
         branches = _grow(branches, answer)

@@ -121,7 +121,7 @@ def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache) -> Task[No
         ids = _draft(line, memory, lookahead)
         answer = None
         if ids:
-            make_room(line, len(ids), cache)
+            make_room(line, line.past, len(ids), cache)
             (answer,) = yield [
                 Part(
                     ids,
@@ -136,13 +136,13 @@ def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache) -> Task[No
         _check(line, answer)
 
 
-def make_room(line: Line, tokens: int, cache: Cache) -> None:
-    """See that so many tokens fit behind those that the line has in the cache."""
-    if line.past + tokens > line.room:
+def make_room(line: Line, past: int, tokens: int, cache: Cache) -> None:
+    """See that so many tokens fit behind the first ``past`` of the line's row, which stay."""
+    if past + tokens > line.room:
         slot, room = line.slot, line.room
         line.room = 2 * room + tokens
         line.slot = cache.take(line.room)
-        cache.copy(slot, line.slot, line.past)
+        cache.copy(slot, line.slot, past)
         cache.give_back(slot, room)
 
 

@@ -63,30 +63,23 @@ class Forward:
         ids: list[int] = []
         positions: list[int] = []
         blocks: list[Block] = []
-        wanted: list[int] = []
+        rows: dict[int, int] = {}  # of the states, by token of the pass: a token is wanted once
+        asked: list[int] = []
+        kept: list[list[int]] = []
+        options: list[tuple[int, ...]] = []
         for part in parts:
-            start = len(ids)
+            begin = len(ids)
             ids += part.ids
             positions += part.positions
-            wanted += [start + token for token, _ in part.asked]
-            wanted += [start + token for token in part.kept]
-            blocks.append(Block(start, len(ids), part.mask, self._sliding(part), part.past, part.slot))
-        hidden = self._body(ids, positions, blocks, wanted, cache).float()
-        rows: list[int] = []
-        options: list[tuple[int, ...]] = []
-        begin = 0
-        for part in parts:
-            rows += range(begin, begin + len(part.asked))
+            blocks.append(Block(begin, len(ids), part.mask, self._sliding(part), part.past, part.slot))
+            asked += [rows.setdefault(begin + token, len(rows)) for token, _ in part.asked]
+            kept.append([rows.setdefault(begin + token, len(rows)) for token in part.kept])
             options += [first for _, first in part.asked]
-            begin += len(part.asked) + len(part.kept)
-        logprobs = iter(self._logprobs(hidden[rows], options))
-        answers = []
-        begin = 0
-        for part in parts:
-            kept = begin + len(part.asked)
-            begin = kept + len(part.kept)
-            answers.append(Answer([next(logprobs) for _ in part.asked], hidden[kept:begin]))
-        return answers
+        hidden = self._body(ids, positions, blocks, list(rows), cache).float()
+        logprobs = iter(self._logprobs(hidden[asked], options))
+        return [
+            Answer([next(logprobs) for _ in part.asked], hidden[own]) for part, own in zip(parts, kept, strict=True)
+        ]
 
     def _sliding(self, part: Part) -> Tensor | None:
         """The mask of sliding layers; none where the window does not bite."""
