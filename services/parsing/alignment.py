@@ -1,8 +1,8 @@
 """Spans of a copy that differs from its text, carried over to the text.
 
 Characters are compared by their compatibility form, in one case and without white space (:func:`comparable`). A
-longest-block alignment (Ratcliff and Obershelp, as in :mod:`difflib`) carries a span over; a span of which too little is
-aligned is looked up literally. The work is bounded whatever the lengths.
+longest-block alignment (Ratcliff and Obershelp, as in :mod:`difflib`) carries a span over; where it matches too
+little, the span is looked up literally. The work is bounded whatever the lengths.
 """
 
 from __future__ import annotations
