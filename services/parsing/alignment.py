@@ -24,8 +24,9 @@ Difference = Literal[
 ]
 """How a copy differs from its text."""
 
-# Pairs of equal characters that one alignment may look at, about half a second of work; its time grows with them. Two
-# English texts of 700 characters, the longest segments, have 30,000, and an alignment looks at them a few times.
+# Pairs of equal characters that the alignments of a line may look at, about half a second of work; the time grows with
+# them. Two English texts of 700 characters, the longest segments, have 30,000, and an alignment looks at them a few
+# times.
 MAX_PAIRS = 3_000_000
 # What the alignment does not place is looked up literally: so many spans of a copy, none longer than so many
 # characters, at so many places each.
@@ -46,11 +47,11 @@ Span = tuple[int, int]
 class Alignment:
     """A copy aligned to its text. Spans are half-open character ranges."""
 
-    def __init__(self, copy: str, text: str) -> None:
+    def __init__(self, copy: str, text: str, max_pairs: int = MAX_PAIRS) -> None:
         self._copy, self._text = copy, text
         self._said, self._sources = comparable(copy)
         self._meant, self._targets = comparable(text)
-        self._to = matches(self._said, self._meant)
+        self._to = matches(self._said, self._meant, max_pairs)
         self._matched = [i for i, target in enumerate(self._to) if target >= 0]
         self._matched_before = list(accumulate((target >= 0 for target in self._to), initial=0))
         self._searches = 0
@@ -127,11 +128,11 @@ class Alignment:
         return None
 
 
-def matches(said: str, meant: str) -> list[int]:
+def matches(said: str, meant: str, max_pairs: int = MAX_PAIRS) -> list[int]:
     """For each character of ``said`` the index of its match in ``meant``, or -1; the indices rise.
 
     The longest common block first, then what lies left and right of it, as :mod:`difflib` does, but widest stretches
-    first and only as far as ``MAX_PAIRS`` allows: repetitive texts would take cubic time.
+    first and only as far as ``max_pairs`` allows: repetitive texts would take cubic time.
     """
     if said == meant:
         return list(range(len(said)))
@@ -140,7 +141,7 @@ def matches(said: str, meant: str) -> list[int]:
     pairs = list(accumulate((counts[key] for key in said), initial=0))
     matcher = SequenceMatcher(None, said, meant, autojunk=False)
     stretches = deque([(0, len(said), 0, len(meant))])
-    left = MAX_PAIRS
+    left = max_pairs
     while stretches:
         a, b, c, d = stretches.popleft()
         left -= pairs[b] - pairs[a]

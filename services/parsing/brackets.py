@@ -13,9 +13,10 @@ import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
-from services.parsing.alignment import Alignment, Difference, Span, comparable, folded, matches
+from services.parsing.alignment import MAX_PAIRS, Alignment, Difference, Span, comparable, folded, matches
 from services.parsing.labels import Labels
 from shared.entity_types import TYPES
 from shared.messages import Candidate, Parsed, Segment, TaggedLine
@@ -44,7 +45,7 @@ Repair = (
 )
 """Kinds of repair, the keys of ``Parsed.repairs``."""
 
-# Copies of a segment that are aligned to it; each may cost what one alignment may.
+# Copies of a segment that are aligned to it, each with its share of ``MAX_PAIRS``.
 MAX_COPIES = 8
 
 _TOKEN = re.compile(r"\\[\\\[\]|]|[\[\]|]|[^\\\[\]|]+|\\")
@@ -233,10 +234,12 @@ def _bracketed(
         for own in exact:
             yield from _pairs(own, repairs)
         return
-    for i, (copy, own) in enumerate(_copies(said, brackets, text)):
-        if i == MAX_COPIES:
-            repairs["overlong"] += 1
-            break
+    copies = list(islice(_copies(said, brackets, text), MAX_COPIES + 1))
+    if len(copies) > MAX_COPIES:
+        repairs["overlong"] += 1
+        copies.pop()
+    max_pairs = MAX_PAIRS // len(copies)
+    for i, (copy, own) in enumerate(copies):
         if i:
             repairs["extra-lines"] += 1
         copy, own, default = _without_header(copy, own, line, labels, repairs)
@@ -244,13 +247,13 @@ def _bracketed(
             repairs["absent-mark"] += 1
             continue
         if not escapes and ("[" in text or "]" in text) and own:
-            copy, own = _restore_brackets(copy, own, text, repairs)
+            copy, own = _restore_brackets(copy, own, text, max_pairs, repairs)
         own = [each if each.label is not None else each._replace(label=default) for each in own]
         pairs = list(_pairs(own, repairs))
         if copy == text:
             yield from pairs
         elif copy.strip():
-            yield from _carried_over(copy, pairs, text, repairs)
+            yield from _carried_over(copy, pairs, text, max_pairs, repairs)
 
 
 def _pairs(brackets: Iterable[_Bracket], repairs: Counter[str]) -> Iterator[_Pair]:
@@ -331,7 +334,7 @@ def _without_header(
 
 
 def _restore_brackets(
-    copy: str, brackets: list[_Bracket], text: str, repairs: Counter[str]
+    copy: str, brackets: list[_Bracket], text: str, max_pairs: int, repairs: Counter[str]
 ) -> tuple[str, list[_Bracket]]:
     """Brackets that stand where the segment has literal ones become text."""
     parts: list[str] = []
@@ -344,7 +347,7 @@ def _restore_brackets(
     parts.append(copy[done:])
     whole = "".join(parts)
     keys, sources = comparable(whole)
-    aligned = matches(keys, folded(text))
+    aligned = matches(keys, folded(text), max_pairs)
     literal = {sources[i] for i, to in enumerate(aligned) if to >= 0}.intersection(places)
     # Of several brackets in a row the outer ones are the text's: `[[CD28]]` is a mention in literal brackets.
     for run in re.finditer(r"\[{2,}|\]{2,}", whole):
@@ -385,9 +388,9 @@ def _labelled(brackets: list[_Bracket], places: list[int], literal: set[int]) ->
     return found
 
 
-def _carried_over(copy: str, pairs: list[_Pair], text: str, repairs: Counter[str]) -> Iterator[_Pair]:
+def _carried_over(copy: str, pairs: list[_Pair], text: str, max_pairs: int, repairs: Counter[str]) -> Iterator[_Pair]:
     """Spans of a copy that differs from the segment, as spans of the segment."""
-    alignment = Alignment(copy, text)
+    alignment = Alignment(copy, text, max_pairs)
     repairs.update(alignment.differences())
     for pair in sorted(pairs, key=lambda pair: (pair.start, -pair.end)):
         span = alignment.span(pair.start, pair.end)
