@@ -1,9 +1,10 @@
-"""The application graph: which service calls which. Each deployment's replicas and resources stand in its config.
+"""The application graph: which service calls which. Each service's config.py sets its replicas and resources.
 
     query ──► pipeline ──► generation, parsing, selection
     ingest ──► pipeline
 
-``serve run services.app:app`` runs it on a Ray cluster; ``biobracket up`` on this machine, with its own servers.
+``serve run services.app:app`` runs it on a Ray cluster; ``biobracket up`` runs it on this machine, with its own
+servers.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ NAME = "biobracket"
 
 
 def app(args: dict[str, Any] | None = None) -> Application:
-    """The application. It takes no arguments: its settings are environment variables, see ``biobracket settings``."""
+    """Build the application. It takes no arguments: see ``biobracket settings`` for its environment variables."""
     if args:
-        raise ValueError(f"{', '.join(sorted(args))}: the application takes no arguments; set BIOBRACKET_ variables")
+        raise ValueError(
+            f"{', '.join(sorted(args))}: the application takes no arguments; set BIOBRACKET_ environment variables"
+        )
     generation = Generation.bind()
     pipeline = PipelineService.bind(generation, Parsing.bind(), Selection.bind())
     return Query.bind(pipeline, generation, Ingest.bind(pipeline))

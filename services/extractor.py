@@ -1,6 +1,6 @@
-"""The whole extraction in one process, with no Ray, Kafka or Redis: what evaluation, calibration and benchmarks run.
+"""The whole extraction in one process, without Ray, Kafka or Redis, for evaluation, calibration and benchmarks.
 
-The cores are those of the services, wired as in :mod:`services.app`.
+It runs the same code as the services, wired as in :mod:`services.app`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shared.settings import Settings
 
 
 class NoCache:
-    """A segment cache that holds nothing: every segment is generated, as a measurement wants it."""
+    """A segment cache that holds nothing, so that every segment is generated and measured."""
 
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
         return [None] * len(keys)
@@ -49,7 +49,7 @@ class Extractor:
         generator_revision: str = "",
         cache: SegmentCache | None = None,
     ) -> None:
-        """``cache``: of the generator's lines, by ``generator_revision``; none where each is to be generated."""
+        """``cache``: holds the generator's lines, by ``generator_revision``; without one every line is generated."""
         self.engine = engine
         self.selector = selector
         self._model_revision = model_revision
@@ -58,7 +58,7 @@ class Extractor:
 
     @classmethod
     def load(cls, settings: Settings, calibration: Calibration | None = None, lines: Path | None = None) -> Extractor:
-        """Base model, adapter, selector and calibration of the settings; ``lines``: of a :class:`LineFile`."""
+        """Load what the settings name. ``calibration`` replaces theirs; ``lines``: the file of a :class:`LineFile`."""
         return cls(
             load(settings, GenerationConfig()),
             Selector.load(settings, calibration),
@@ -70,15 +70,15 @@ class Extractor:
     def extract(
         self, documents: Iterable[Document], done: Callable[[Extraction], None] = lambda extraction: None
     ) -> list[Extraction]:
-        """The extraction of each document, in order. ``done`` is called as each is finished."""
+        """The extraction of each document, in order. ``done`` is called with each as soon as it is finished."""
         return asyncio.run(self._extract(list(documents), done, None))
 
     def candidates(
         self, documents: Sequence[Document], done: Callable[[Extraction], None] = lambda extraction: None
     ) -> list[list[Candidate]]:
-        """What there would be to select from in each document, whose ids differ: one for each span and type, in order.
+        """The candidates in each document, one for each span and type, sorted. Document ids must differ.
 
-        Nothing is selected, and what ``done`` gets has no entities.
+        Selection is skipped, so the extractions that ``done`` gets have no entities.
         """
         found: dict[str, dict[tuple[int, int, str], Candidate]] = {document.id: {} for document in documents}
 
@@ -87,7 +87,7 @@ class Extractor:
                 found[c.segment.document_id][c.start, c.end, c.type] = c
 
         asyncio.run(self._extract(list(documents), done, collect))
-        return [[of[key] for key in sorted(of)] for of in found.values()]
+        return [[by_span[key] for key in sorted(by_span)] for by_span in found.values()]
 
     async def _extract(
         self,
@@ -104,11 +104,11 @@ class Extractor:
             full="",
             executor=executor,
         )
-        turns = asyncio.Semaphore(64)  # enough to keep the engine busy, and no more state than that
+        in_flight = asyncio.Semaphore(64)  # enough documents to keep the engine busy, while bounding memory
 
         async def generate(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-            asked = [self.engine.submit(TagRequest(segment, types)) for segment in segments]
-            lines = await asyncio.gather(*map(asyncio.wrap_future, asked))
+            futures = [self.engine.submit(TagRequest(segment, types)) for segment in segments]
+            lines = await asyncio.gather(*map(asyncio.wrap_future, futures))
             return tuple(line for found in lines for line in found)
 
         async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
@@ -132,7 +132,7 @@ class Extractor:
         )
 
         async def one(document: Document) -> Extraction:
-            async with turns:
+            async with in_flight:
                 extraction = await pipeline.extract(document)
             done(extraction)
             return extraction

@@ -7,7 +7,7 @@ Offsets are Unicode code points into the document as it arrived; ``end`` is excl
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -76,6 +76,11 @@ class Document(Message):
     @classmethod
     def _unique(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if value is None else tuple(dict.fromkeys(value))
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        return {} if value is None else value
 
     @property
     def sha256(self) -> str:

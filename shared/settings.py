@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
 def _cache_home() -> Path:
@@ -19,7 +24,8 @@ def _cache_home() -> Path:
 class Settings(BaseSettings):
     """What every service shares. Each service adds its own in its ``config.py``."""
 
-    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_", extra="ignore")
+    # Inputs are hidden in errors: a refused Redis URL holds a password.
+    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_", extra="ignore", hide_input_in_errors=True)
 
     # Streams
     kafka: str = Field(
@@ -46,7 +52,7 @@ class Settings(BaseSettings):
     # Store
     redis: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey URL; with redis_cluster, any node of the cluster.",
+        description="Redis or Valkey URL, its password percent-encoded; with redis_cluster, any node of the cluster.",
     )
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
     result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0 keeps it for good.")
@@ -85,8 +91,76 @@ class Settings(BaseSettings):
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field(default="text", pattern="^(text|json)$", description="`text` or `json`, a record a line.")
 
+    @field_validator("redis")
+    @classmethod
+    def _reads_as_one_address(cls, value: SecretStr) -> SecretStr:
+        _check_redis(value.get_secret_value())
+        return value
+
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """The settings in force in this process, read once from the environment."""
     return Settings()
+
+
+def problem(error: SettingsError | ValidationError) -> str | None:
+    """One line on a setting that cannot be read: variable, what is wrong, remedy. None where it is no setting's error.
+
+    It tells nothing of the value, which can be a secret.
+    """
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        config = next((c for c in _configs(BaseSettings) if c.__name__ == error.title), None)
+        if config is None or not first["loc"]:
+            return None
+        name, said = str(first["loc"][0]), first["msg"].removeprefix("Value error, ")
+        said = said[:1].lower() + said[1:]
+    else:  # of a field that holds JSON; its message has the field alone
+        found = re.search(r'field "(\w+)"', str(error))
+        configs = [c for c in _configs(BaseSettings) if found and _variable(c, found[1]) in os.environ]
+        if found is None or not configs:
+            return None
+        config, name = configs[0], found[1]
+        said = 'is not JSON; write names and strings in double quotes, as {"name": "value"}'
+    field = config.model_fields[name]
+    default = field.get_default(call_default_factory=True)
+    if isinstance(default, SecretStr | Path):
+        default = default.get_secret_value() if isinstance(default, SecretStr) else str(default)
+    meaning = (field.description or name).rstrip(".")
+    shown = json.dumps(default, default=str)
+    return f"{_variable(config, name)}: {said.rstrip('.')}; correct it, or unset it for {shown} (meaning: {meaning})"
+
+
+def _configs(base: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
+    for config in base.__subclasses__():
+        yield config
+        yield from _configs(config)
+
+
+def _variable(config: type[BaseSettings], name: str) -> str:
+    return f"{config.model_config.get('env_prefix', '')}{name}".upper()
+
+
+def _check_redis(url: str) -> None:
+    """ValueError where a Redis URL could be read as another host, port or database than its writer meant."""
+    encode = "percent-encode user and password: # is %23, / is %2F, ? is %3F, [ is %5B, @ is %40"
+    scheme, _, rest = url.partition("://")
+    if scheme not in ("redis", "rediss", "unix"):
+        raise ValueError("does not begin with redis://, rediss:// or unix://; write redis://:password@host:6379/0")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = authority.rpartition("@")
+    # An @ behind the address: the characters before it, which end an address, were part of a password.
+    if "#" in rest or "@" in rest[len(authority) :] or re.search(r"[\[\]]", user):
+        raise ValueError(f"its address cannot be told from its password; {encode}")
+    if scheme == "unix":
+        return
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 - raises where it is none
+    except ValueError:
+        raise ValueError(f"its host or port cannot be read; {encode}") from None
+    if not re.fullmatch(r"/?\d*", parts.path):
+        raise ValueError(f"what stands behind the host is no number of a database; {encode}")
+    if at and not parts.hostname:
+        raise ValueError("has no host behind the @; write redis://:password@host:6379/0")

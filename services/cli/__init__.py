@@ -1,17 +1,38 @@
-"""The ``biobracket`` command: each module beside this one holds a family of commands."""
+"""The ``biobracket`` command; each module of this package holds a family of commands."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+from typer.core import TyperGroup
 
 from services.cli import convert, evaluate, index, settings, stream, train
+from services.cli.console import fail
+from shared.settings import problem
+
+
+class _Commands(TyperGroup):
+    """All commands: a setting that cannot be read is one line, wherever it is read."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (SettingsError, ValidationError) as error:
+            if (said := problem(error)) is None:
+                raise
+            fail(said)
+
 
 cli = typer.Typer(
     name="biobracket",
+    cls=_Commands,
     help="Streaming, bilingual (Chinese and English), nested biomedical named-entity recognition.",
     no_args_is_help=True,
     add_completion=False,
-    # Local variables hold clinical text.
+    # Pretty tracebacks print local variables, which hold clinical text.
     pretty_exceptions_enable=False,
 )
 cli.add_typer(train.train, name="train")

@@ -1,4 +1,4 @@
-"""The score of a generator in training on dev texts, which ``biobracket train generator`` reports."""
+"""F1 on dev texts of a generator during training, reported by ``biobracket train generator``."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from training.evaluation.scores import Scores, score_all
 
 
 class DevScores:
-    """Strict micro F1 on the first texts of each corpus's dev split, of a model in training; it can be pickled.
+    """Strict micro F1 of a model in training, on the first texts of each corpus's dev split. It can be pickled.
 
-    Greedy mentions with the default calibration: the thresholds of a model that still changes mean nothing.
+    Scores greedy mentions with the default calibration, since thresholds cannot be fitted while the model changes.
     """
 
     def __init__(self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int) -> None:
-        """``corpora``: by name, with the mapping of their labels (none: the known one)."""
+        """``corpora``: label mappings by name, None for the built-in one; ``texts``: how many of each."""
         self._settings = settings
         self._corpora = corpora
         self._texts = texts
         self._examples: dict[str, list[Example]] = {}
 
     def __call__(self, model: Any) -> dict[str, float]:
-        """The scores of a causal model with packed attention, by corpus."""
+        """F1 by corpus of a causal model with packed attention."""
         if not self._examples:
             self._examples = {
                 name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]

@@ -1,4 +1,4 @@
-"""The command that scores: ``biobracket evaluate``."""
+"""The command that scores a corpus: ``biobracket evaluate``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from services.cli.console import LimitOption, LinesOption, clear_errors, document_progress, fail, out
+from services.cli.console import LimitOption, LinesOption, clear_errors, document_progress, fail, out, warn_trimmed
 from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.messages import Document, Extraction
+    from training.data.corpora import Example
     from training.evaluation import reports
 
 
@@ -24,21 +25,23 @@ def evaluate(
         str,
         typer.Option(
             "--corpus",
-            help="Any folder of <split>.jsonl files in the format of the README, also of a corpus the model was not "
-            "trained on; or a name below the folder BIOBRACKET_CORPORA names.",
+            help="A folder of <split>.jsonl files in the format of docs/corpora.md, including corpora that the model "
+            "was not trained on; or the name of one in BIOBRACKET_CORPORA.",
         ),
     ],
-    split: Annotated[str, typer.Option("--split", help="Its file: `test` for reporting, `dev` for tuning.")] = "test",
+    split: Annotated[
+        str, typer.Option("--split", help="File of the corpus: `test` for reporting, `dev` for tuning.")
+    ] = "test",
     limit: LimitOption = 0,
     selector: Annotated[
-        str, typer.Option("--selector", help="`on`: that of the settings; `off`: the generator's confidence alone.")
+        str, typer.Option("--selector", help="`on`: as the settings say; `off`: the generator's confidence alone.")
     ] = "on",
-    mapping: Annotated[
+    mapped: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
-            help="A label of the corpus and its type's key, `label=key`; `label=` leaves the label out; repeated. "
-            "Labels that are keys or names of types need none.",
+            help="Map a label of the corpus to a type's key, `label=key`; `label=` ignores the label; repeatable. "
+            "Labels that are keys or names of types need no mapping.",
         ),
     ] = None,
     as_json: Annotated[
@@ -54,56 +57,39 @@ def evaluate(
     ] = None,
     lines: LinesOption = None,
     against: Annotated[
-        Path | None, typer.Option("--against", help="Compare with another run: its predictions.jsonl.")
+        Path | None, typer.Option("--against", help="Compare with another run, given its predictions.jsonl.")
     ] = None,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=100, help="Resamples of intervals and comparison.")
+        int, typer.Option("--resamples", min=100, help="Bootstrap resamples for intervals and comparison.")
     ] = 1000,
 ) -> None:
-    """Strict scores on a corpus: exact boundaries and type, at document offsets; with 95 % intervals and errors."""
+    """Score on a corpus: strict, that is exact boundaries and type, with 95 % intervals and an error analysis."""
     with clear_errors():
         from training.data.corpora import corpus_folder, documents_of, read
         from training.evaluation import predictions, reports
-        from training.evaluation.scores import Scores, score_all
-        from training.evaluation.significance import compare, intervals
 
-        settings = Settings()
-        if selector not in ("on", "off"):
-            fail(f"selector: `{selector}` is neither `on` nor `off`")
-        if selector == "off":
-            settings = settings.model_copy(update={"selector": ""})
+        settings = _settings(selector)
         place = corpus_folder(corpus, settings)
-        given = _mapping(mapping or ())
-        examples = read(place, split, given)[: limit or None]
+        mapping = _mapping(mapped or ())
+        examples = read(place, split, mapping)[: limit or None]
+        warn_trimmed(examples)
         documents = documents_of(examples)
-        # All that can be wrong with the options, before a long run.
-        other = predictions.read(against, documents) if against else None
+        # Everything that can be wrong with the options is checked before a long run.
+        other = None if against is None else (str(against), predictions.read(against, documents))
         if folder is not None:
-            if against is not None and against.resolve() == (folder / reports.PREDICTIONS).resolve():
-                fail("report: its folder holds the run that --against names, which would be lost; name another one")
-            reports.prepare(folder)
+            _prepare(folder, against)
         extractions, seconds = _extractions(source, documents, settings, lines, f"{place.name} {split}")
         if folder is not None:
             predictions.write(folder / reports.PREDICTIONS, extractions)
-        scores = score_all(examples, extractions)
-        comparison = None
-        if against is not None and other is not None:
-            differences = compare(scores, score_all(examples, other), resamples=resamples)
-            comparison = reports.Comparison(str(against), _revisions(other), differences)
-        report = reports.Report(
-            run=reports.Run(
-                corpus=place.name,
-                split=split,
-                model_revision=_revisions(extractions),
-                segments=sum(e.counts.segments for e in extractions),
-                seconds=seconds,
-                mapping=given,
-            ),
-            scores=sum(scores, Scores()),
-            intervals=intervals(scores, resamples=resamples),
-            resamples=resamples,
-            comparison=comparison,
+        run = reports.Run(
+            corpus=place.name,
+            split=split,
+            model_revision=_revisions(extractions),
+            segments=sum(extraction.counts.segments for extraction in extractions),
+            seconds=seconds,
+            mapping=mapping,
         )
+        report = _report(run, examples, extractions, other, resamples)
         if folder is not None:
             report.save(folder)
     if as_json:
@@ -112,21 +98,37 @@ def evaluate(
         _print_report(report)
 
 
+def _settings(selector: str) -> Settings:
+    settings = Settings()
+    if selector not in ("on", "off"):
+        fail(f"selector: `{selector}` is neither `on` nor `off`")
+    return settings if selector == "on" else settings.model_copy(update={"selector": ""})
+
+
 def _mapping(given: Sequence[str]) -> dict[str, str]:
     mapping: dict[str, str] = {}
     for part in given:
         label, _, key = (found.strip() for found in part.rpartition("="))
         if not label:
-            fail(f"map: `{part}` is not `label=key`, such as Gene=protein, or `label=` to leave the label out")
+            fail(f"map: `{part}` is not `label=key`, such as Gene=protein, or `label=` to ignore the label")
         if mapping.setdefault(label, key) != key:
             fail(f"map: the label {label} is given twice, as `{mapping[label]}` and as `{key}`; keep one of them")
     return mapping
 
 
+def _prepare(folder: Path, against: Path | None) -> None:
+    """Make the folder of the report, unless it would overwrite the run to compare with."""
+    from training.evaluation import reports
+
+    if against is not None and against.resolve() == (folder / reports.PREDICTIONS).resolve():
+        fail("report: the folder holds the run given to --against, which would be overwritten; choose another one")
+    reports.prepare(folder)
+
+
 def _extractions(
-    source: Path | None, documents: Sequence[Document], settings: Settings, lines: Path | None, what: str
+    source: Path | None, documents: Sequence[Document], settings: Settings, lines: Path | None, title: str
 ) -> tuple[list[Extraction], float | None]:
-    """The extractions of a file, or those of the model, with the seconds it took where nothing was known before."""
+    """Extractions from a file or from the model; seconds only if the model did all of the work."""
     if source is not None:
         from training.evaluation.predictions import read
 
@@ -134,11 +136,38 @@ def _extractions(
     from services.extractor import Extractor
 
     extractor = Extractor.load(settings, lines=lines)
-    begun = time.monotonic()
-    with document_progress(documents, what) as done:
+    started = time.monotonic()
+    with document_progress(documents, title) as done:
         extractions = extractor.extract(documents, done)
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - started
     return extractions, None if any(e.counts.cached_segments for e in extractions) else seconds
+
+
+def _report(
+    run: reports.Run,
+    examples: Sequence[Example],
+    extractions: Sequence[Extraction],
+    other: tuple[str, Sequence[Extraction]] | None,
+    resamples: int,
+) -> reports.Report:
+    """Score a run and compare it with ``other``: the file of another run and its extractions."""
+    from training.evaluation import reports
+    from training.evaluation.scores import Scores, score_all
+    from training.evaluation.significance import compare, intervals
+
+    scores = score_all(examples, extractions)
+    comparison = None
+    if other is not None:
+        file, predicted = other
+        differences = compare(scores, score_all(examples, predicted), resamples=resamples)
+        comparison = reports.Comparison(file, _revisions(predicted), differences)
+    return reports.Report(
+        run=run,
+        scores=sum(scores, Scores()),
+        intervals=intervals(scores, resamples=resamples),
+        resamples=resamples,
+        comparison=comparison,
+    )
 
 
 def _revisions(extractions: Sequence[Extraction]) -> str:

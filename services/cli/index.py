@@ -1,4 +1,4 @@
-"""The commands of the selector's exemplars: ``biobracket index build``, ``info``, ``check``, ``add``, ``remove``."""
+"""Commands for the selector's exemplars: ``biobracket index build``, ``info``, ``check``, ``add`` and ``remove``."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from shared.selection.exemplars import ExemplarIndex
 
-index = typer.Typer(help="Labelled exemplars that the selector compares candidates with.", no_args_is_help=True)
+index = typer.Typer(
+    help="Manage the labelled exemplars that the selector compares candidates with.", no_args_is_help=True
+)
 
 TextsOption = Annotated[
-    bool, typer.Option("--texts/--no-texts", help="Whether exemplars hold the words of their mentions.")
+    bool, typer.Option("--texts/--no-texts", help="Whether exemplars store the words of their mentions.")
 ]
 CandidatesOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--candidates",
-        help="A file of `biobracket candidates`, or a folder of them: of its texts alone, the mentions and what the "
-        "generator took for one; repeated. Else spans drawn at random are the rejected ones.",
+        help="A file from `biobracket candidates`, or a folder of them: only its texts are used, and the rejected "
+        "exemplars are the generator's false positives; repeatable. Default: random spans are the rejected exemplars.",
     ),
 ]
-IndexOption = Annotated[
-    Path | None, typer.Option("--index", help="Folder of the index; that of the selector where absent.")
-]
+IndexOption = Annotated[Path | None, typer.Option("--index", help="Folder of the index; default: the selector's.")]
 
 
 @index.command("build")
@@ -38,11 +38,13 @@ def build(
     corpora: CorporaOption = "genia,cmeee_v2,bc5cdr",
     split: SplitOption = "train",
     candidates: CandidatesOption = None,
-    kind: Annotated[str, typer.Option("--kind", help="`flat` is exact; `ivf` and `hnsw` are for millions.")] = "flat",
+    kind: Annotated[
+        str, typer.Option("--kind", help="`flat` is exact; `ivf` and `hnsw` are approximate, for millions.")
+    ] = "flat",
     texts: TextsOption = True,
     folder: IndexOption = None,
 ) -> None:
-    """Make the index of the selector in BIOBRACKET_SELECTOR from corpora: their mentions, and spans that are none."""
+    """Build the index of BIOBRACKET_SELECTOR from corpora: their mentions, and spans that are not mentions."""
     if kind not in ("flat", "ivf", "hnsw"):
         fail(f"kind: `{kind}` is not one of flat, ivf, hnsw")
     with clear_errors():
@@ -73,7 +75,7 @@ def build(
 
 @index.command("info")
 def info(folder: IndexOption = None) -> None:
-    """How many exemplars of each type there are."""
+    """Show how many exemplars of each type there are."""
     with clear_errors():
         loaded, _ = _loaded(folder)
         table = Table(box=None, pad_edge=False)
@@ -82,13 +84,14 @@ def info(folder: IndexOption = None) -> None:
         for type_, (accepted, rejected) in sorted(loaded.counts().items()):
             table.add_row(type_, str(accepted), str(rejected))
         out.print(table)
-        of = loaded.manifest
-        out.print(f"{len(loaded)} exemplars, {of.kind}, {of.dim} dimensions, encoder {of.encoder}", highlight=False)
+        manifest = loaded.manifest
+        about = f"{manifest.kind}, {manifest.dim} dimensions, encoder {manifest.encoder}"
+        out.print(f"{len(loaded)} exemplars, {about}", highlight=False)
 
 
 @index.command("check")
 def check(folder: IndexOption = None) -> None:
-    """Whether all files are as they were written, and made with the encoder of BIOBRACKET_SELECTOR."""
+    """Check that all files are intact and were made with the encoder of BIOBRACKET_SELECTOR."""
     with clear_errors():
         from shared.selection.exemplars import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
@@ -97,9 +100,9 @@ def check(folder: IndexOption = None) -> None:
         selector = _selector(settings)
         place = _place(folder, selector)
         found = ExemplarIndex.load(place, encoder=encoder_revision(settings, selector), check=True)
-        for _ in found.items():  # each line can be read
+        for _ in found.items():  # raises on a line that cannot be read
             pass
-    out.print(f"{place}: {len(found)} exemplars, as they were written", highlight=False)
+    out.print(f"{place}: {len(found)} exemplars, all intact", highlight=False)
 
 
 @index.command("add")
@@ -110,7 +113,7 @@ def add(
     texts: TextsOption = True,
     folder: IndexOption = None,
 ) -> None:
-    """Add exemplars of further corpora; those of the same texts are replaced."""
+    """Add exemplars from more corpora; existing ones with the same ids are replaced."""
     with clear_errors():
         loaded, place = _loaded(folder)
         settings = Settings()
@@ -118,7 +121,7 @@ def add(
         for vectors, exemplars in _exemplars(settings, _selector(settings), corpora, split, candidates or (), texts)[0]:
             loaded.add(vectors, exemplars)
         loaded.save(place)
-    out.print(f"{len(loaded) - before} exemplars more; {len(loaded)} in all", highlight=False)
+    out.print(f"{len(loaded) - before} exemplars added; {len(loaded)} in total", highlight=False)
 
 
 @index.command("remove")
@@ -132,7 +135,7 @@ def remove(
         removed = loaded.remove(ids)
         if removed:
             loaded.save(place)
-    out.print(f"{removed} exemplars removed; {len(loaded)} are left", highlight=False)
+    out.print(f"{removed} exemplars removed; {len(loaded)} left", highlight=False)
 
 
 def _selector(settings: Settings) -> Path:
@@ -140,7 +143,7 @@ def _selector(settings: Settings) -> Path:
 
     folder = selector_folder(settings)
     if folder is None:
-        fail("selector: none is set; name the one whose exemplars these are in BIOBRACKET_SELECTOR")
+        fail("selector: none is set; set BIOBRACKET_SELECTOR to the one that the exemplars are for")
     return folder
 
 
@@ -160,7 +163,7 @@ def _loaded(folder: Path | None) -> tuple[ExemplarIndex, Path]:
 def _exemplars(
     settings: Settings, selector: Path, corpora: str, split: str, candidates: Sequence[Path], texts: bool
 ) -> tuple[Iterator[tuple[Any, Any]], int]:
-    """Exemplars of corpora, batch by batch, and the length of their vectors."""
+    """Batches of vectors and exemplars from corpora, and the dimension of the vectors."""
     from services.pipeline.config import PipelineConfig
     from shared.model.base_model import load_tokenizer
     from shared.selection.span_encoder import SpanEncoder

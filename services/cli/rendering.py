@@ -1,4 +1,4 @@
-"""What the command line shows: marked notes, summaries, counts and settings."""
+"""What the command line shows: notes with marked entities, tables, counts and settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rich.text import Text
 from shared.entity_types import TYPES
 from shared.messages import Entity, Extraction
 
-# Told apart on dark and on light terminals; neighbours in the inventory get different ones.
+# Legible on dark and light terminals; adjacent types of the inventory get different ones.
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "red", "bright_cyan", "bright_magenta", "bright_green")
 _STYLES = {key: _COLOURS[i % len(_COLOURS)] for i, key in enumerate(TYPES)}
 
-# Control characters as their pictures, so that a note cannot steer the terminal. CR goes, LF and tab stay.
+# Control characters become pictures of themselves, so that a note cannot control the terminal. CR is dropped.
 _SAFE = {c: 0x2400 + c for c in range(0x20) if c not in (0x09, 0x0A, 0x0D)} | {0x0D: None, 0x7F: 0x2421}
 _SAFE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -31,10 +31,10 @@ def style_of(type_: str) -> str:
 
 
 def mark(text: str, entities: Sequence[Entity], *, max_chars: int = 1200, context: int = 40) -> Text:
-    """The text with ``⟦mention⟧type`` around every entity, nested ones inside their parents.
+    """The text with every entity marked as ``⟦mention⟧type``, nested ones inside their parents.
 
-    A text above ``max_chars`` code points is shortened to what is within ``context`` of an entity, and to about
-    ``max_chars`` of that; what was left out shows as an ellipsis.
+    A text longer than ``max_chars`` code points is cut to the ``context`` around entities, up to about ``max_chars``
+    in total, with an ellipsis for each omission.
     """
     windows, shown = _windows(text, entities, max_chars, context)
     marked = Text()
@@ -45,7 +45,7 @@ def mark(text: str, entities: Sequence[Entity], *, max_chars: int = 1200, contex
     if windows and windows[-1][1] < len(text):
         marked.append(GAP, style="dim")
     if hidden := len(entities) - len(shown):
-        marked.append(f"\n({hidden} more entities in the part not shown)", style="dim italic")
+        marked.append(f"\n({hidden} more entities in parts not shown)", style="dim italic")
     return marked
 
 
@@ -77,7 +77,7 @@ def _windows(
 
 
 def _mark_window(marked: Text, text: str, start: int, end: int, entities: Sequence[Entity]) -> None:
-    # At one offset: ends before starts; of ends the inner first, of starts the outer first.
+    # At the same offset, ends come before starts; inner ends first, outer starts first.
     ordered = sorted(entities, key=lambda e: (e.start, -e.end, e.type))
     rank = {id(e): i for i, e in enumerate(ordered)}
     events = sorted(
@@ -100,7 +100,7 @@ def _mark_window(marked: Text, text: str, start: int, end: int, entities: Sequen
 
 
 def note(text: str, extraction: Extraction) -> RenderableType:
-    """A note under a heading, its entities marked."""
+    """A note with its entities marked, below a heading."""
     entities = extraction.entities
     nested = sum(e.parent_id is not None for e in entities)
     heading = Text(extraction.document_id.translate(_SAFE), style="bold")
@@ -109,12 +109,12 @@ def note(text: str, extraction: Extraction) -> RenderableType:
     )
     body = mark(text, entities)
     if not entities:
-        body.append("\n(no entity)", style="dim italic")
+        body.append("\n(no entities)", style="dim italic")
     return Group(heading, Padding(body, (0, 0, 1, 2)))
 
 
 def entities_table(extraction: Extraction) -> Table:
-    """One row an entity, nested ones indented below their parents."""
+    """One row per entity, nested ones indented below their parents."""
     table = Table(box=None, pad_edge=False)
     for column in ("type", "start", "end", "confidence", "text"):
         table.add_column(column, justify="right" if column in ("start", "end", "confidence") else "left")
@@ -134,7 +134,7 @@ def entities_table(extraction: Extraction) -> Table:
 
 
 def summary(extractions: Iterable[Extraction], seconds: float) -> Table:
-    """Entities by type and language; documents, nested entities, seconds and entities a second below."""
+    """Entities by type and language, then totals: nested entities, documents, seconds and entities per second."""
     extractions = list(extractions)
     by_type = Counter((e.type, x.lang) for x in extractions for e in x.entities)
     documents = Counter(x.lang for x in extractions)
@@ -151,17 +151,17 @@ def summary(extractions: Iterable[Extraction], seconds: float) -> Table:
         row(Text(type_, style=style_of(type_)), by_type[type_, "en"], by_type[type_, "zh"])
     table.add_section()
     row("entities", entities["en"], entities["zh"])
-    row("of them nested", nested["en"], nested["zh"])
+    row("nested entities", nested["en"], nested["zh"])
     row("documents", documents["en"], documents["zh"])
     table.add_section()
     table.add_row("seconds", "", "", f"{seconds:.1f}")
-    table.add_row("entities a second", "", "", f"{sum(entities.values()) / seconds:.1f}" if seconds > 0 else "")
+    table.add_row("entities per second", "", "", f"{sum(entities.values()) / seconds:.1f}" if seconds > 0 else "")
     return table
 
 
 @dataclass(frozen=True, slots=True)
 class LiveCounts:
-    """Where the stream stands. ``rate`` is in documents a second, none if unknown; ``lag`` is records to commit."""
+    """Progress of the stream. ``rate``: documents per second, None if unknown; ``lag``: records not yet committed."""
 
     documents: int
     entities: int
@@ -169,14 +169,14 @@ class LiveCounts:
     rate: float | None = None
 
     def __str__(self) -> str:
-        rate = "" if self.rate is None else f", rate {self.rate:.2f} documents a second"
+        rate = "" if self.rate is None else f", rate {self.rate:.2f} documents per second"
         return f"documents {self.documents}, entities {self.entities}, lag {self.lag}{rate}"
 
 
 def counts_table(counts: LiveCounts) -> Table:
     """The counts as one row."""
     table = Table(box=None, pad_edge=False)
-    for column in ("documents", "entities", "lag", "documents a second"):
+    for column in ("documents", "entities", "lag", "documents per second"):
         table.add_column(column, justify="right")
     rate = "" if counts.rate is None else f"{counts.rate:.2f}"
     table.add_row(str(counts.documents), str(counts.entities), str(counts.lag), rate)
@@ -184,5 +184,5 @@ def counts_table(counts: LiveCounts) -> Table:
 
 
 def setting(name: str, value: str, meaning: str) -> RenderableType:
-    """A setting: environment variable and value in force, what it means below."""
+    """A setting: environment variable and current value, with its meaning below."""
     return Group(Text(name, style="bold").append("=").append(value, style="cyan"), Padding(Text(meaning), (0, 0, 0, 4)))

@@ -1,4 +1,4 @@
-"""The commands around the stream: ``biobracket up``, ``demo``, ``produce``, ``get``, ``extract``, ``status``."""
+"""Commands of the stream: ``biobracket up``, ``demo``, ``produce``, ``get``, ``extract`` and ``status``."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
 
 from services.cli.console import (
     DataOption,
     JsonOption,
     PortOption,
     attached_settings,
+    configs,
     err,
     fail,
     load_settings,
@@ -33,15 +33,13 @@ from shared.errors import DocumentError
 from shared.settings import Settings
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from services.cli.rendering import LiveCounts
     from services.embedded.runtime import Runtime
     from shared.messages import Document, Extraction
 
 _NOTES = Path(__file__).resolve().parents[2] / "examples" / "notes.jsonl"
 _TICK_S = 2.0
-# Far above what a broker acknowledges at once, and little memory.
+# Far more than a broker acknowledges at once, and still little memory.
 _UNACKNOWLEDGED = 1000
 
 
@@ -54,12 +52,12 @@ def up(data: DataOption = None, port: PortOption = None) -> None:
 
 
 def demo(
-    notes: Annotated[Path, typer.Option("--notes", help="Documents to stream, one JSON object a line.")] = _NOTES,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave everything up afterwards, until Ctrl-C.")] = False,
+    notes: Annotated[Path, typer.Option("--notes", help="Documents to stream, one JSON object per line.")] = _NOTES,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep everything running afterwards, until Ctrl-C.")] = False,
     data: DataOption = None,
     port: PortOption = None,
 ) -> None:
-    """Start everything, stream the sample notes through Kafka, and show their entities from Redis."""
+    """Start everything, stream the sample notes through Kafka, and show their entities, read back from Redis."""
     documents = _notes(notes)
     settings = load_settings(data, port)
     with _started(settings) as runtime:
@@ -74,14 +72,19 @@ def demo(
 def produce(
     files: Annotated[
         list[str],
-        typer.Argument(help="*.txt: one document each. Else one JSON document a line; - is standard input."),
+        typer.Argument(
+            help="*.txt and *.md: one document each. Anything else: one JSON document per line, or JSON that holds "
+            "documents; also compressed (*.gz) or from a pipe; - is standard input."
+        ),
     ],
     data: DataOption = None,
 ) -> None:
     """Send documents to Kafka.
 
-    Lines are sent as they are. What is not a valid document is told here, and will be in the dead-letters topic.
+    Lines are sent unchanged. Invalid documents are reported here and end up in the dead-letters topic; of a file that
+    holds no documents at all nothing is sent.
     """
+    from services.cli.document_files import records
     from shared.backends.streams import Sink
     from shared.errors import StreamError
 
@@ -89,9 +92,9 @@ def produce(
     total = invalid = failed = 0
     waiting: list[Future[None]] = []
 
-    def settle(all_of_them: bool) -> int:
+    def settle(everything: bool) -> int:
         lost = 0
-        while waiting and (all_of_them or len(waiting) >= _UNACKNOWLEDGED):
+        while waiting and (everything or len(waiting) >= _UNACKNOWLEDGED):
             try:
                 waiting.pop(0).result()
             except StreamError as error:
@@ -104,15 +107,15 @@ def produce(
     try:
         sink = Sink(settings)
         with progress_bar() as progress:
-            for place, key, value, problem in _records(files, progress):
+            for record in records(files, progress):
                 total += 1
-                if problem is not None:
-                    warn(f"{place}: {problem}")
-                if value is None:
+                if record.problem is not None:
+                    warn(f"{record.place}: {record.problem}")
+                if record.value is None:
                     failed += 1
                     continue
-                invalid += problem is not None
-                waiting.append(sink.send(settings.topic_documents, key, value))
+                invalid += record.problem is not None
+                waiting.append(sink.send(settings.topic_documents, record.key, record.value))
                 failed += settle(False)
             failed += settle(True)
         sink.close()
@@ -120,7 +123,7 @@ def produce(
         fail(str(error))
     out.print(f"sent {total - failed} of {total} documents to {settings.topic_documents}", highlight=False)
     if invalid:
-        out.print(f"{invalid} of them are not valid and will be in {settings.topic_dead_letters}", highlight=False)
+        out.print(f"{invalid} of them are invalid and will be in {settings.topic_dead_letters}", highlight=False)
     if failed:
         raise typer.Exit(1)
 
@@ -143,34 +146,35 @@ def get(
         fail(str(error))
     if extraction is None:
         fail(
-            "id: no result is stored for this document; check the identifier; a document sent just now takes a moment, "
-            "and one that cannot be processed is in the dead-letters topic"
+            "id: no result is stored for this document; check the identifier; a document that was just sent takes a "
+            "moment, and one that cannot be processed is in the dead-letters topic"
         )
     if as_json:
         sys.stdout.write(extraction.model_dump_json(indent=2) + "\n")
     else:
-        out.print(entities_table(extraction) if extraction.entities else "(no entity)")
+        out.print(entities_table(extraction) if extraction.entities else "(no entities)")
 
 
 def extract(
     file: Annotated[str, typer.Argument(help="A text file; - is standard input.")],
-    lang: Annotated[str | None, typer.Option("--lang", help="zh or en; detected when absent.")] = None,
+    lang: Annotated[str | None, typer.Option("--lang", help="zh or en; default: detected.")] = None,
     types: Annotated[
-        str | None, typer.Option("--types", help="Entity type keys, comma separated; the language's own when absent.")
+        str | None, typer.Option("--types", help="Entity type keys, comma-separated; default: those of the language.")
     ] = None,
     as_json: JsonOption = False,
     data: DataOption = None,
 ) -> None:
-    """Show the entities of one text, over HTTP; nothing is stored."""
+    """Extract the entities of one text over HTTP and show them; nothing is stored."""
     import httpx
 
+    from services.cli.document_files import read_text
     from services.cli.rendering import note
     from shared.messages import Extraction
 
     settings = attached_settings(data)
     _check_readable([file])
     try:
-        text = _text(_read(file))
+        text = read_text(file)
     except DocumentError as error:
         fail(str(error))
     body: dict[str, Any] = {"text": text}
@@ -184,17 +188,17 @@ def extract(
     try:
         with progress_bar() as progress:
             progress.add_task("extracting", total=None)
-            # The server ends what takes too long. `trust_env`: a proxy must not get between, or see the text.
+            # No timeout: the server has one. `trust_env`: no proxy must come between, or see the text.
             response = httpx.post(f"{address}/v1/extract", json=body, timeout=None, trust_env=False)  # noqa: S113
     except httpx.HTTPError:
         fail(
             f"http: nothing answers at {address}; start it with `biobracket up`, or set BIOBRACKET_HTTP_HOST and "
-            "BIOBRACKET_HTTP_PORT to where it runs"
+            "BIOBRACKET_HTTP_PORT to its address"
         )
     if response.status_code != 200:
         try:
-            told = response.json()["error"]
-            message = f"{told['field']}: {told['problem']}; {told['remedy']}"
+            refusal = response.json()["error"]
+            message = f"{refusal['field']}: {refusal['problem']}; {refusal['remedy']}"
         except (ValueError, KeyError, TypeError):
             message = f"http: status {response.status_code} from {address}; see its log"
         fail(message)
@@ -212,12 +216,12 @@ def status(data: DataOption = None) -> None:
     from shared.backends.streams import Lag
     from shared.errors import StoreError, StreamError
 
-    settings = attached_settings(data)
+    settings, group = attached_settings(data), IngestConfig().group
     try:
         store = ResultStore.from_settings(settings)
         counts = store.counts()
         store.close()
-        reader = Lag(settings, IngestConfig().group, settings.topic_documents)
+        reader = Lag(settings, group, settings.topic_documents)
         lag = reader.read()
         reader.close()
     except (StoreError, StreamError) as error:
@@ -230,14 +234,15 @@ def status(data: DataOption = None) -> None:
 
 @contextmanager
 def _started(settings: Settings) -> Iterator[Runtime]:
-    """A running runtime. It stops on Ctrl-C, SIGTERM and SIGHUP, which end the program quietly."""
+    """A running runtime, which Ctrl-C, SIGTERM and SIGHUP stop before they end the program quietly."""
+    list(configs())  # a setting that no replica could read fails here, in one line
     with _ray_silenced():
         yield from _run(settings)
 
 
 @contextmanager
 def _ray_silenced() -> Iterator[None]:
-    """Ray prints errors of other processes to ``sys.stdout``, whatever its logging is set to; theirs may hold text."""
+    """Ray prints errors of other processes to ``sys.stdout`` whatever its logging level, and they may hold text."""
     out.file = sys.stdout
     try:
         with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
@@ -259,16 +264,16 @@ def _run(settings: Settings) -> Iterator[Runtime]:
     failure: str | None = None
     with progress_bar() as progress:
         task = progress.add_task("starting", total=1.0)
-        said = ""
+        last = ""
 
-        def report(what: str, done: float) -> None:
-            nonlocal said
-            progress.update(task, description=what, completed=done)
-            if not err.is_terminal and what != said:
-                err.print(what, markup=False, highlight=False)
-            said = what
+        def show(stage: str, done: float) -> None:
+            nonlocal last
+            progress.update(task, description=stage, completed=done)
+            if not err.is_terminal and stage != last:
+                err.print(stage, markup=False, highlight=False)
+            last = stage
 
-        runtime = Runtime(settings, report)
+        runtime = Runtime(settings, show)
         try:
             runtime.start()
         except RuntimeFailure as error:
@@ -284,7 +289,7 @@ def _run(settings: Settings) -> Iterator[Runtime]:
     except (RuntimeFailure, StoreError, StreamError) as error:
         failure = str(error)
     finally:
-        # Once more means at once; the watchdog then does what is left.
+        # A second signal exits at once and leaves the rest to the watchdog.
         for number in numbers:
             signal.signal(number, lambda *_: os._exit(130))
         with progress_bar() as progress:
@@ -307,7 +312,7 @@ def _print_addresses(runtime: Runtime) -> None:
 
 
 def _watch(runtime: Runtime) -> None:
-    """Shows the counts until an interrupt: in place on a terminal, else a line whenever they change."""
+    """Show the counts until interrupted: in place on a terminal, else a line whenever they change."""
     from rich.live import Live
 
     from services.cli.rendering import counts_table
@@ -325,7 +330,7 @@ def _watch(runtime: Runtime) -> None:
 
 
 def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
-    """The counts, every other second. They stand still while store or broker do not answer."""
+    """The counts every two seconds, except while store or broker do not answer."""
     from services.cli.rendering import LiveCounts
     from services.ingest.config import IngestConfig
     from shared.backends.result_store import ResultStore
@@ -363,19 +368,19 @@ def _notes(file: Path) -> list[Document]:
                     continue
                 document = admit(line)
                 if document.id in documents:
-                    fail(f"notes: line {number} of {file} has an id that came before; give each note its own")
+                    fail(f"notes: line {number} of {file} repeats an earlier id; give each note its own")
                 documents[document.id] = document
     except DocumentError as error:
         fail(f"notes: line {number} of {file}: {error}")
     except OSError as error:
         fail(f"notes: cannot read {file} ({error.strerror}); name another file with --notes")
     if not documents:
-        fail(f"notes: {file} holds no document; write one JSON object a line")
+        fail(f"notes: {file} holds no documents; write one JSON object per line")
     return list(documents.values())
 
 
 def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
-    """Sends the documents, waits for each on Kafka, and prints it from Redis. Whether all came out, and right."""
+    """Send the documents, wait for each on Kafka, print it from Redis. True if all came out, with right offsets."""
     from services.cli.rendering import note, summary
     from shared.backends.result_store import ResultStore
     from shared.backends.streams import Sink, Source
@@ -411,14 +416,14 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
     for document in documents:
         extraction = store.get(document.id)
         if document.id.encode() in dead or extraction is None:
-            warn(f"{document.id}: has no result; see {settings.topic_dead_letters} for the reason")
+            warn(f"{document.id}: no result; see {settings.topic_dead_letters} for the reason")
             continue
         wrong += sum(not check_offsets(document.text, entity) for entity in extraction.entities)
         extractions.append(extraction)
         out.print(note(document.text, extraction), highlight=False)
     out.print(summary(extractions, seconds))
     if wrong:
-        warn(f"{wrong} entities do not stand where their offsets say; this is a bug of biobracket")
+        warn(f"{wrong} entities do not match their offsets; this is a bug in biobracket")
     for client in (source, sink, store):
         client.close()
     return wrong == 0 and len(extractions) == len(documents)
@@ -428,47 +433,8 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
 
 
 def _check_readable(files: Iterable[str]) -> None:
-    for file in files:
-        if file != "-" and not (Path(file).is_file() and os.access(file, os.R_OK)):
-            fail(f"file: cannot read {file}; name a file that is there, or - for standard input")
-
-
-def _read(file: str) -> bytes:
-    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise DocumentError("text", "is not UTF-8", "convert the file, e.g. iconv -f gb18030 -t utf-8") from None
-
-
-def _records(files: Iterable[str], progress: Progress) -> Iterator[tuple[str, bytes | None, bytes | None, str | None]]:
-    """Where it stands, key, value, and what is wrong with it, of each record; no value where it cannot be sent."""
-    from services.ingest.admission import admit
-    from shared.messages import Document
+    from services.cli.document_files import unreadable
 
     for file in files:
-        size = None if file == "-" else Path(file).stat().st_size
-        task = progress.add_task("standard input" if file == "-" else Path(file).name, total=size)
-        if file.endswith(".txt"):
-            try:
-                document = Document(id=Path(file).name, text=_text(_read(file)))
-                yield file, document.id.encode(), document.model_dump_json().encode(), None
-            except DocumentError as error:
-                yield file, None, None, str(error)
-            except ValidationError:
-                yield file, None, None, "id: the file's name is too long or not Unicode; rename it"
-            progress.update(task, completed=size)
-            continue
-        with sys.stdin.buffer if file == "-" else Path(file).open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                value = line.removesuffix(b"\n").removesuffix(b"\r")
-                if value:
-                    place = f"{'standard input' if file == '-' else file}, line {number}"
-                    try:
-                        yield place, admit(value).id.encode(), value, None
-                    except DocumentError as error:
-                        yield place, None, value, str(error)
-                progress.advance(task, len(line))
+        if (said := unreadable(file)) is not None:
+            fail(said)

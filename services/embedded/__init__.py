@@ -1,1 +1,1 @@
-"""The embedded mode: broker, store and Ray on this machine."""
+"""Embedded mode: broker, store and Ray on this machine."""

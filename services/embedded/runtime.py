@@ -1,6 +1,6 @@
-"""The embedded runtime: broker, Valkey and the Ray application on this machine, started and stopped as one.
+"""The embedded runtime: broker, Valkey and the Ray application on this machine, started and stopped together.
 
-Heavy imports are inside the functions, so that the command line can import this module for the addresses alone.
+Heavy imports are inside functions, so that commands that only need the addresses start fast.
 """
 
 from __future__ import annotations
@@ -37,34 +37,35 @@ if TYPE_CHECKING:
 
     from services.embedded.servers import Broker, Valkey
 
-Report = Callable[[str, float], None]
+OnProgress = Callable[[str, float], None]
+"""Called with what is going on and the fraction of the start that is done, from 0 to 1."""
 
 RUNTIME_FILE = "biobracket.json"
 _LOCK_FILE = "biobracket.lock"
-# Logical: how many replicas Ray places, not how fast they run. All services at their smallest, Serve's own actors and
-# some room must fit also where there are two cores; the operating system shares those out.
+# Logical CPUs decide how many replicas Ray places, not how fast they run. All services at their smallest, and Serve's
+# own actors, must fit with room to spare even on two cores, which the operating system shares out.
 _LOGICAL_CPUS = 16
-# Messages of some kilobytes pass through it and nothing stays; Ray's default is a third of the memory.
+# Only short-lived messages of a few kilobytes pass through it; Ray's default is a third of the memory.
 _OBJECT_STORE_BYTES = 256 * 2**20
-# One replica of each: the machine is one.
+# At most one replica of each on a single machine.
 _SERVICES = ("GENERATION", "INGEST", "PARSING", "PIPELINE", "QUERY", "SELECTION")
-# But generation on a CPU has a process for each core, up to so many: threads of one take turns at Python's lock. The
-# weights are in memory once.
+# Except that generation on a CPU gets a process per core, up to this many, since the threads of one process contend for
+# the GIL. The processes share the weights in memory.
 _GENERATION_REPLICAS = 4
-# What is sent goes to no other replica any more: enough for each to be busy, and none has the rest to itself.
+# A request cannot move to another replica once sent: enough to keep each busy, few enough to keep them balanced.
 _REQUESTS_PER_REPLICA = 8
-# Ray gives its node half a minute, which on busy cores can be too short.
+# Ray gives its node half a minute to start, which can be too short on busy cores.
 _RAY_ATTEMPTS = 3
 _POLL_S = 0.25
 _STOP_S = 90.0
 
 
 class RuntimeFailure(Exception):
-    """The embedded runtime did not start, or lost a part; the message says what to do."""
+    """The embedded runtime did not start, or one of its servers died; the message says what to do."""
 
 
 class Addresses(BaseModel):
-    """Where a running embedded runtime listens; the runtime file holds it."""
+    """Where a running embedded runtime listens, as stored in the runtime file."""
 
     pid: int
     kafka: str
@@ -75,7 +76,7 @@ class Addresses(BaseModel):
 
 
 def running(data: Path) -> Addresses | None:
-    """The addresses of the runtime of a data folder; none where none runs."""
+    """The addresses of the runtime that uses a data folder; None if none is running."""
     try:
         addresses = Addresses.model_validate_json((data / RUNTIME_FILE).read_bytes())
     except (OSError, ValidationError):
@@ -84,31 +85,30 @@ def running(data: Path) -> Addresses | None:
 
 
 def attached(settings: Settings) -> Settings:
-    """The settings with the addresses of the runtime of ``settings.data``, where the environment does not give them."""
+    """The settings, with the addresses of the runtime in ``settings.data`` for those that are not set explicitly."""
     addresses = running(settings.data)
     if addresses is None:
         return settings
     names = {"kafka", "redis", "http_host", "http_port"} - settings.model_fields_set
     found = addresses.model_dump(include=names)
-    # Validated anew: a copy would keep the URL as plain text.
+    # A new instance, since a copy is not validated and would keep the URL as plain text.
     return Settings(**{name: getattr(settings, name) for name in settings.model_fields_set} | found)
 
 
 class Runtime:
     """Broker, Valkey, Ray and the application. A context manager; start it in the main thread.
 
-    An address that the environment gives is used as it is, and no server is started in its place. Nothing outlives
-    the process: what :meth:`stop` cannot do any more, a watchdog does.
+    If the settings give the address of a server, that one is used instead of an embedded one. Nothing outlives the
+    process: a watchdog cleans up if :meth:`stop` did not run.
     """
 
-    def __init__(self, settings: Settings, report: Report = lambda what, done: None) -> None:
-        """``report`` is told what is going on and which share of the start is done."""
+    def __init__(self, settings: Settings, on_progress: OnProgress = lambda stage, done: None) -> None:
         self._given = settings
-        self._report = report
+        self._on_progress = on_progress
         self._cleanup = contextlib.ExitStack()
         self._servers: list[Broker | Valkey] = []
         self.settings = settings
-        """The settings with the addresses in force; after :meth:`start`."""
+        """The settings with the actual addresses, after :meth:`start`."""
 
     @property
     def http(self) -> str:
@@ -125,9 +125,9 @@ class Runtime:
         self.stop()
 
     def start(self) -> None:
-        """Returns when documents can be sent.
+        """Start everything; returns once documents can be sent.
 
-        :class:`RuntimeFailure`, with everything stopped again, where that cannot be.
+        On failure, stops everything again and raises :class:`RuntimeFailure`.
         """
         try:
             self._start()
@@ -136,14 +136,14 @@ class Runtime:
             raise
 
     def stop(self) -> None:
-        """Stops everything, documents in flight first, and returns when no process is left. Can be called twice."""
+        """Finish documents in flight, stop everything, and return once no process is left. Idempotent."""
         self._cleanup.close()
 
     def check(self) -> None:
-        """:class:`RuntimeFailure` where a server died."""
+        """Raise :class:`RuntimeFailure` if a server died."""
         for server in self._servers:
             if not server.alive:
-                raise RuntimeFailure(f"{server.name}: ended by itself; see {server.log}")
+                raise RuntimeFailure(f"{server.name}: exited unexpectedly; see {server.log}")
 
     def _start(self) -> None:
         data = self._given.data
@@ -152,7 +152,7 @@ class Runtime:
         port = _http_port(self._given)
         self._check_model()
         scratch = self._guard()
-        self._report("starting broker and store", 0.1)
+        self._on_progress("starting broker and store", 0.1)
         addresses = self._start_servers(data)
         self.settings = Settings(
             **{name: getattr(self._given, name) for name in self._given.model_fields_set}
@@ -167,18 +167,18 @@ class Runtime:
             ensure_topics(self.settings)
         except StreamError as error:
             raise RuntimeFailure(str(error)) from None
-        self._report("starting Ray", 0.2)
+        self._on_progress("starting Ray", 0.2)
         self._start_ray(scratch)
         self._start_application()
         self._write_file(data)
-        self._report("ready", 1.0)
+        self._on_progress("ready", 1.0)
 
     def _check_model(self) -> None:
-        """What would fail in a replica with a long traceback fails here with one line; it also fills the cache."""
+        """Fail with one line instead of with a long traceback in a replica; also fills the cache."""
         from shared.model.base_model import BaseModelError, base_folder
         from shared.model.folders import adapter_folder
 
-        self._report("preparing the model (the first time takes a minute)", 0.0)
+        self._on_progress("preparing the model (takes a minute the first time)", 0.0)
         try:
             adapter_folder(self._given)
             base_folder(self._given)
@@ -186,8 +186,8 @@ class Runtime:
             raise RuntimeFailure(str(error)) from None
 
     def _guard(self) -> Path:
-        """Starts the watchdog; a folder for Ray's files, which the watchdog removes."""
-        # Not in the data folder: Ray's sockets lie there, and a socket's path has at most 107 bytes.
+        """Start the watchdog; returns a folder for Ray's files, which the watchdog removes."""
+        # Not in the data folder: it holds Ray's sockets, and a socket's path is limited to 107 bytes.
         scratch = Path(tempfile.mkdtemp(prefix="biobracket-"))
         process = subprocess.Popen(  # noqa: S603 - our own file
             [sys.executable, watchdog.__file__, str(scratch)],
@@ -217,28 +217,28 @@ class Runtime:
         return addresses
 
     def _set_environment(self) -> None:
-        """Replicas read their settings from the environment, which they inherit through Ray."""
+        """Set what replicas read from the environment, which they inherit through Ray."""
         own = {
             "BIOBRACKET_KAFKA": self.settings.kafka,
             "BIOBRACKET_REDIS": self.settings.redis.get_secret_value(),
             "BIOBRACKET_HTTP_PORT": str(self.settings.http_port),
             "BIOBRACKET_DATA": str(self.settings.data.resolve()),
-            # A secret of this run keeps other users of the machine out of Ray, and nothing in the home folder.
+            # A token for this run keeps other users of the machine out of Ray without a file in the home folder.
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Ray would put its workers at the lowest priority, where any other program starves the model.
+            # Ray would run its workers at the lowest priority, where any other program starves the model.
             "RAY_worker_niceness": "0",
-            # A process of Ray takes seconds to start, on busy cores many: slow is not dead.
+            # A Ray process takes seconds to start, and many on busy cores: slow is not dead.
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
             "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
-            # Serve's controller looks ten times a second whether all is well, which takes 2 % of two cores.
+            # By default Serve's controller loops ten times per second, which takes 2 % of two cores.
             "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
-            # Ten times a second in every replica is most of what an idle one does.
+            # The default, ten times per second, is most of what an idle replica does.
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         }
         defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES} | _replicas_of_generation()
-        # Services but generation, which sets its own number, have work for one thread.
+        # Every service but generation, which sets its own number, is single-threaded.
         defaults |= {"OMP_NUM_THREADS": "1"}
         own |= {name: value for name, value in defaults.items() if name not in os.environ}
         self._cleanup.enter_context(_environment(own))
@@ -261,31 +261,31 @@ class Runtime:
                     _temp_dir=str(scratch),
                 )
                 break
-            except Exception as error:  # Ray has no class for it: its node took too long, mostly
+            except Exception as error:  # Ray has no class for it; usually its node took too long
                 if attempt == _RAY_ATTEMPTS:
                     raise RuntimeFailure(
-                        f"ray: did not start in {attempt} attempts ({type(error).__name__}); other programs may leave "
-                        "it no processor or memory: stop some, and start again"
+                        f"ray: did not start in {attempt} attempts ({type(error).__name__}); if other programs use "
+                        "all processors or memory, stop some and start again"
                     ) from None
                 ray.shutdown()
                 watchdog.sweep(scratch, os.getpid())
-        # Ray put its own in place, and the one for SIGTERM aborts.
+        # Ray installed its own handlers, of which that for SIGTERM aborts.
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
     def _start_application(self) -> None:
-        self._report("starting Ray Serve", 0.4)
+        self._on_progress("starting Ray Serve", 0.4)
         from ray import serve
         from ray.serve.schema import LoggingConfig
 
         from services import app
 
-        # Serve sets the level of its logger when it is imported.
+        # After the import, which sets the level of this logger.
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        # The access log would hold identifiers and mentions, which stand in addresses.
+        # The access log would hold the identifiers and mentions in URLs.
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
         http = {"host": self.settings.http_host, "port": self.settings.http_port}
-        with contextlib.suppress(TimeoutError):  # of a wait that goes on below
+        with contextlib.suppress(TimeoutError):  # the loop below keeps waiting
             serve.start(http_options=http, logging_config=quiet)
         serve.run_many(
             [serve.RunTarget(target=app.app(), name=app.NAME, route_prefix="/", logging_config=quiet)],
@@ -295,14 +295,16 @@ class Runtime:
             application = serve.status().applications.get(app.NAME)
             states = [d.status for d in application.deployments.values()] if application else []
             healthy = sum(state == "HEALTHY" for state in states)
-            self._report(f"starting services, {healthy} of {len(_SERVICES)} run", 0.5 + 0.4 * healthy / len(_SERVICES))
+            self._on_progress(
+                f"starting services, {healthy} of {len(_SERVICES)} running", 0.5 + 0.4 * healthy / len(_SERVICES)
+            )
             if application is not None and application.status == "RUNNING":
                 break
             if application is not None and application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 raise RuntimeFailure(_reason(application))
             self.check()
             time.sleep(_POLL_S)
-        # From here on there can be documents in flight, which this lets finish.
+        # From here on documents can be in flight, which shutdown lets finish.
         self._cleanup.callback(_bounded, serve.shutdown, _STOP_S)
         while not self._ready():
             self.check()
@@ -326,14 +328,14 @@ class Runtime:
         file = data / RUNTIME_FILE
         file.unlink(missing_ok=True)
         self._cleanup.callback(file.unlink, missing_ok=True)
-        # It holds Valkey's password: never readable to others, not even while it is written.
+        # It holds Valkey's password, so it must never be readable by others, not even while it is being written.
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(addresses.model_dump_json(indent=2))
 
 
 def _replicas_of_generation() -> dict[str, str]:
-    """How many on a CPU, and their threads; nothing where the environment says something of it."""
+    """Replicas on a CPU, and their threads; nothing if the environment sets any of it."""
     config = GenerationConfig()
     given = {"min_replicas", "max_replicas", "threads"} & config.model_fields_set
     if given or config.num_gpus or config.engine == "vllm":
@@ -350,7 +352,7 @@ def _replicas_of_generation() -> dict[str, str]:
 
 
 def _reason(application: ApplicationStatusOverview) -> str:
-    """The last line of what Serve says of a failed deployment: the class and message of the error."""
+    """The last line of what Serve says about a failed deployment: class and message of the error."""
     messages = [d.message for d in application.deployments.values() if d.status != "HEALTHY" and d.message]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
     return f"services: {lines[-1] if lines else 'did not start'}"
@@ -384,7 +386,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def _http_port(settings: Settings) -> int:
-    """The port to listen on: the given one, or where none was given and the default is taken, a free one."""
+    """The port to listen on: the one given, else the default if it is free, else any free one."""
     given = "http_port" in settings.model_fields_set
     for port in (settings.http_port, 0):
         with socket.socket() as probe:
@@ -395,7 +397,7 @@ def _http_port(settings: Settings) -> int:
                 if given or port == 0:
                     raise RuntimeFailure(
                         f"http_port: cannot listen on {settings.http_host}:{port} ({error.strerror}); choose another "
-                        "with --port or BIOBRACKET_HTTP_PORT, where 0 is any free one"
+                        "with --port or BIOBRACKET_HTTP_PORT, where 0 takes any free one"
                     ) from None
                 continue
             return int(probe.getsockname()[1])
@@ -403,7 +405,7 @@ def _http_port(settings: Settings) -> int:
 
 
 def _bounded(call: Callable[[], object], seconds: float) -> None:
-    """Calls, and gives up waiting after some time: a broken cluster must not keep the stop from going on."""
+    """Call, but stop waiting after some time, so that a broken cluster cannot block the rest of the shutdown."""
 
     def quiet() -> None:
         with contextlib.suppress(Exception):

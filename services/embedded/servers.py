@@ -1,9 +1,9 @@
-"""The servers of the embedded mode: a Kafka-compatible broker (Tansu) and Valkey, from their wheels, on loopback.
+"""The servers of embedded mode: a Kafka-compatible broker (Tansu) and Valkey, from their wheels, on loopback.
 
-Used by `biobracket up`, `biobracket demo` and the tests. Both run as children in process groups of their own, so that
-Ctrl-C in a terminal reaches the parent alone, which then stops them in order. Should the parent die without stopping
-them, also by SIGKILL, the kernel does it (PR_SET_PDEATHSIG, Linux). That signal follows the *thread* that started the
-child, so `start` belongs in the main thread or in one that lives as long as the servers should.
+Used by `biobracket up`, `biobracket demo` and the tests. Each runs in a session of its own, so that Ctrl-C in a
+terminal reaches only the parent, which then stops them in order. If the parent dies without stopping them, even by
+SIGKILL, the kernel kills them (PR_SET_PDEATHSIG, Linux). That signal is tied to the *thread* that started the child, so
+call `start` from the main thread or one that lives as long as the servers should.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.errors import KafkaError  # type: ignore[import-untyped]
 
 _HOST = "127.0.0.1"
-_START_S = 60.0  # either is ready within a second on an idle machine
+_START_S = 60.0  # on an idle machine each is ready within a second
 _STOP_S = 10.0
 _TRIES = 5  # another process may take the free port before the server does
-# Becomes the server after asking the kernel for SIGKILL (9) at the parent's death (PR_SET_PDEATHSIG, 1), unless that
-# has happened already. A process of its own, since code between fork and exec of a threaded parent can deadlock.
+# Asks the kernel for SIGKILL (9) at the parent's death (PR_SET_PDEATHSIG, 1), checks that the parent is still alive,
+# and becomes the server. A process of its own, since code between fork and exec of a threaded parent can deadlock.
 _BOUND = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9)
@@ -42,7 +42,7 @@ if os.getppid() == int(sys.argv[1]):
 
 
 class ServerError(Exception):
-    """An embedded server is not installed, did not start or died; the message says where its log is."""
+    """An embedded server is not installed or did not start; the message names the remedy or its log."""
 
 
 class _Server(ABC):
@@ -51,7 +51,7 @@ class _Server(ABC):
     name: str
 
     def __init__(self, data: Path, port: int = 0) -> None:
-        """``data`` holds the server's files and its log, and is created; ``port`` 0 picks a free one at each start."""
+        """``data``: folder for the server's files and log, created if missing; ``port``: 0 picks a free one."""
         self.data = Path(data)
         self.port = port
         self._fixed = port != 0
@@ -69,7 +69,7 @@ class _Server(ABC):
 
     @property
     def alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -78,12 +78,12 @@ class _Server(ABC):
         return self._process.pid if self._process is not None and self.alive else None
 
     def start(self) -> None:
-        """Starts the server and returns once it answers its protocol. ServerError where it does not."""
+        """Start the server; returns once it answers its protocol, else raises :class:`ServerError`."""
         if self.alive:
             return
         self.data.mkdir(parents=True, exist_ok=True)
         for _ in range(1 if self._fixed else _TRIES):
-            # A taken port is not always told by the exit status: Tansu exits with 0.
+            # The exit status does not always tell that a port is taken: Tansu exits with 0.
             if not self._fixed:
                 self.port = _free_port()
             elif _taken(self.port):
@@ -97,7 +97,7 @@ class _Server(ABC):
         raise ServerError(f"{self.name}: did not start; see {self.log}")
 
     def stop(self) -> None:
-        """Stops the server: SIGTERM, and SIGKILL after ten seconds. Does nothing where it does not run."""
+        """Stop the server if it is running: SIGTERM, then SIGKILL after ten seconds."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -119,10 +119,10 @@ class _Server(ABC):
         self.stop()
 
     def _ready(self) -> bool:
-        """Whether the process answers before it exits or the time is up."""
+        """Whether the process answers before it exits or times out."""
         deadline = time.monotonic() + _START_S
         while self.alive and time.monotonic() < deadline:
-            # A port that somebody else took would answer as well: only an answer of a living child counts.
+            # Another process that took the port would answer as well, so the child must be alive, too.
             if self._answers() and self.alive:
                 return True
             time.sleep(0.05)
@@ -130,21 +130,21 @@ class _Server(ABC):
 
     @abstractmethod
     def _command(self) -> list[str]:
-        """The binary and its arguments, for the port in force."""
+        """The binary and its arguments, for the current port."""
 
     @abstractmethod
     def _answers(self) -> bool:
-        """Whether a call of the server's protocol succeeds."""
+        """Whether a call over the server's protocol succeeds."""
 
 
 class Broker(_Server):
-    """Tansu, a broker that speaks the Kafka protocol; records are kept in memory and end with it."""
+    """Tansu, a broker that speaks the Kafka protocol; it keeps records in memory and loses them when it stops."""
 
     name = "broker"
 
     @property
     def url(self) -> str:
-        """What the setting ``kafka`` takes."""
+        """Value of the setting ``kafka``."""
         return self.address
 
     def _command(self) -> list[str]:
@@ -162,7 +162,7 @@ class Broker(_Server):
         if not _taken(self.port):
             return False
         try:
-            # The constructor asks ApiVersions and metadata.
+            # The constructor requests ApiVersions and metadata.
             KafkaAdminClient(bootstrap_servers=self.address, bootstrap_timeout_ms=2000).close()
         except (KafkaError, OSError):
             return False
@@ -170,20 +170,20 @@ class Broker(_Server):
 
 
 class Valkey(_Server):
-    """Valkey with an append-only file in ``data``, written once a second, and a password."""
+    """Valkey with a password and an append-only file in ``data``, synced once per second."""
 
     name = "valkey"
 
     def __init__(self, data: Path, port: int = 0, *, cluster: bool = False) -> None:
-        """``cluster``: a node of a cluster, whose slots the caller assigns."""
+        """``cluster``: start a cluster node, to which the caller assigns slots."""
         super().__init__(data, port)
         self.password = secrets.token_urlsafe(24)
         self._cluster = cluster
 
     @property
     def url(self) -> str:
-        """What the setting ``redis`` takes; it holds the password."""
-        return f"redis://:{quote(self.password)}@{self.address}/0"
+        """Value of the setting ``redis``; it holds the password."""
+        return f"redis://:{quote(self.password, safe='')}@{self.address}/0"
 
     def _command(self) -> list[str]:
         lines = {
@@ -191,7 +191,7 @@ class Valkey(_Server):
             "port": str(self.port),
             "protected-mode": "yes",
             "requirepass": self.password,
-            "dir": ".",  # the working folder, which no quoting can spoil
+            "dir": ".",  # the working folder, which needs no quoting
             "appendonly": "yes",
             "appendfsync": "everysec",
             "save": '""',
@@ -199,11 +199,11 @@ class Valkey(_Server):
             "databases": "1",
         }
         if self._cluster:
-            # The bus port is by default the port + 10000, which may not exist.
+            # The default bus port is the port + 10000, which may be above 65535.
             lines |= {"cluster-enabled": "yes", "cluster-port": str(_free_port()), "masterauth": self.password}
         config = self.data / "valkey.conf"
         config.unlink(missing_ok=True)
-        # The file holds the password: it must never be readable to others, not even while it is written.
+        # It holds the password, so it must never be readable by others, not even while it is being written.
         descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.writelines(f"{name} {value}\n" for name, value in lines.items())
@@ -213,7 +213,7 @@ class Valkey(_Server):
     def _answers(self) -> bool:
         try:
             with redis.Redis.from_url(self.url, socket_timeout=2.0, retry=None) as client:
-                return bool(client.ping())  # an error while the file is still loading
+                return bool(client.ping())  # fails while the file is still being loaded
         except (redis.RedisError, OSError):
             return False
 
@@ -230,7 +230,7 @@ def _binary(module: str, package: str, path: str) -> Path:
 
 
 def _spawn(command: list[str], log: IO[bytes], folder: Path) -> subprocess.Popen[bytes]:
-    """The server as a child, which holds the lock of its folder for as long as it lives."""
+    """Start the server as a child, which holds the lock of its folder for as long as it lives."""
     if sys.platform == "linux":
         command = [sys.executable, "-I", "-S", "-c", _BOUND, str(os.getpid()), *command]
     with (folder / "lock").open("w") as lock:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
-
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.generation.engines import load
+from services.replica_deployment import deployment
 from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
 from shared.runtime import logs
@@ -20,18 +18,9 @@ from shared.settings import settings
 _CONFIG = GenerationConfig()
 
 
-@serve.deployment(
-    name="generation",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus, "num_gpus": _CONFIG.num_gpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("generation", _CONFIG, num_gpus=_CONFIG.num_gpus)
 class Generation:
-    """Tags segments with the language model. The only deployment that needs an accelerator, or the CPU's cores."""
+    """Tags segments with the language model. The one deployment that needs an accelerator or all CPU cores."""
 
     def __init__(self) -> None:
         logs.configure(settings())
@@ -42,7 +31,9 @@ class Generation:
     async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         """A line for each segment and type, segment by segment."""
         if self._under_way and self._under_way + len(segments) > _CONFIG.max_queued:
-            raise Overloaded("generation: too many segments wait; send less or raise BIOBRACKET_GENERATION_MAX_QUEUED")
+            raise Overloaded(
+                "generation: too many segments are waiting; send fewer or raise BIOBRACKET_GENERATION_MAX_QUEUED"
+            )
         self._count(len(segments))
         try:
             asked = [self._engine.submit(TagRequest(segment, types)) for segment in segments]
@@ -56,5 +47,5 @@ class Generation:
         self._observe(GENERATION_SEGMENTS, self._under_way)
 
     async def ready(self) -> bool:
-        """Whether the model is loaded: a replica answers only when it is."""
+        """True: a replica answers only once its model is loaded."""
         return True

@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from services.replica_config import ReplicaConfig
 
 
-class IngestConfig(BaseSettings):
+class IngestConfig(ReplicaConfig):
     """Settings of the ingest service, prefix ``BIOBRACKET_INGEST_``."""
 
-    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_INGEST_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_INGEST_")
 
-    min_replicas: int = Field(default=1, ge=1, description="Fewest replicas.")
     max_replicas: int = Field(
         default=1,
         ge=1,
-        # Tansu keeps a member as leader that left right after another one, and nobody can join that group any more.
-        description="Most replicas; more than the topic has partitions would stand idle. One with the embedded broker.",
+        # When two members leave in quick succession, Tansu keeps the second as leader and nobody can join that group.
+        description="Most replicas; any beyond the topic's partitions stay idle. Keep 1 with the embedded broker.",
     )
     lag_per_replica: int = Field(
-        default=1000, ge=1, description="Documents waiting in Kafka a replica, above which Serve adds one."
+        default=1000, ge=1, description="Consumer lag per replica, in documents, above which Serve adds one."
     )
-    num_cpus: float = Field(default=0.25, ge=0, description="CPU share that Ray reserves for a replica.")
     group: str = Field(default="biobracket", min_length=1, description="Kafka consumer group of all replicas.")
-    max_documents: int = Field(default=64, ge=1, description="Documents in flight a replica; beyond, reading pauses.")
+    max_documents: int = Field(
+        default=64, ge=1, description="Documents in flight per replica; consumption pauses at the limit."
+    )
     max_bytes: int = Field(
         default=64 * 2**20,
         ge=1,
-        description="Bytes of the documents in flight a replica; a larger document goes alone.",
+        description="Bytes of the documents in flight per replica; a larger document is processed alone.",
     )
-    # Half of it is how long a finished document waits for its commit on an idle stream.
-    poll_s: float = Field(default=0.25, gt=0, le=10, description="Seconds that one read of Kafka waits for records.")
-    commit_s: float = Field(default=0.5, gt=0, description="Seconds between commits, and between readings of the lag.")
+    # On an idle stream a finished document waits half of this, on average, for its commit.
+    poll_s: float = Field(default=0.25, gt=0, le=10, description="Seconds that one poll of Kafka waits for records.")
+    commit_s: float = Field(
+        default=0.5, gt=0, description="Seconds between offset commits, and between readings of the lag."
+    )
     attempts: int = Field(
         default=5,
         ge=1,
-        description="How often a document is tried whose processing fails by itself; then it is dead-lettered. "
-        "Failures of Kafka, Redis or a dead actor do not count: they are retried until they are over.",
+        description="Attempts at a document that itself makes processing fail, before it is dead-lettered. "
+        "Failures of Kafka, Redis or a dead actor do not count: they are retried until they pass.",
     )
-    backoff_s: float = Field(default=0.2, gt=0, description="Seconds before the first retry; doubled each time.")
+    backoff_s: float = Field(default=0.2, gt=0, description="Seconds before the first retry; doubles with each one.")
     backoff_max_s: float = Field(default=15.0, gt=0, description="Longest wait before a retry, in seconds.")
     drain_s: float = Field(
-        default=15.0, ge=0, description="Seconds that a stopping replica lets documents in flight finish."
+        default=15.0, ge=0, description="Seconds that a stopping replica gives documents in flight to finish."
     )

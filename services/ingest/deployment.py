@@ -1,4 +1,4 @@
-"""The ingest service as a Ray Serve deployment: a consumer a replica."""
+"""The ingest service as a Ray Serve deployment: one consumer per replica."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
-from ray import serve
 from ray.exceptions import (
     GetTimeoutError,
     LocalRayletDiedError,
@@ -21,13 +20,14 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
@@ -37,8 +37,8 @@ from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
 
-# What says nothing about the document: the cluster is short of something, or an actor is gone and comes back. An error
-# that a service raised itself is a RayTaskError and also of its own class, so a dead actor behind it is found as well.
+# Errors that say nothing about the document: the cluster is short of a resource, or an actor died and is restarted.
+# What a service raises is both a RayTaskError and of its own class, so a dead actor further down is caught as well.
 TRANSIENT: tuple[type[Exception], ...] = (
     BackPressureError,
     DeploymentUnavailableError,
@@ -60,18 +60,14 @@ TRANSIENT: tuple[type[Exception], ...] = (
 _CONFIG = IngestConfig()
 
 
-@serve.deployment(
-    name="ingest",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-            policy_function=LagPolicy,
-            policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
-        ),
+@deployment(
+    "ingest",
+    _CONFIG,
+    policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+        policy_function=LagPolicy,
+        policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
     ),
-    # Closing the clients takes its time after the last document.
+    # Time to close the clients after the last document.
     graceful_shutdown_timeout_s=_CONFIG.drain_s + 15.0,
 )
 class Ingest:
@@ -100,16 +96,16 @@ class Ingest:
         return asdict(self._consumer.status())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What :class:`LagPolicy` decides on; Ray Serve calls it."""
+        """What :class:`LagPolicy` scales by; Ray Serve calls this."""
         return {LAG: self._consumer.status().lag}
 
     async def check_health(self) -> None:
-        """RuntimeError where the consumer ended; Ray Serve then replaces the replica."""
+        """RuntimeError if the consumer ended; Ray Serve then replaces the replica."""
         if self._task.done():
-            raise RuntimeError("ingest: the consumer ended; the log of this replica says why")
+            raise RuntimeError("ingest: the consumer ended; this replica's log has the cause")
 
     async def __del__(self) -> None:
-        """Ray Serve awaits this when it stops a replica: documents in flight finish, and offsets are committed."""
+        """Ray Serve awaits this when it stops a replica: lets documents in flight finish and commits their offsets."""
         self._consumer.stop()
         await asyncio.wait([self._task])
         self._store.close()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
-
 from services.parsing.brackets import parse_lines
 from services.parsing.config import ParsingConfig
+from services.replica_deployment import deployment
 from shared.messages import Parsed, TaggedLine
 from shared.runtime.logs import configure
 from shared.runtime.metrics import REPAIRS
@@ -18,25 +16,16 @@ from shared.settings import settings
 _CONFIG = ParsingConfig()
 
 
-@serve.deployment(
-    name="parsing",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("parsing", _CONFIG)
 class Parsing:
-    """Makes candidates of tagged lines."""
+    """Turns tagged lines into candidates."""
 
     def __init__(self) -> None:
         configure(settings())
         self._observe = RayObserver()
 
     async def parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
-        """See :func:`services.parsing.brackets.parse_lines`; in a thread, so that probes are answered meanwhile."""
+        """See :func:`services.parsing.brackets.parse_lines`. Runs in a thread, so that probes are still answered."""
         parsed = await asyncio.to_thread(parse_lines, lines)
         for kind, count in parsed.repairs.items():
             self._observe(REPAIRS, count, {"kind": kind})

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from services.replica_config import MaxOngoingRequests, RequestReplicaConfig, TargetOngoingRequests
 
 
-class PipelineConfig(BaseSettings):
+class PipelineConfig(RequestReplicaConfig):
     """Settings of the pipeline service, prefix ``BIOBRACKET_PIPELINE_``."""
 
-    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_PIPELINE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="BIOBRACKET_PIPELINE_")
 
-    min_replicas: int = Field(default=1, ge=1, description="Fewest replicas.")
-    max_replicas: int = Field(default=4, ge=1, description="Most replicas; Serve adds them as requests in flight grow.")
-    num_cpus: float = Field(default=0.25, ge=0, description="CPU share that Ray reserves for a replica.")
-    max_ongoing_requests: int = Field(default=64, ge=1, description="Documents that a replica handles at once.")
-    target_ongoing_requests: float = Field(
-        default=32.0, gt=0, description="Documents in flight a replica, above which Serve adds one."
-    )
+    max_ongoing_requests: MaxOngoingRequests = 64
+    target_ongoing_requests: TargetOngoingRequests = 32.0
+
     max_characters: int = Field(
         default=20_000_000, ge=1, description="Longest text, in characters; a longer one is refused."
     )
@@ -28,28 +26,29 @@ class PipelineConfig(BaseSettings):
         description="Longest segment, in estimated model tokens.",
     )
     chunk_segments: int = Field(
-        default=64, ge=1, description="Segments of a document that go from service to service together."
+        default=64, ge=1, description="Segments of a document that are passed between services together."
     )
     request_segments: int = Field(
-        default=4, ge=1, description="Segments that go to one replica of generation together; the others share a chunk."
+        default=4,
+        ge=1,
+        description="Segments in one request to generation; the requests of a chunk go to different replicas.",
     )
     requests_in_flight: int = Field(
         default=1024,
         ge=1,
-        description="Requests that a replica has in generation at once; the others wait here and go where there is "
-        "room first. `biobracket up` sets 8 for each replica of generation on a CPU.",
+        description="Requests that a replica has in flight to generation; the others wait here and go to whichever "
+        "replica has room first. `biobracket up` sets 8 per replica of generation on a CPU.",
     )
     local_cache_mib: int = Field(
         default=64,
         ge=0,
-        description="Memory of a replica for decisions on segments, in MiB, asked before Redis; 0: none.",
+        description="MiB of a replica's in-memory cache of decisions on segments, in front of Redis; 0 disables it.",
     )
     state_s: float = Field(
         default=1.0,
         gt=0,
-        description="Seconds between two questions to selection whether its index changed; until then cached decisions "
-        "count.",
+        description="Seconds between checks whether selection's index changed; cached decisions hold until then.",
     )
     chunks_in_flight: int = Field(
-        default=4, ge=1, description="Requests of one document that are under way at once, so that others get a turn."
+        default=4, ge=1, description="Chunks of one document in flight at once, so that others get a turn."
     )

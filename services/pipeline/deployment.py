@@ -6,14 +6,13 @@ import asyncio
 from collections import Counter
 from typing import Any
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.serve.handle import DeploymentHandle
 
 from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.selection_state import SelectionWatch
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
@@ -27,16 +26,7 @@ from shared.settings import settings
 _CONFIG = PipelineConfig()
 
 
-@serve.deployment(
-    name="pipeline",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("pipeline", _CONFIG)
 class PipelineService:
     """Extracts the entities of documents. The arguments are the handles of the services that it calls."""
 
@@ -47,7 +37,7 @@ class PipelineService:
         self._generation = generation
         self._parsing = parsing
         self._selection = selection
-        # Of a burst Serve does not see what is on its way to a replica, which can get twice the others' share.
+        # Serve does not count requests on their way to a replica: in a burst, one can get twice the share of others.
         self._turns = asyncio.Semaphore(_CONFIG.requests_in_flight)
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
@@ -68,7 +58,7 @@ class PipelineService:
         )
 
     async def extract(self, document: Document) -> Extraction:
-        """The entities of a document; :class:`shared.errors.DocumentError` where the document is at fault."""
+        """The entities of a document. :class:`shared.errors.DocumentError` if the document is at fault."""
         extraction = await self._pipeline.extract(document)
         counts = extraction.counts
         self._observe(SEGMENTS, counts.segments, {"lang": extraction.lang})

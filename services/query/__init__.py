@@ -1,1 +1,1 @@
-"""HTTP: results by document and by mention, and one-off extraction."""
+"""HTTP: stored results by document and by mention, one-off extraction, and feedback."""

@@ -9,12 +9,13 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
-from ray.serve.config import AutoscalingConfig
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from services.query.api import Busy, create_app
+from services.query.api import create_app
 from services.query.config import QueryConfig
+from services.query.routes.extract import Busy
+from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.errors import DocumentError, Overloaded, StoreError
@@ -23,24 +24,14 @@ from shared.runtime.logs import configure
 from shared.settings import settings
 
 _CONFIG = QueryConfig()
-_STARTING = "it is starting, or the log of its replica says why not"
 
 
-@serve.deployment(
-    name="query",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("query", _CONFIG)
 @serve.ingress()
 class Query:
-    """Answers HTTP. One-off documents go through the pipeline; stored results come from the store.
+    """Serves HTTP. One-off documents go through the pipeline; stored results come from the store.
 
-    The arguments are the handles of other services; ``ingest`` is only asked whether it is there.
+    The arguments are the handles of other services; ``ingest`` is only probed.
     """
 
     def __init__(
@@ -51,14 +42,14 @@ class Query:
         self._generation = generation
         self._ingest = ingest
         self._store = ResultStore.from_settings(settings())
-        self._reviews = FeedbackStore.from_settings(settings())
+        self._feedback = FeedbackStore.from_settings(settings())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Ray Serve calls it after the constructor."""
+        """Ray Serve calls this after the constructor."""
         return create_app(
-            extract=self._extract,
-            store=self._store,
-            reviews=self._reviews,
+            extractor=self._extract,
+            result_store=self._store,
+            feedback_store=self._feedback,
             missing=self._missing,
             config=_CONFIG,
         )
@@ -74,19 +65,21 @@ class Query:
 
     async def _missing(self) -> list[str]:
         found = await asyncio.gather(
-            _probe("store", "see that BIOBRACKET_REDIS names a running server", asyncio.to_thread(self._store.ping)),
+            _probe("store", "check that BIOBRACKET_REDIS names a running server", asyncio.to_thread(self._store.ping)),
             _probe(
                 "generation",
-                "the model is loading, or the log of its replica says why",
+                "the model is still loading, or its replica's log says why it failed",
                 self._generation.ready.remote(),
             ),
-            _probe("ingest", "it is starting, or the log of its replica says why", self._ingest.status.remote()),
+            _probe(
+                "ingest", "it is still starting, or its replica's log says why it failed", self._ingest.status.remote()
+            ),
         )
         return [missing for missing in found if missing]
 
 
 def _cause(error: RayTaskError) -> Exception:
-    """What was raised in another actor, without the traceback that Ray puts into its message."""
+    """The exception raised in another actor, without the traceback that Ray adds to its message."""
     cause: BaseException = error
     while isinstance(cause, RayTaskError):
         cause = cause.cause
@@ -98,11 +91,11 @@ def _cause(error: RayTaskError) -> Exception:
 async def _probe(name: str, remedy: str, answer: Awaitable[Any]) -> str | None:
     try:
         await asyncio.wait_for(_awaited(answer), _CONFIG.probe_s)
-    except Exception:  # whatever it is, the part is not ready; its own log says why
+    except Exception:  # whatever it is, that part is not ready; its own log says why
         return f"{name}: does not answer; {remedy}"
     return None
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:
-    # Responses of Serve are awaitable, but neither coroutines nor futures, which `wait_for` wants.
+    # Serve's responses are awaitable, but neither coroutines nor futures, one of which `wait_for` needs.
     return await answer

@@ -1,4 +1,4 @@
-"""Batches for what runs a model: by token budget, what waits longest first, each as large as the budget lets."""
+"""Dynamic batching for a model: first in, first out, each batch filled up to a token budget."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Answer = TypeVar("Answer")
 
 
 class Batcher(Generic[Request, Answer]):
-    """Takes requests from many callers, runs them in one thread, and gives each caller its own answers.
+    """Batches the requests of many callers, runs them in one thread, and returns each caller its own answers.
 
-    ``run`` gives one answer for each request of a batch, ``tokens`` what a request costs; ``full`` is the
-    message where too many wait. ``executor``: of one thread. Must be made and used in one event loop.
+    ``run`` returns one answer per request of a batch and ``tokens`` the cost of a request; ``full`` is the message of
+    the error when too many are waiting. ``executor`` has one thread. Create and use a batcher in one event loop.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Batcher(Generic[Request, Answer]):
 
     @property
     def queued(self) -> int:
-        """Requests that wait."""
+        """Number of waiting requests."""
         return len(self._queue)
 
     async def ask(self, requests: Sequence[Request]) -> list[Answer]:
-        """The answer to each request. Overloaded where the queue is full and somebody else's requests fill it."""
+        """The answer to each request. Overloaded if other requests are waiting and there is no room for these."""
         if self._queue and len(self._queue) + len(requests) > self._max_queued:
             raise Overloaded(self._full)
         loop = asyncio.get_running_loop()
@@ -65,13 +65,13 @@ class Batcher(Generic[Request, Answer]):
             requests = [request for request, _, _ in batch]
             try:
                 answers = await loop.run_in_executor(self._executor, self._call, requests)
-            except Exception as error:  # the callers learn of it; the next batch has its own chance
+            except Exception as error:  # passed to the callers of this batch; the next one is tried all the same
                 for _, _, future in batch:
                     if not future.done():
                         future.set_exception(error)
                 continue
             for (_, _, future), answer in zip(batch, answers, strict=True):
-                if not future.done():  # its caller may have gone
+                if not future.done():  # its caller may have been cancelled
                     future.set_result(answer)
 
     def _next(self) -> list[tuple[Request, int, asyncio.Future[Answer]]]:
@@ -89,7 +89,7 @@ class Batcher(Generic[Request, Answer]):
         return batch
 
     def close(self) -> None:
-        """Wait for the batch under way; what still waits is cancelled."""
+        """Cancel waiting requests and wait for the running batch."""
         for _, _, future in self._queue:
             future.cancel()
         self._queue.clear()

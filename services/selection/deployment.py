@@ -6,9 +6,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from ray import serve
-from ray.serve.config import AutoscalingConfig
-
+from services.replica_deployment import deployment
 from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
@@ -21,25 +19,16 @@ from shared.settings import settings
 _CONFIG = SelectionConfig()
 
 
-@serve.deployment(
-    name="selection",
-    ray_actor_options={"num_cpus": _CONFIG.num_cpus, "num_gpus": _CONFIG.num_gpus},
-    max_ongoing_requests=_CONFIG.max_ongoing_requests,
-    autoscaling_config=AutoscalingConfig(
-        min_replicas=_CONFIG.min_replicas,
-        max_replicas=_CONFIG.max_replicas,
-        target_ongoing_requests=_CONFIG.target_ongoing_requests,
-    ),
-)
+@deployment("selection", _CONFIG, num_gpus=_CONFIG.num_gpus)
 class Selection:
-    """Decides which candidates are entities, of many documents at once."""
+    """Decides which candidates are entities, in batches across documents."""
 
     def __init__(self) -> None:
         configure(settings())
         if selector_folder(settings()) is not None:
             import torch
 
-            # Ray sets OMP_NUM_THREADS to the logical CPUs of a replica, which say nothing about the cores there are.
+            # Ray sets OMP_NUM_THREADS to the replica's logical CPUs, which say nothing about the actual cores.
             torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
         feedback = FeedbackStore.from_settings(settings())
         self._selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
@@ -49,15 +38,15 @@ class Selection:
             self._selector.tokens,
             batch_tokens=_CONFIG.batch_tokens,
             max_queued=_CONFIG.max_queued,
-            full="selection: too many documents wait; send less or raise BIOBRACKET_SELECTION_MAX_QUEUED",
+            full="selection: too many documents are waiting; send fewer or raise BIOBRACKET_SELECTION_MAX_QUEUED",
             executor=self._executor,
         )
 
     async def select(self, candidates: tuple[Candidate, ...]) -> Selected:
-        """See :class:`services.selection.selector.Selector`."""
+        """See :meth:`services.selection.selector.Selector.select`."""
         (selected,) = await self._batcher.ask([candidates])
         return selected
 
     async def basis(self) -> Basis:
-        """What this replica decides by; between two batches, since a selector takes one caller at a time."""
+        """What this replica decides by. Runs between two batches, since a selector takes one caller at a time."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._selector.basis)

@@ -1,4 +1,4 @@
-"""Which of the candidates that are probable enough can stand together."""
+"""Resolve overlaps: which of the candidates above their threshold are kept together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from shared.messages import Candidate, Entity, Evidence, entity_id
 from shared.selection.calibration import logit
 
-# Two spans that share a boundary are mostly one mention with its other end in doubt. Where the generator did not itself
-# nest them, both stay only if each is this probable: then the doubt is small and nesting is what explains both.
+# Two spans that share a boundary are usually one mention whose other end is in doubt. Unless the generator itself
+# nested them, both are kept only if each is at least this probable, so that nesting is the best explanation.
 NESTING_BAR = 0.8
 
-# Log-odds that a span with none beside it is taken to exceed: those of a hopeless one.
+# Log-odds of the rival assumed for a span that overlaps no other: a hopeless one.
 _NO_RIVAL = -8.0
 
 
@@ -25,15 +25,15 @@ class Scored(NamedTuple):
 
     @property
     def rank(self) -> tuple[float, bool, float, int, int]:
-        """Order of preference: the more probable, the greedy, the more confident, the longer, the earlier."""
+        """Sort key, best first: more probable, greedy, more confident, longer, earlier."""
         c = self.candidate
         return (-self.probability, not c.greedy, -c.generator_confidence, c.start - c.end, c.start)
 
 
 def margins(candidates: Sequence[Candidate]) -> list[float]:
-    """By how many log-odds the confidence of each exceeds that of the best other span of its type that it overlaps.
+    """The log-odds of each candidate's confidence minus those of its strongest rival.
 
-    The candidates are those of one document. A span that is given twice is not its own rival.
+    A rival is another span of the same type and segment that overlaps; a duplicate of the same span is not one.
     """
     groups: dict[tuple[str, int, str], list[int]] = {}
     for i, c in enumerate(candidates):
@@ -42,8 +42,8 @@ def margins(candidates: Sequence[Candidate]) -> list[float]:
     found = [confidence - _NO_RIVAL for confidence in confidences]
     for group in groups.values():
         group.sort(key=lambda i: candidates[i].start)
-        for place, i in enumerate(group):
-            for j in group[place + 1 :]:
+        for position, i in enumerate(group):
+            for j in group[position + 1 :]:
                 a, b = candidates[i], candidates[j]
                 if b.start >= a.end:
                     break
@@ -54,10 +54,10 @@ def margins(candidates: Sequence[Candidate]) -> list[float]:
 
 
 def keep(scored: Iterable[Scored]) -> tuple[Entity, ...]:
-    """The entities that can stand together, in text order.
+    """The entities to keep, in text order.
 
-    Of spans of one type that cross, the more probable stays. Nested ones of one type both stay, but see
-    ``NESTING_BAR``. Spans of different types do not touch one another.
+    Of two crossing spans of one type the more probable is kept. Nested spans of one type are both kept, subject to
+    ``NESTING_BAR``. Spans of different types do not affect each other.
     """
     best: dict[tuple[str, int, int], Scored] = {}
     for one in scored:
@@ -70,7 +70,7 @@ def keep(scored: Iterable[Scored]) -> tuple[Entity, ...]:
 
 
 def _clusters(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
-    """Spans of one type that overlap, directly or through others."""
+    """Groups of spans of one type that overlap, directly or through others."""
     cluster: list[Scored] = []
     end = 0
     for one in sorted(scored, key=lambda s: (s.candidate.type, s.candidate.start, s.candidate.end)):
@@ -84,7 +84,7 @@ def _clusters(scored: Iterable[Scored]) -> Iterator[list[Scored]]:
 
 
 def _resolve(cluster: list[Scored]) -> list[Scored]:
-    """The spans of a cluster that can stand together, the best taken first."""
+    """The spans of a cluster to keep, chosen greedily, best first."""
     kept: list[Scored] = []
     for scored in sorted(cluster, key=lambda s: s.rank):
         if all(_compatible(scored, other) for other in kept):
@@ -93,7 +93,7 @@ def _resolve(cluster: list[Scored]) -> list[Scored]:
 
 
 def _compatible(scored: Scored, better: Scored) -> bool:
-    """Whether a span can stand beside a better one of its type."""
+    """Whether a span can be kept beside a better one of its type."""
     a, b = scored.candidate, better.candidate
     if a.start < b.start < a.end < b.end or b.start < a.start < b.end < a.end:
         return False

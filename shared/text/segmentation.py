@@ -1,9 +1,11 @@
 """Segmentation: a document's text to the stretches that are tagged at once, as offsets, nothing lost or moved.
 
-A blank line ends a paragraph. Lines of a paragraph that start a headed section (``主诉：``, ``ALLERGIES:``), a list
-item or a table row start a block; other lines are wrapped prose. Blocks hold sentences. A segment takes whole
-sentences of one paragraph while they fit; a block that does not fit beside what came before starts a segment of its
-own. A sentence longer than a segment is cut where it hurts least: line break, clause, space, between tokens, anywhere.
+A blank line ends a paragraph, except in double-spaced prose. Lines of a paragraph that start a headed section
+(``主诉：``, ``ALLERGIES:``), a list item or a table row start a block; other lines are wrapped prose. Blocks hold
+sentences. A segment takes whole sentences of one paragraph while they fit; a block that does not fit beside what came
+before starts a segment of its own. A sentence longer than a segment is cut where a mention is least likely to be cut:
+at the end of a line or of a sentence without a space (``.``, ``<br>``, ``|``, an escaped line end), a clause or list
+item, beside a word that stands in no mention, at a space, between tokens, anywhere.
 """
 
 from __future__ import annotations
@@ -76,8 +78,12 @@ _BREAK = re.compile(rf"\r\n|[{_BREAKS}]")
 
 def _paragraphs(text: str) -> Iterator[Span]:
     start = 0
-    for blank in _BLANK.finditer(text):
-        if len(_BREAK.findall(blank[0])) > 1:
+    blanks = [(blank, lines) for blank in _BLANK.finditer(text) if (lines := len(_BREAK.findall(blank[0]))) > 1]
+    # Double-spaced prose has an empty line behind each line, and goes on behind many in the middle of a sentence.
+    inside = sum(text[blank.end() : blank.end() + 1].islower() for blank, lines in blanks if lines == 2)
+    spacing = 2 if 4 * inside > len(blanks) else 1
+    for blank, lines in blanks:
+        if lines > spacing:
             yield start, blank.start()
             start = blank.end()
     yield start, len(text)
@@ -122,8 +128,11 @@ def _blocks(text: str, start: int, end: int) -> Iterator[Span]:
 
 
 def _is_wrapped(line: str) -> bool:
-    tail = line[-_WRAPPED:]
-    return len(tail) + len(_IS_CJK.findall(tail)) >= _WRAPPED
+    return _columns(line[-_WRAPPED:]) >= _WRAPPED
+
+
+def _columns(line: str) -> int:
+    return len(line) + len(_IS_CJK.findall(line))
 
 
 def _lines(text: str, start: int, end: int) -> Iterator[Span]:
@@ -204,9 +213,42 @@ def _abbreviates(word: str, rest: str, sentence: str) -> bool:
 
 # Sentences that are too long
 
-_CLAUSE = frozenset("，、；：。！？,;:.!?")
-_WIDE_CLAUSE = frozenset("，、；：。！？")
-_BEST = 5
+# How good a place for a cut is, from inside what is seen as one character to where a line was ended by its writer.
+_NEVER, _WORD_INSIDE, _SYMBOL, _SPACE, _MARGIN, _APART, _LIST, _CLAUSE, _SENTENCE, _BEST = range(10)
+
+_CLAUSE_MARKS = frozenset("，、；：。！？,;:.!?")
+_WIDE_CLAUSE = frozenset("，；：。！？")
+_SEPARATORS = frozenset("/~#=_—–-*+|¦‖•●○■□◆◇▪►※·…")
+_COLUMN = frozenset("\t\u3000")
+_NUMBER = re.compile(r"[(（]\d{1,2}[)）]|[①-⑳⒈-⒛]")
+_BULLETS = frozenset("•●○■□◆◇▪►※")
+_MARKUP = re.compile(  # also as text: `\\n` where a line end was escaped twice
+    r"</?(?:br|p|div|li|ul|ol|tr|td|th|table|hr|h[1-6])\b[^<>]{0,60}>|&lt;/?(?:br|p|div|li)\b|\\(?:r\\n|[nrt])",
+    re.IGNORECASE,
+)
+_WRITTEN = re.compile(rf"(?:[{LATIN}]{{3,}}|\d|[)\]%\"'”’]|[{CJK}])$")  # what a word before an end of sentence ends in
+_LAST_WORD = re.compile(rf"[{LATIN}]+$")
+_FIRST_WORD = re.compile(rf"[{LATIN}]+(?![{LATIN}\d-])")
+# Words that hardly ever stand within a mention: counted over GENIA, BC5CDR, BioNLP13CG, CMeEE-V2 and CCKS 2017.
+_OUTSIDE = frozenset((
+    "that", "which", "who", "whom", "whose", "it", "we", "he", "him", "she", "they", "is", "are", "was", "were",
+    "be", "been", "being", "am", "has", "have", "had", "having", "do", "does", "did", "can", "could", "may",
+    "might", "will", "would", "shall", "should", "must", "but", "because", "although", "though", "however",
+    "therefore", "thus", "also", "then", "than", "when", "while", "where", "if", "since", "until", "during",
+    "after", "before", "between", "within", "without", "into", "through", "not", "no", "such", "only", "using",
+    "showed", "shows", "shown", "found", "denies", "denied", "reports", "reported", "complains", "complained",
+    "presents", "presented", "revealed", "received", "underwent", "developed", "admitted", "remained", "continued",
+    "started", "stopped", "confirmed", "confirms",
+))  # fmt: skip
+_DETERMINERS = frozenset(
+    ["a", "an", "the", "this", "these", "those", "its", "our", "his", "her", "their", "my", "both"]
+)
+_PREPOSITIONS = frozenset(["of", "in", "on", "to", "with", "for", "from", "by", "at", "and", "or"])
+_OUTSIDE_ZH = re.compile(
+    "患者|患儿|病人|医师|医院|本品|查体|未见|未触|未闻|未及|给予|予以|由于|因此|所致|包括|使用|服用|用于|入院|就诊|咨询|此|这|请"
+)
+_FIRST = re.compile(rf"[{CJK}]|[^\s{CJK}]+")
+_LINE = 200  # characters that are looked at of a line
 _JOINERS = frozenset("\u200d\u2060")
 _VISIBLE = re.compile(r"\S")
 
@@ -251,19 +293,102 @@ def _trim(text: str, start: int, end: int) -> Span:
 
 
 def _quality(text: str, at: int) -> int:
-    """How good it is to cut before ``text[at]``: from 0, inside what is seen as one character, to _BEST."""
+    """How good it is to cut before ``text[at]``: from _NEVER to _BEST."""
     left, right = text[at - 1], text[at]
-    if right in _BREAKS or left in _BREAKS:
-        line = _BREAK.split(text[max(0, at - _WRAPPED - 2) : at].rstrip())[-1]
-        return 3 if _is_wrapped(line) else _BEST
-    if left in _CLAUSE and (left in _WIDE_CLAUSE or right.isspace() or _IS_CJK.match(right)):
-        return 4
-    if left.isspace() or right.isspace():
-        return 3
     if left in _JOINERS or right in _JOINERS or unicodedata.category(right)[0] == "M" or "🏻" <= right <= "🏿":
-        return 0
+        return _NEVER
+    if right in _BREAKS or left in _BREAKS:
+        return _between_lines(text, at)
+    if _beside_markup(text, at, left, right):
+        return _SENTENCE
+    if left in _CLAUSE_MARKS or left in _SEPARATORS:
+        quality = _after_mark(text, at, left, right)
+        if quality > _SPACE:
+            return quality
+    if right in _BULLETS or ((right in "(（" or "①" <= right <= "⒛") and _NUMBER.match(text, at)):
+        return _LIST
+    if left.isspace() or right.isspace():
+        columns = not _COLUMN.isdisjoint(left + right) or text[max(0, at - 2) : at].isspace()
+        return _LIST if columns else _between_words(text, at)
     if _IS_CJK.match(left) or _IS_CJK.match(right):
-        return 2
+        return _APART if _OUTSIDE_ZH.match(text, at) or _OUTSIDE_ZH.match(text, at - 2, at) else _SYMBOL
     letters = left.isalpha() and right.isalpha()
     number = (left.isdigit() or left in ".,") and (right.isdigit() or right in ".,")
-    return 1 if letters or number or left == "-" or right == "-" else 2
+    return _WORD_INSIDE if letters or number or left == "-" or right == "-" else _SYMBOL
+
+
+def _between_lines(text: str, at: int) -> int:
+    """At a line break: _BEST where the writer ended the line, else what a margin may have parted."""
+    above, line = _last_lines(text[max(0, at - _LINE) : at].rstrip())
+    after = text[at : at + _LINE].lstrip()
+    after = after[: min((end for mark in _BREAKS if (end := after.find(mark)) >= 0), default=None)]
+    word = _FIRST.match(after)
+    # The margin is no reason for a break where the next word would have stood within it.
+    fits = _columns(line) + 1 + _columns(word[0] if word else "") <= max(_columns(after), _columns(above))
+    if fits:
+        return _BEST
+    return _CLAUSE if line[-1:] in _CLAUSE_MARKS else max(_MARGIN, _between_words(text, at))
+
+
+def _last_lines(text: str) -> tuple[str, str]:
+    """The last line but one, empty where there is none, and the last one."""
+    begin = max(map(text.rfind, _BREAKS)) + 1
+    before = text[:begin].rstrip(_BREAKS)
+    return before[max(map(before.rfind, _BREAKS)) + 1 :], text[begin:]
+
+
+def _beside_markup(text: str, at: int, left: str, right: str) -> bool:
+    if right in "<&\\" and _MARKUP.match(text, at):
+        return True
+    if left not in ">;":
+        return False
+    opened = max(text.rfind("<", max(0, at - 70), at), text.rfind("&", max(0, at - 10), at))
+    found = _MARKUP.match(text, opened) if opened >= 0 else None
+    return found is not None and found.end() in (at, at - 4)  # `&gt;` behind an escaped one
+
+
+def _after_mark(text: str, at: int, left: str, right: str) -> int:
+    """Behind a mark of a clause or what lists are joined with."""
+    if left in _WIDE_CLAUSE:
+        return _CLAUSE
+    if left == "、" or left in _BULLETS:
+        return _LIST
+    if left in "|¦‖…":
+        return _SENTENCE
+    marks = at - 1
+    while marks > max(0, at - 8) and text[marks - 1] == left:
+        marks -= 1
+    if left in _CLAUSE_MARKS:
+        if at - marks > 1:
+            return _SENTENCE
+        if right.isspace() or _IS_CJK.match(right):
+            return _CLAUSE
+        if left == ";" and not re.search(r"&#?\w{1,8};$", text[max(0, at - 10) : at]):
+            return _CLAUSE
+    elif at - marks > 1 or (right.isspace() and text[at - 2 : at - 1].isspace()):
+        return _LIST  # `--`, `//`, ` - `
+    # `for a week.Acute pancreatitis`, and not `E.coli` or `3.5`.
+    before = text[max(0, marks - 24) : marks]
+    if _WRITTEN.search(before) is None or not (right.isalpha() or right in "(\"'“‘["):
+        return _SYMBOL
+    word = _LAST_WORD.search(before)
+    if left == "." and word is not None and word[0].lower() in _ABBREVIATIONS:
+        return _SYMBOL
+    if left in ".!?":
+        return _LIST if right.islower() else _SENTENCE
+    if left in ",:":
+        return _LIST if word is not None else _SYMBOL
+    if left in "-+":
+        return _SYMBOL
+    return _LIST if _IS_CJK.match(right) or (right.isupper() and word is not None and word[0].islower()) else _SYMBOL
+
+
+def _between_words(text: str, at: int) -> int:
+    before, after = text[max(0, at - 24) : at].rstrip(), text[at : at + 24].lstrip()
+    first, last = _FIRST_WORD.match(after), _LAST_WORD.search(before)
+    right = first[0].lower() if first is not None else ""
+    left = last[0].lower() if last is not None and before[: last.start()][-1:].isspace() else ""
+    # `fracture of the femur`: an article begins a mention's last part only behind a preposition.
+    if right in _OUTSIDE or left in _OUTSIDE or (right in _DETERMINERS and left not in _PREPOSITIONS):
+        return _APART
+    return _SPACE

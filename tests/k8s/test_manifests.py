@@ -18,7 +18,7 @@ from ray.serve import Application
 from ray.serve.schema import ServeDeploySchema
 
 from services.cli import cli
-from services.cli.settings import configs
+from services.cli.console import configs
 from shared.settings import Settings
 from training.config import CONFIGS, GeneratorConfig
 

@@ -126,3 +126,9 @@ def test_the_key_of_a_result() -> None:
 def test_its_text_is_a_unicode_text() -> None:
     with pytest.raises(ValueError, match="lone surrogate at character 2"):
         encodable("ab\ud800")
+
+
+def test_metadata_of_null_is_none() -> None:
+    assert Document.model_validate({"id": "a", "text": "x", "metadata": None}).metadata == {}
+    with pytest.raises(ValidationError, match="metadata"):
+        Document.model_validate({"id": "a", "text": "x", "metadata": []})

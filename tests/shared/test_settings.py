@@ -1,9 +1,18 @@
 from __future__ import annotations
 
-import pytest
-from pydantic import ValidationError
+import re
+from urllib.parse import quote
 
-from shared.settings import Settings
+import pytest
+import redis
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
+
+from services.ingest.config import IngestConfig
+from shared.messages import Document
+from shared.settings import Settings, problem
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -30,3 +39,82 @@ def test_a_bad_value_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOBRACKET_LOG_FORMAT", "xml")
     with pytest.raises(ValidationError, match="log_format"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    "password", ["zq#17", "zq/17", "17/zq", "zq?17", "zq?a=1", "zq[17", "zq]17", "#", "12/3", "12?x=1", "12#3", "a@b/c"]
+)
+@pytest.mark.parametrize("user", ["", "user"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_password_that_would_be_read_as_an_address_is_refused(scheme: str, user: str, password: str) -> None:
+    with pytest.raises(ValidationError, match="percent-encode") as error:
+        Settings(redis=f"{scheme}://{user}:{password}@store:6379/2")
+    assert "zq" not in str(error.value)
+    assert "zq" not in (problem(error.value) or "")
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=0x2FFF, exclude_categories=["Cs", "Z"]), min_size=1))
+def test_a_password_is_read_as_it_is_or_refused(password: str) -> None:
+    encoded = Settings(redis=f"redis://:{quote(password, safe='')}@store:6380/2").redis.get_secret_value()
+    for url in (encoded, f"redis://:{password.replace('%', '%25')}@store:6380/2"):
+        try:
+            address = redis.Redis.from_url(Settings(redis=url).redis.get_secret_value()).get_connection_kwargs()
+        except ValidationError:
+            assert url != encoded
+            assert set(password) & set("#/?[]@")
+        else:
+            assert (address["host"], address["port"], address["db"]) == ("store", 6380, 2)
+            assert address["password"] == password
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://store",
+        "redis:///1",
+        "redis://[::1]:6379/0",
+        "redis://u:p@h:1/2?protocol=3",
+        "unix://:p@/tmp/redis.sock?db=1",
+    ],
+)
+def test_addresses_of_every_kind_are_taken(url: str) -> None:
+    assert Settings(redis=url).redis.get_secret_value() == url
+
+
+@pytest.mark.parametrize(
+    "url", ["store:6379", "http://store", "redis://store:x/0", "redis://store/zero", "redis://:p@/0"]
+)
+def test_what_is_no_address_of_a_store_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="redis"):
+        Settings(redis=url)
+
+
+@pytest.mark.parametrize(
+    ("config", "variable", "value", "says"),
+    [
+        (Settings, "BIOBRACKET_KAFKA_SECURITY", "{security_protocol: zq17}", "is not JSON.*double quotes"),
+        (Settings, "BIOBRACKET_KAFKA_SECURITY", "[]", "dictionary"),
+        (Settings, "BIOBRACKET_PARTITIONS", "0", "greater than or equal to 1"),
+        (Settings, "BIOBRACKET_REDIS", "redis://:zq17#@store", "percent-encode"),
+        (IngestConfig, "BIOBRACKET_INGEST_MAX_DOCUMENTS", "zq17", "valid integer"),
+    ],
+)
+def test_a_setting_that_cannot_be_read_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, config: type[Settings], variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises((SettingsError, ValidationError)) as error:
+        config()
+    said = problem(error.value)
+    assert said is not None
+    assert said.startswith(f"{variable}: ")
+    assert re.search(says, said)
+    assert "or unset it for " in said
+    assert "\n" not in said
+    assert "zq17" not in said
+
+
+def test_other_errors_are_no_problem_of_a_setting() -> None:
+    with pytest.raises(ValidationError) as error:
+        Document.model_validate({})
+    assert problem(error.value) is None

@@ -20,10 +20,11 @@ LABELS = ("Disease", "cell_line", "药物")
 
 @st.composite
 def annotated(draw: st.DrawFn, alphabet: str = ALPHABET) -> tuple[str, list[tuple[int, int, str]]]:
-    """A text and its mentions: nested, crossing and touching ones too, none twice."""
+    """A text and its mentions: nested, crossing and touching ones too, none twice or with white space at its ends."""
     text = draw(st.text(alphabet, min_size=1, max_size=30).filter(str.strip))
     starts = st.integers(0, len(text) - 1)
     span = starts.flatmap(lambda start: st.tuples(st.just(start), st.integers(start + 1, len(text))))
+    span = span.filter(lambda s: text[slice(*s)] == text[slice(*s)].strip())
     mention = st.tuples(span, st.sampled_from(LABELS)).map(lambda m: (*m[0], m[1]))
     return text, draw(st.lists(mention, max_size=6, unique=True))
 

@@ -42,6 +42,8 @@ class Example:
     lang: Lang
     mentions: tuple[Mention, ...]
     types: tuple[str, ...]
+    trimmed: int = 0
+    """Mentions that the corpus has with white space at their ends."""
 
 
 def corpus_folder(name: str, settings: Settings) -> Path:
@@ -59,9 +61,10 @@ def corpus_folder(name: str, settings: Settings) -> Path:
 def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[Example]:
     """The texts of ``<folder>/<split>.jsonl``, at least one.
 
-    A label's type is that of the mapping known for the folder's name, else the type whose key or name the label is
-    (``Disease``, ``cell_line``). ``types`` adds to that and goes before it: labels to canonical keys, or to the empty
-    string where a label's mentions are to be left out.
+    A label's type is that of the mapping known for the folder's name, where all labels are in it, else the type whose
+    key or name the label is (``Disease``, ``cell_line``). ``types`` adds to that and goes before it: labels to
+    canonical keys, or to the empty string where a label's mentions are to be left out. Mentions lose white space at
+    their ends.
     """
     file = folder / f"{split}.jsonl"
     if not file.is_file():
@@ -105,7 +108,7 @@ def documents_of(examples: Sequence[Example]) -> list[Document]:
 def _mapping(file: Path, labels: set[str], given: dict[str, str]) -> dict[str, str]:
     """The key of each label, empty where it is left out."""
     known = CORPUS_TYPES.get(file.parent.name)
-    if known is None:
+    if known is None or not labels <= known.keys() | given.keys():  # a folder of one's own may have the name of another
         known = {label: key for label in sorted(labels) if (key := entity_types.key_of(label))}
     mapping = known | given
     if unknown := sorted(labels - mapping.keys()):
@@ -151,13 +154,19 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _example(file: Path, number: int, row: dict[str, Any], mapping: dict[str, str], keys: tuple[str, ...]) -> Example:
     text: str = row["text"]
     mentions = []
+    trimmed = 0
     for mention in row["entities"]:
         start, end = mention["start"], mention["end"]
         if not (0 <= start < end <= len(text)) or text[start:end] != mention.get("text", text[start:end]):
             raise CorpusError(f"{file.name}, line {number}: entities: offsets do not give the mention's text")
+        surface = text[start:end]
+        inside = (start + len(surface) - len(surface.lstrip()), end - len(surface) + len(surface.rstrip()))
+        if inside[0] >= inside[1]:
+            raise CorpusError(f"{file.name}, line {number}: entities: offsets enclose white space alone")
+        trimmed += inside != (start, end)
         if key := mapping[mention["type"]]:
-            mentions.append(Mention(start, end, key))
+            mentions.append(Mention(*inside, key))
     lang: Lang = row.get("lang") or detect(text)
     if lang not in ("zh", "en"):
         raise CorpusError(f"{file.name}, line {number}: lang: must be `zh` or `en`")
-    return Example(str(row["id"]), text, lang, tuple(mentions), keys)
+    return Example(str(row["id"]), text, lang, tuple(mentions), keys, trimmed)

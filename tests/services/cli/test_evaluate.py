@@ -86,6 +86,14 @@ def test_earlier_extractions_are_scored_without_a_model(unseen):
     assert poor["boundary_only"]["correct"] == 2
 
 
+def test_gold_mentions_lose_white_space_at_their_ends_and_that_is_told(unseen):
+    file = unseen / "unseen" / "all.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").replace('"start": 18, "end": 22', '"start": 17, "end": 22'))
+    scored = evaluate(unseen, "--from", str(unseen / "right.jsonl"), "--json")
+    assert json.loads(scored.stdout)["micro"]["f1"] == 1.0
+    assert "1 mentions of the corpus have white space at their ends" in scored.stderr
+
+
 def test_the_tables_have_intervals_and_errors(unseen):
     shown = evaluate(unseen, "--from", str(unseen / "poor.jsonl"))
     assert shown.exit_code == 0, shown.output
@@ -126,7 +134,7 @@ def test_a_report_does_not_replace_the_run_it_is_compared_with(unseen):
     before = other.read_bytes()
     result = evaluate(unseen, "--from", str(unseen / "right.jsonl"), "--against", str(other), "--report", str(folder))
     assert result.exit_code == 1
-    assert "name another one" in result.output
+    assert "choose another one" in result.output
     assert other.read_bytes() == before
 
 

@@ -37,9 +37,9 @@ def test_train_index_calibrate_evaluate(workplace, monkeypatch):
     assert "not one of flat" in call("index", "build", "--kind", "tree", code=1)
     assert "exemplars" in call("index", "build", "--corpora", "genes=20")
     assert "protein" in call("index", "info")
-    assert "as they were written" in call("index", "check")
+    assert "all intact" in call("index", "check")
     assert "1 exemplars removed" in call("index", "remove", "genes:1:7-10:protein", "no such one")
-    assert "exemplars more" in call("index", "add", "--corpora", "genes=30")
+    assert "exemplars added" in call("index", "add", "--corpora", "genes=30")
 
     assert "different words" in call("train", "gazetteer", "--corpora", "genes")
     assert (selector / "gazetteer.safetensors").is_file()

@@ -74,7 +74,7 @@ def test_long_text_is_shortened_around_its_entities() -> None:
     many = [entity(text, i, i + 1) for i in range(0, 20_000, 500)]
     plain = mark(text, many, max_chars=200, context=10).plain
     assert len(plain) < 1000
-    assert re.search(r"\((\d+) more entities in the part not shown\)", plain)
+    assert re.search(r"\((\d+) more entities in parts not shown\)", plain)
     assert len(mark(text, [], max_chars=200).plain) < 220
 
 
@@ -88,7 +88,7 @@ def test_every_shown_entity_is_marked_and_no_text_is_changed(
     keys = list(TYPES)
     entities = [entity(text, s, e, keys[i]) for i, (s, e) in enumerate(spans) if s < e <= len(text)]
     plain = mark(text, entities, max_chars=max_chars, context=2).plain
-    hidden = re.search(r"\n\((\d+) more entities in the part not shown\)$", plain)
+    hidden = re.search(r"\n\((\d+) more entities in parts not shown\)$", plain)
     if hidden:
         plain = plain[: hidden.start()]
     assert plain.count("⟦") == plain.count("⟧") == len(entities) - int(hidden[1] if hidden else 0)
@@ -103,7 +103,7 @@ def test_note_tells_what_it_holds() -> None:
     out = shown(note(text, extraction(text, entity(text, 0, 4), inner, lang="zh")))
     assert "zh, 7 characters, 2 entities, 1 nested" in out
     assert "⟦⟦右肺⟧body腺癌⟧disease[1]" in out
-    assert "(no entity)" in shown(note("x", extraction("x")))
+    assert "(no entities)" in shown(note("x", extraction("x")))
 
 
 def test_entities_are_listed_with_nested_ones_indented() -> None:
@@ -127,15 +127,15 @@ def test_summary_counts_by_type_and_language() -> None:
     assert rows["disease"] == ["1", "1", "2"]
     assert rows["body"] == ["0", "1", "1"]
     assert rows["entities"] == ["1", "2", "3"]
-    assert rows["of them nested"] == ["0", "1", "1"]
+    assert rows["nested entities"] == ["0", "1", "1"]
     assert rows["documents"] == ["1", "1", "2"]
-    assert rows["entities a second"][-1] == "1.5"
+    assert rows["entities per second"][-1] == "1.5"
     assert "entities" in shown(summary([], 0.0))
 
 
 def test_counts_and_settings() -> None:
     counts = LiveCounts(documents=3, entities=14, lag=2, rate=0.5)
-    assert str(counts) == "documents 3, entities 14, lag 2, rate 0.50 documents a second"
+    assert str(counts) == "documents 3, entities 14, lag 2, rate 0.50 documents per second"
     assert "14" in shown(rendering.counts_table(counts))
     assert str(LiveCounts(documents=3, entities=14, lag=2)) == "documents 3, entities 14, lag 2"
     lines = shown(setting("BIOBRACKET_X", "[1]", "One [thing].")).splitlines()

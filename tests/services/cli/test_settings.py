@@ -8,7 +8,7 @@ from pydantic_settings import BaseSettings
 from typer.testing import CliRunner
 
 from services.cli import cli
-from services.cli.settings import configs
+from services.cli.console import configs
 
 SECRET = "zq17"
 

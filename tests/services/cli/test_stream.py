@@ -108,7 +108,7 @@ def test_produce_sends_bytes_unchanged_and_warns(servers: Settings, tmp_path: Pa
     result = call("produce", str(text), str(jsonl), "-", given=b"\n".join(lines[2:]))
     assert result.exit_code == 0, result.output
     assert "sent 5 of 5 documents" in result.stdout
-    assert "3 of them are not valid" in result.stdout
+    assert "3 of them are invalid" in result.stdout
     assert SECRET not in result.output
     for place, field in (("notes.jsonl, line 2", "JSON"), ("standard input, line 1", "text"), ("line 2", "UTF-8")):
         assert re.search(f"{place}: .*{field}", result.stderr)
@@ -117,6 +117,19 @@ def test_produce_sends_bytes_unchanged_and_warns(servers: Settings, tmp_path: Pa
     (whole,) = [json.loads(value or b"") for key, value in records if key == b"note.txt"]
     assert whole["text"] == "发热\r\nzq17"
     assert {key for key, _ in records} == {b"note.txt", b"a", None}
+
+
+def test_produce_refuses_a_file_without_documents_and_sends_nothing_of_it(servers: Settings, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"id,text\n1,{SECRET}\n2,{SECRET}\n")
+    for folder in ("b", "c"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "note.md").write_text("flu")
+    result = call("produce", *(str(tmp_path / name) for name in ("a.csv", "b/note.md", "c/note.md")))
+    assert result.exit_code == 1
+    assert "sent 2 of 3 documents" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert SECRET not in result.output
+    assert sorted(key or b"" for key, _ in produced(servers, 2)) == [b"b/note.md", b"c/note.md"]
 
 
 def test_produce_goes_on_after_what_it_cannot_send(servers: Settings, tmp_path: Path) -> None:

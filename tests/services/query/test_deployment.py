@@ -6,8 +6,8 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from services.query.api import Busy
 from services.query.deployment import _cause, _probe
+from services.query.routes.extract import Busy
 from shared.errors import DocumentError, Overloaded, StoreError
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.selection.config import SelectionConfig
-from services.selection.knowledge import Knowledge
+from services.selection.exemplar_pool import ExemplarPool
 from services.selection.overlaps import NESTING_BAR
 from services.selection.selector import Selector, vote
 from shared.messages import Candidate, Evidence, Segment, check_offsets
@@ -229,38 +229,38 @@ def test_exemplars_vote_and_are_the_evidence(tmp_path):
     ]
     vectors = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=np.float32)
     ExemplarIndex.build(tmp_path / "index", [(vectors, exemplars)], kind="flat", encoder="0" * 16, dim=2)
-    knowledge = Knowledge(2, "0" * 16, folder=tmp_path / "index")
+    pool = ExemplarPool(2, "0" * 16, folder=tmp_path / "index")
     heeded = Scaling(slope=0.0, vote=2.0)
     calibration = Calibration(types={"protein": TypeCalibration(greedy=heeded)})
-    selector = Selector(calibration, Compass(), knowledge, config=SelectionConfig(evidence=1))
+    selector = Selector(calibration, Compass(), pool, config=SelectionConfig(evidence=1))
     (entity,) = entities_of(selector, [candidate(2, 5, 0.5), candidate(7, 9, 0.9)])
     assert (entity.start, entity.end) == (2, 5)
     assert entity.confidence == pytest.approx(1 / (1 + math.exp(-2.0)), abs=1e-3)
     assert entity.evidence == (Evidence(text="CD28", type="protein", accepted=True, similarity=1.0),)
     known = selector.judge([candidate(2, 5, 0.5), candidate(7, 9, 0.9), candidate(2, 5, 0.5, type_="disease")])
     assert [k.vote for k in known] == [pytest.approx(1.0, abs=1e-3), pytest.approx(-1.0, abs=1e-3), 0.0]
-    silent = Selector(calibration, Compass(), knowledge)
+    silent = Selector(calibration, Compass(), pool)
     assert entities_of(silent, [candidate(2, 5, 0.5)])[0].evidence == ()
 
 
-class Opinions:
+class Overrides:
     """Says what it is told to of a candidate's text, and counts how often it is asked for news."""
 
-    def __init__(self, **rulings):
-        self._rulings = rulings
+    def __init__(self, **accepted):
+        self._accepted = accepted
         self.version = 0
 
     def refresh(self):
         self.version += 1
 
-    def ruling(self, candidate):
-        return self._rulings.get(candidate.text)
+    def accepted(self, candidate):
+        return self._accepted.get(candidate.text)
 
 
 def test_what_a_reviewer_said_stands_above_all(tmp_path):
     asked = [candidate(2, 5, 0.99), candidate(7, 9, 0.01, greedy=False), candidate(8, 11, 0.95), candidate(11, 13, 0.6)]
-    for more in ((), (Compass(), Knowledge(2, "0" * 16, tmp_path))):
-        selector = Selector(PLAIN, *more, reviews=Opinions(cde=False, hi=True))
+    for more in ((), (Compass(), ExemplarPool(2, "0" * 16, tmp_path))):
+        selector = Selector(PLAIN, *more, overrides=Overrides(cde=False, hi=True))
         (selected,) = selector.select([asked])
         assert [(e.text, e.confidence) for e in selected.entities] == [("hi", 1.0), ("lm", pytest.approx(0.6))]
         assert selected.exemplars == ".1"
@@ -270,17 +270,17 @@ def test_what_a_reviewer_said_stands_above_all(tmp_path):
 
 def test_it_tells_what_it_decides_by_and_takes_a_new_index_for_it(tmp_path):
     config = SelectionConfig()
-    plain = Selector(PLAIN, reviews=Opinions()).basis()
+    plain = Selector(PLAIN, overrides=Overrides()).basis()
     assert plain.index == ""
     assert plain.settings != Selector(PLAIN, config=config.model_copy(update={"evidence": 3})).basis().settings
-    knowledge = Knowledge(2, "0" * 16, tmp_path / "index")
-    selector = Selector(PLAIN, Compass(), knowledge, config=config)
+    pool = ExemplarPool(2, "0" * 16, tmp_path / "index")
+    selector = Selector(PLAIN, Compass(), pool, config=config)
     assert selector.basis() == plain
     exemplar = Exemplar(accepted=True, id="a", type="protein", text="CD28", source="s")
     vectors = np.array([[1.0, 0.0]], dtype=np.float32)
     ExemplarIndex.build(tmp_path / "index", [(vectors, [exemplar])], kind="flat", encoder="0" * 16, dim=2)
     selector.basis()
-    knowledge._loading.join()
+    pool._loading.join()
     index = selector.basis().index
     assert index != ""
     assert selector.select([[candidate(2, 5, 0.9)]])[0].exemplars == f"{index}.0"

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+import re
+import textwrap
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from shared.text.segmentation import MIN_UNITS, segment, units
@@ -209,3 +212,109 @@ def test_long_text_of_any_kind_is_segmented(part: str) -> None:
     text = part * (300_000 // len(part))
     spans = segment(text, "zh")
     assert sum(len(text[s:e].split()) for s, e in spans) >= len(text.split())
+
+
+# Mentions of several words in brackets, at the beginning, in the middle and at the end of sentences.
+SENTENCES = {
+    "en": """
+⟦Acute on chronic kidney injury⟧ was found after three days of vomiting at home
+The ward team started ⟦intravenous piperacillin and tazobactam⟧ for ⟦hospital acquired pneumonia⟧
+Chest film shows ⟦right lower lobe consolidation⟧ and a small ⟦left sided pleural effusion⟧
+No history of ⟦type 2 diabetes mellitus⟧ or of ⟦ischaemic heart disease⟧ in the family
+Biopsy of the breast lump confirmed ⟦HER2/neu positive ductal carcinoma in situ⟧
+⟦Non-small cell lung cancer⟧ was diagnosed in spring and treated with ⟦cisplatin plus pemetrexed⟧
+The patient denies ⟦shortness of breath on exertion⟧ and ⟦paroxysmal nocturnal dyspnoea⟧
+Colonoscopy found a ⟦sessile polyp of the sigmoid colon⟧ that was removed
+Discharged home in good condition with a follow up in six weeks
+Serum ⟦alanine aminotransferase⟧ was 3.5 times the upper limit on day 2
+The gait is broad based and there is a ⟦resting tremor of the right hand⟧
+⟦Atrial fibrillation with rapid ventricular response⟧ resolved after ⟦electrical cardioversion⟧
+    """,
+    "zh": """
+患者三天前因⟦急性阑尾炎⟧入院
+既往有⟦2型糖尿病⟧病史十余年，服用⟦二甲双胍缓释片⟧
+胸部CT示⟦右肺上叶占位性病变⟧伴⟦左侧胸腔积液⟧
+否认⟦冠状动脉粥样硬化性心脏病⟧家族史
+⟦慢性阻塞性肺疾病⟧急性加重一次
+给予⟦低分子肝素⟧抗凝，复查⟦D-二聚体⟧下降
+家属对治疗方案表示理解
+血培养提示⟦耐甲氧西林金黄色葡萄球菌⟧
+⟦C反应蛋白⟧升高，考虑⟦社区获得性肺炎⟧
+    """,
+}
+BOUNDARIES = [
+    *(". ", ".", "..", "...", ".. ", "!", "?", "; ", ";", ", ", ",", ": ", ":", "…", "。", "；", "，", "、"),
+    *("\n", "\r\n", " \n", "\n ", ".\n", "\u2028", "\x0b", "\n\n", "\n \n"),
+    *("\\n", "\\r\\n", "\\n\\n", ".\\n", "<br>", "<br/>", "<BR />", "</p><p>", '<li class="x">', "&lt;br&gt;"),
+    *("|", " | ", "||", "\t", "   ", "\u3000", " - ", " -- ", "--", "—", " – ", "/", " / ", "//", "~", "#", "=", "*"),
+    *("•", " • ", "·", "(1)", "① ", "_"),
+]
+
+
+def joined(sentences: list[str], boundaries: list[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of marked sentences with a boundary behind each, and its mentions."""
+    text, mentions = "", []
+    for sentence, boundary in zip(sentences, boundaries, strict=True):
+        for part in re.split("(⟦.*?⟧)", sentence):
+            if part.startswith("⟦"):
+                mentions.append((len(text), len(text) + len(part) - 2))
+            text += part.strip("⟦⟧")
+        text += boundary
+    return text, mentions
+
+
+def cut(text: str, mentions: list[tuple[int, int]], lang: str) -> list[str]:
+    spans = segment(text, lang)
+    return [text[s:e] for s, e in mentions if not any(start <= s and e <= end for start, end in spans)]
+
+
+@settings(max_examples=300)
+@given(st.sampled_from(["en", "zh"]), st.data())
+def test_no_mention_is_cut_whatever_stands_between_sentences(lang: str, data: st.DataObject) -> None:
+    marked = st.sampled_from(SENTENCES[lang].strip().splitlines())
+    sentences = data.draw(st.lists(marked, min_size=8, max_size=30))
+    boundary = st.sampled_from(BOUNDARIES)
+    one = data.draw(st.none() | boundary)
+    boundaries = [one or data.draw(boundary) for _ in sentences]
+    assert cut(*joined(sentences, boundaries), lang) == []
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.sampled_from(SENTENCES["en"].strip().splitlines()), min_size=8, max_size=30),
+    st.sampled_from([" ", ". ", ".", "..", "; ", ", ", "<br> ", " - "]),
+    st.integers(40, 110),
+    st.sampled_from(["\n", "\r\n", "\n\n"]),
+)
+def test_no_mention_is_cut_in_wrapped_or_double_spaced_prose(
+    sentences: list[str], boundary: str, margin: int, end: str
+) -> None:
+    text, mentions = joined(sentences, [boundary] * len(sentences))
+    lines = textwrap.wrap(text, margin, break_long_words=False, break_on_hyphens=False)
+    assert " ".join(lines) == text.strip()
+    if end == "\n\n":  # lines that go on tell double-spaced prose from paragraphs
+        assume(3 * sum(line[0].islower() for line in lines[1:]) > len(lines))
+    breaks = list(itertools.accumulate(len(line) + 1 for line in lines[:-1]))  # each in place of one space
+    moved = [tuple(at + sum(b <= at for b in breaks) * (len(end) - 1) for at in mention) for mention in mentions]
+    assert cut(end.join(lines), moved, "en") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "cuts"),
+    [
+        # What looks like the end of a sentence and is none.
+        ("growth of E.coli or of St.Louis virus was seen", 10, ["growth of E.coli or of", "St.Louis virus was seen"]),
+        ("fever.Lung abscess due to aspiration pneumonia", 12, ["fever.", "Lung abscess due to aspiration pneumonia"]),
+        # The writer ended a line that the next word would have fitted; a margin parts lines anywhere.
+        ("rash\nrenal stone\nand two simple renal cysts", 9, ["rash\nrenal stone", "and two simple renal cysts"]),
+        (
+            "she was told of chronic kidney\ndisease that had begun in May",
+            13,
+            ["she was told of chronic kidney\ndisease that had", "begun in May"],
+        ),
+        # An article begins what comes, but behind a preposition it may stand within a mention.
+        ("stone of the left kidney as the urologist said", 10, ["stone of the left kidney as", "the urologist said"]),
+    ],
+)
+def test_a_cut_is_where_no_mention_is_likely(text: str, budget: int, cuts: list[str]) -> None:
+    assert texts(text, "en", budget) == cuts

@@ -50,6 +50,27 @@ def test_a_given_mapping(tmp_path):
     assert [m.type for m in example.mentions] == ["dna", "rna"]
 
 
+def test_a_folder_that_has_the_name_of_a_known_corpus_takes_its_own_labels(tmp_path):
+    own = {**ROW, "entities": [{**EGFR, "type": "Gene or gene product"}, {**EGFR, "type": "DISEASE"}]}
+    (example,) = read(write(tmp_path / "ccks2017", own), "train")
+    assert [m.type for m in example.mentions] == ["gene_product", "disease"]
+    assert set(example.types) == {"gene_product", "disease"}
+    with pytest.raises(CorpusError, match="without a type of the inventory: GENE;"):
+        read(write(tmp_path / "bc5cdr", GENE), "train")
+    (example,) = read(tmp_path / "bc5cdr", "train", {"GENE": "dna"})
+    assert set(example.types) == {"dna", "protein"}
+
+
+def test_white_space_at_the_ends_of_mentions_is_trimmed_and_counted(tmp_path):
+    spaced = {**EGFR, "start": 3, "end": 9, "text": " EGFR "}
+    (example,) = read(write(tmp_path / "mine", {**ROW, "entities": [spaced, EGFR]}), "train")
+    assert example.mentions == (Mention(4, 8, "protein"),) * 2
+    assert example.trimmed == 1
+    blank = {**EGFR, "start": 3, "end": 4, "text": " "}
+    with pytest.raises(CorpusError, match=r"line 1: entities: offsets enclose white space alone"):
+        read(write(tmp_path / "mine", {**ROW, "entities": [blank]}), "train")
+
+
 def test_a_given_mapping_goes_before_the_known_one_of_the_corpus(tmp_path):
     (example,) = read(write(tmp_path / "genia", ROW), "train", {"protein": "dna", "cell_line": ""})
     assert [m.type for m in example.mentions] == ["dna"]

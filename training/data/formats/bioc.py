@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from training.data.corpora import CorpusError
 from training.data.formats.common import AnnotatedText, Annotation, Reading, Span, json_items
-from training.data.formats.fragments import fits
+from training.data.formats.fragments import fits, fits_normalised
 
 _CODE_POINTS = "code points"
 _UNITS: dict[str, Callable[[str], int]] = {
@@ -146,7 +146,10 @@ def _laid_out(pieces: list[tuple[int, str]], annotations: list[_Annotation], uni
         tuple((points.get(spot.offset, -1), points.get(spot.offset + spot.length, -1)) for spot in a.locations)
         for a in annotations
     ]
-    right = sum(fits(text, at, a.text) for at, a in zip(fragments, annotations, strict=True))
+    right = sum(
+        fits(text, at, a.text) or fits_normalised(text, at, a.text)
+        for at, a in zip(fragments, annotations, strict=True)
+    )
     return _Layout(unit, text, fragments, (right, -spare))
 
 

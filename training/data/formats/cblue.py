@@ -11,7 +11,6 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from training.data.corpora import CorpusError
 from training.data.formats.common import AnnotatedText, Annotation, Reading, json_items, single_file
 from training.data.formats.fragments import within
 
@@ -37,10 +36,18 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
             rows.append((place, _Row.model_validate(item)))
         except ValidationError as error:
             reading.invalid(place, error)
-    after = _after_the_last(rows)
-    if after:
-        reading.notes["mention whose end_idx is its last character"] = sum(len(row.entities) for _, row in rows)
+    after, deviating = _after_the_last(rows)
     for number, (place, row) in enumerate(rows, 1):
+        if number in deviating:
+            where, other = deviating[number]
+            reading.bad(
+                where,
+                "end_idx is the mention's last character in one text and the one after it in another",
+                f"a file must keep to one of them; mend it, or the rest, which is as at {other}",
+            )
+            continue
+        if after and row.entities:
+            reading.notes["mention whose end_idx is its last character"] += len(row.entities)
         annotations = [
             Annotation(((e.start_idx, e.end_idx + after),), e.type, e.entity, f"{place}, entities.{i}")
             for i, e in enumerate(row.entities)
@@ -49,18 +56,20 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
         yield AnnotatedText(name, row.text, tuple(annotations), place)
 
 
-def _after_the_last(rows: list[tuple[str, _Row]]) -> int:
-    """What to add to each ``end_idx`` of the file: 1 where it is a mention's last character, else 0."""
-    first: dict[int, str] = {}
-    for place, row in rows:
+def _after_the_last(rows: list[tuple[str, _Row]]) -> tuple[int, dict[int, tuple[str, str]]]:
+    """What to add to each ``end_idx``: 1 where it is a mention's last character, else 0, as most mentions of the file.
+
+    Also the rows, from 1, that have a mention of the other kind: where, and where one of the file's kind is.
+    """
+    told: tuple[dict[int, str], dict[int, str]] = ({}, {})  # by row the first mention that is so
+    mentions = [0, 0]
+    for number, (place, row) in enumerate(rows, 1):
         for i, e in enumerate(row.entities):
             for after in (0, 1):
                 span = (e.start_idx, e.end_idx + after)
                 if within(row.text, [span]) and row.text[slice(*span)] == e.entity:
-                    first.setdefault(after, f"{place}, entities.{i}")
-    if len(first) == 2:
-        raise CorpusError(
-            f"{first[1]}: end_idx: is the mention's last character here, but the one after it at {first[0]}; a file "
-            "must keep to one of them"
-        )
-    return next(iter(first), 0)
+                    told[after].setdefault(number, f"{place}, entities.{i}")
+                    mentions[after] += 1
+    usual = int(mentions[1] > mentions[0])
+    other = next(iter(told[usual].values()), "")
+    return usual, {number: (where, other) for number, where in told[1 - usual].items()}

@@ -124,5 +124,5 @@ def _json_lines(content: str, file: Path, reading: Reading) -> Iterator[tuple[st
             try:
                 yield place, json.loads(line)
             except json.JSONDecodeError:
-                raise CorpusError(f"{place}: not JSON; mend it, or choose another --format") from None
+                reading.bad(place, "not JSON", "mend it, or choose another --format")
         reading.advance(len(line.encode(errors="surrogatepass")) + 1)

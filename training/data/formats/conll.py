@@ -22,6 +22,8 @@ UNNAMED = "entity"  # label of mentions whose tags are bare letters
 
 _TAG = re.compile(r"([BIESMLUW])(?:-(\S.*))?|O")
 _PLAIN = {"M": "I", "L": "E", "U": "S", "W": "S"}
+# CoNLL-U's `# text = …`; other comments are told by their number of columns.
+_COMMENT = re.compile(r"#\s*[\w.:-]+\s*=\s")
 _DOCUMENT = ("-DOCSTART-", "###MEDLINE:")  # CoNLL 2003 and JNLPBA
 _WIDE = re.compile(f"[{CJK}\u3000-\u303f\uff00-\uffef]")
 # Share of tokens of one character from which a file is split into characters: English text has a quarter of them,
@@ -40,6 +42,7 @@ class _Token:
 class _Sentence:
     place: str
     tokens: list[_Token] = field(default_factory=list)
+    broken: bool = False  # a line of it could not be read
 
 
 @dataclass(slots=True)
@@ -83,32 +86,65 @@ def _documents(file: Path, reading: Reading, scheme: _Scheme) -> Iterator[list[_
     """Sentences by document; all are one document where the file marks none."""
     sentences: list[_Sentence] = []
     marked = within = False
+    usual = _layout(file)
     for place, line in lines(file, reading):
         if line.startswith(_DOCUMENT):
-            yield sentences
+            yield _whole(sentences)
             sentences, marked, within = [], True, False
         elif not line.strip(" \t\r"):
             within = False
-        elif (token := _token(line, place, reading, scheme)) is not None:
+        elif not _is_comment(line, usual):
             if not within:
                 sentences.append(_Sentence(place))
                 within = True
-            sentences[-1].tokens.append(token)
+            if (token := _token(line, place, reading, scheme)) is None:
+                sentences[-1].broken = True
+            else:
+                sentences[-1].tokens.append(token)
     if reading.documents == "docstart" and not marked:
         raise CorpusError(f"{file.name}: no -DOCSTART- line; leave out --documents docstart to read its sentences")
-    yield sentences
+    yield _whole(sentences)
+
+
+def _whole(sentences: list[_Sentence]) -> list[_Sentence]:
+    """Those of which every line could be read: one that lacks a word would be another sentence."""
+    return [sentence for sentence in sentences if not sentence.broken]
+
+
+def _layout(file: Path) -> tuple[str, int] | None:
+    """Separator and number of columns of the first line that is no comment, if need be of one that has a tag."""
+    found = None
+    for _, line in lines(file, Reading()):
+        if line.strip(" \t\r") and not line.startswith(_DOCUMENT):
+            separator, columns = _columns(line)
+            if not line.startswith("#"):
+                return separator, len(columns)
+            if found is None and len(columns) > 1 and _TAG.fullmatch(columns[-1]):
+                found = separator, len(columns)
+    return found
+
+
+def _columns(line: str) -> tuple[str, list[str]]:
+    # Not `split()`: files of Chinese characters have wide spaces as tokens, and even plain ones.
+    line = line.rstrip(" \t")
+    return ("\t", line.split("\t")) if "\t" in line else (" ", re.split(" +", line))
+
+
+def _is_comment(line: str, usual: tuple[str, int] | None) -> bool:
+    """Whether a line that begins with ``#`` is no token: another number of columns than the file's, or ``# key =``."""
+    if not line.startswith("#"):
+        return False
+    separator, columns = _columns(line)
+    return (separator, len(columns)) != usual or (separator == " " and _COMMENT.match(line) is not None)
 
 
 def _token(line: str, place: str, reading: Reading, scheme: _Scheme) -> _Token | None:
-    # Not `split()`: files of Chinese characters have wide spaces as tokens, and even plain ones.
-    line = line.rstrip(" \t")
-    columns = line.split("\t") if "\t" in line else re.split(" +", line)
+    _, columns = _columns(line)
     column = len(columns) if reading.column is None else reading.column
     found = _TAG.fullmatch(columns[column - 1]) if 2 <= column <= len(columns) else None
     if found is None:
-        if not line.startswith("#"):  # else a comment
-            remedy = "it must be O or a letter of BIO, BIOES, BMES or BILOU with a label, as B-Disease; see --column"
-            raise CorpusError(f"{place}: column {column} of {len(columns)} holds no tag; {remedy}")
+        remedy = "it must be O or a letter of BIO, BIOES, BMES or BILOU with a label, as B-Disease; see --column"
+        reading.bad(f"{place}: column {column} of {len(columns)}", "sentence with a line that holds no tag", remedy)
         return None
     letter, label = found[1] or "O", found[2] or UNNAMED
     scheme.letters.add(letter)

@@ -17,7 +17,7 @@ from shared.text.language import detect
 from training.data.corpora import CorpusError
 from training.data.formats import READERS, Format
 from training.data.formats.common import AnnotatedText, Annotation, Reading, Span
-from training.data.formats.fragments import fits, merged, within
+from training.data.formats.fragments import fits, fits_normalised, merged, trimmed, within
 
 
 @dataclass(slots=True)
@@ -113,8 +113,16 @@ def _span(text: str, annotation: Annotation, reading: Reading) -> Span | None:
         reading.left_out["discontinuous mention"] += 1
         return None
     if not fits(text, annotation.fragments, annotation.text):
-        reading.bad(annotation.place, "offsets that do not give the mention's text", "mend them")
+        if not fits_normalised(text, annotation.fragments, annotation.text):
+            reading.bad(annotation.place, "offsets that do not give the mention's text", "mend them")
+            return None
+        reading.notes["mention whose text the corpus has normalised, taken from the document"] += 1
+    span = trimmed(text, (spans[0][0], spans[-1][1]))
+    if span is None:
+        reading.bad(annotation.place, "offsets that enclose white space alone", "mend them")
         return None
+    if span != (spans[0][0], spans[-1][1]):
+        reading.notes["mention with white space at its ends, which was trimmed"] += 1
     if len(spans) > 1:
         reading.notes["discontinuous mention, replaced by the span that covers it"] += 1
-    return spans[0][0], spans[-1][1]
+    return span

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import html
 import re
+import unicodedata
 from collections.abc import Sequence
+from itertools import permutations
 
 from training.data.formats.common import Span
 
 _SPACE = re.compile(r"\s+")
+_MOST_ORDERS = 5  # fragments that are tried in every order; a mention of more is read as they stand
+# What tools write for characters that they, or their encodings, lack.
+_GREEK = "αβγδεζηθικλμνξοπρστυφχψω"
+_LATIN = str.maketrans(_GREEK, "abgdezhtiklmnxoprstufcpo")
+_NAMES = str.maketrans({c: unicodedata.name(c).split()[-1].lower().replace("lamda", "lambda") for c in _GREEK})
+_PLAIN = str.maketrans(
+    {
+        **dict.fromkeys("‐‑‒–—―−", "-"),
+        **dict.fromkeys("‘’‚′`´", "'"),
+        **dict.fromkeys("“”„″«»", '"'),
+        "×": "x",
+        "ς": "σ",
+    }
+)
+_LOST = "?\ufffd"
 
 
 def within(text: str, fragments: Sequence[Span]) -> bool:
@@ -33,8 +51,8 @@ def fits(text: str, fragments: Sequence[Span], surface: str) -> bool:
     """Whether the fragments give the mention's text.
 
     White space may differ in kind and length: formats that have a line a mention cannot hold a line break. How the
-    fragments of a discontinuous mention are joined differs too, so only letters and digits count there, those of the
-    fragments or of all that they cover.
+    fragments of a discontinuous mention are joined differs too, and in which order, so only letters and digits count
+    there, those of the fragments or of all that they cover.
     """
     if not within(text, fragments):
         return False
@@ -43,8 +61,59 @@ def fits(text: str, fragments: Sequence[Span], surface: str) -> bool:
         return _SPACE.sub(" ", text[start:end]) == _SPACE.sub(" ", surface)
     ordered = sorted(fragments)
     covered = text[ordered[0][0] : max(end for _, end in ordered)]
-    parts = "".join(text[start:end] for start, end in ordered)
-    return _letters(surface) in (_letters(parts), _letters(covered))
+    letters = _letters(surface)
+    return letters == _letters(covered) or any(
+        letters == _letters("".join(text[start:end] for start, end in order)) for order in _orders(fragments, ordered)
+    )
+
+
+def fits_normalised(text: str, fragments: Sequence[Span], surface: str) -> bool:
+    """Whether the fragments give the mention's text but for what tools change in characters.
+
+    Case, compatibility forms and accents (NFKD), Greek letters written out or as Latin ones, dashes and quotes, HTML
+    entities, white space at the ends, and question marks for what an encoding lacked.
+    """
+    if not within(text, fragments):
+        return False
+    ordered = sorted(fragments)
+    covered = text[ordered[0][0] : max(end for _, end in ordered)]
+    parts = [" ".join(text[start:end] for start, end in order) for order in _orders(fragments, ordered)]
+    return any(
+        fold(found) == fold(surface) for found in (covered, *parts) for fold in (_by_letter, _by_name)
+    ) or _lost_characters(covered, surface)
+
+
+def trimmed(text: str, span: Span) -> Span | None:
+    """The span without white space at its ends; none where nothing else is in it."""
+    inside = text[slice(*span)]
+    start = span[0] + len(inside) - len(inside.lstrip())
+    end = span[1] - len(inside) + len(inside.rstrip())
+    return (start, end) if start < end else None
+
+
+def _orders(fragments: Sequence[Span], ordered: list[Span]) -> list[tuple[Span, ...]]:
+    return list(permutations(ordered)) if len(ordered) <= _MOST_ORDERS else [tuple(ordered), tuple(fragments)]
+
+
+def _by_letter(text: str) -> str:
+    return _folded(text).translate(_LATIN)
+
+
+def _by_name(text: str) -> str:
+    return _folded(text).translate(_NAMES)
+
+
+def _folded(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", html.unescape(text)).casefold().translate(_PLAIN)
+    return _SPACE.sub(" ", "".join(c for c in plain if not unicodedata.combining(c))).strip()
+
+
+def _lost_characters(text: str, surface: str) -> bool:
+    """Whether they differ in characters beyond ASCII alone, which are marks of loss in ``surface``, and in no half."""
+    if len(text) != len(surface):
+        return False
+    lost = [(a, b) for a, b in zip(text, surface, strict=True) if a != b]
+    return 0 < 2 * len(lost) < len(text) and all(b in _LOST and not a.isascii() for a, b in lost)
 
 
 def _letters(text: str) -> str:

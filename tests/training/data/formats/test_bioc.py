@@ -103,12 +103,21 @@ def test_each_document_counts_as_it_does():
 
 def test_one_bad_annotation_does_not_change_the_unit():
     bad = document(["TNF-α and fever"], [(0, 5, "Gene"), (10, 15, "Disease")], "UTF-8 bytes")
-    bad["passages"][0]["annotations"][0]["text"] = "TNF-a"
+    bad["passages"][0]["annotations"][0]["text"] = "TNF-b"
     with pytest.raises(CorpusError, match=r"corpus\.json, item 1, documents\.0, annotation 1: .*do not give") as error:
         Converted("bioc", as_json(bad))
     assert "TNF" not in str(error.value)
     found = Converted("bioc", as_json(bad), skip_bad=True)
     assert found.surfaces() == [("fever", "Disease")]
+
+
+def test_normalised_texts_of_mentions_tell_the_unit_too():
+    shown = document(["TNF-α and naïve"], [(0, 5, "Gene"), (10, 15, "Cell")], "UTF-8 bytes")
+    for annotation, text in zip(shown["passages"][0]["annotations"], ["TNF-alpha", "naive"], strict=True):
+        annotation["text"] = text
+    found = Converted("bioc", as_json(shown))
+    assert found.surfaces() == [("TNF-α", "Gene"), ("naïve", "Cell")]
+    assert found.reading.notes["mention whose text the corpus has normalised, taken from the document"] == 2
 
 
 def test_gaps_are_spaces():

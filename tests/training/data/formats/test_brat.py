@@ -2,6 +2,7 @@ import re
 
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.annotated import ALPHABET, Converted, annotated
 from training.data.corpora import CorpusError
@@ -44,11 +45,48 @@ def test_subfolders_give_ids_and_other_lines_are_passed_over():
     assert found.surfaces(1) == [("Pain", "Symptom"), ("left", "Body")]
 
 
-def test_offsets_count_both_characters_of_a_windows_line_end():
-    found = Converted("brat", folder("T1\tDrug 8 15\taspirin\r\n", "Takes\r\n\r\naspirin".replace("\r\n\r\n", "\r\n ")))
+@given(annotated("ab\r\n患") | annotated("ab\n患").map(lambda d: (d[0].replace("\n", "\r\n"), [])), st.data())
+def test_windows_line_ends_and_marks_count_as_the_mentions_of_each_text_tell(drawn, data):
+    text, mentions = drawn[0] + "\r\n⚓", [*drawn[1], (len(drawn[0]) + 2, len(drawn[0]) + 3, "Anchor")]
+    mark = data.draw(st.sampled_from(["", "\ufeff"]))
+    kept = [(s + len(mark), e + len(mark), label) for s, e, label in mentions]
+    lines = ann(text, mentions).splitlines()
+    # The same mentions with offsets of a tool that reads every line end as one character.
+    at = lambda point: len(text[:point].replace("\r\n", "\n"))  # noqa: E731
+    for count in (at, lambda point: point + len(mark)):
+        written = "".join(
+            f"T1\t{label} {count(s)} {count(e)}\t{line.split(chr(9), 2)[2]}\n"
+            for (s, e, label), line in zip(mentions, lines, strict=True)
+        )
+        found = Converted("brat", {"a.txt": mark + text, "a.ann": written})
+        assert found.texts() == [mark + text]
+        assert found.mentions() == set(kept)
+
+
+def test_offsets_that_count_a_windows_line_end_once_are_noted():
+    found = Converted("brat", folder("T1\tDrug 8 15\taspirin\r\n", "Takes\r\n aspirin"))
     assert found.surfaces() == [("aspirin", "Drug")]
-    with pytest.raises(CorpusError, match="offsets"):
-        Converted("brat", folder("T1\tDrug 6 13\taspirin\n", "Takes\r\naspirin"))
+    assert not +found.reading.notes
+    found = Converted("brat", folder("T1\tSign 0 5\tTakes\nT2\tDrug 6 13\taspirin\n", "Takes\r\naspirin"))
+    assert found.surfaces() == [("Takes", "Sign"), ("aspirin", "Drug")]
+    assert found.reading.notes == {"mention whose offsets counted a Windows line end as one character": 1}
+    with pytest.raises(CorpusError, match=r"a\.ann, line 1: offsets"):
+        Converted("brat", folder("T1\tDrug 5 12\taspirin\n", "Takes\r\naspirin"))
+
+
+def test_fragments_in_another_order_than_their_words():
+    for fragments, words in (("27 30;12 16", "left arm"), ("12 16;27 30", "arm left"), ("27 30;12 16", "arm left")):
+        found = Converted("brat", folder(f"T1\tBody {fragments}\t{words}\n"), discontinuous="cover")
+        assert found.surfaces() == [("left and right arm", "Body")]
+
+
+@pytest.mark.parametrize(("text", "annotations"), [("a.TXT", "a.ANN"), ("a.txt", "a.a1"), ("a.Txt", "a.A1")])
+def test_endings_of_files(text, annotations):
+    found = Converted("brat", {text: "Pain", annotations: "T1\tSymptom 0 4\tPain\n", "a.a2": "T2\tEvent 0 4\tPain\n"})
+    assert [row["id"] for row in found.rows] == ["a"]
+    assert found.surfaces() == [("Pain", "Symptom")]
+    with pytest.raises(CorpusError, match=rf"{annotations}, line 1: malformed"):
+        Converted("brat", {text: "Pain", annotations: "T1\n"})
 
 
 def test_discontinuous_mentions_are_left_out_or_covered():

@@ -41,12 +41,27 @@ def test_ids_are_numbers_where_rows_have_none():
     assert {r["lang"] for r in found.rows} == {"zh"}
 
 
-@pytest.mark.parametrize("skip_bad", [False, True])
-def test_rows_that_contradict_one_another(skip_bad):
-    rows = [row("肺部感染。", [(0, 2, "bod")]), row("肺部感染。", [(0, 4, "dis"), (0, 2, "bod")], last=1)]
+@pytest.mark.parametrize("last", [0, 1])
+def test_one_row_that_contradicts_the_others(last):
+    rows = [row("肺部感染。", [(0, 4, "dis"), (0, 2, "bod")], last), row("肺部感染。", [(0, 2, "bod")], 1 - last)]
     with pytest.raises(CorpusError, match=r"item 2, entities\.0: end_idx.* at .*item 1, entities\.0") as error:
-        Converted("cblue", as_list(rows), skip_bad=skip_bad)
+        Converted("cblue", as_list(rows))
     assert "感染" not in str(error.value)
+    found = Converted("cblue", as_list([*rows, row("发热。", [(0, 2, "sym")], last)]), skip_bad=True)
+    assert [found.surfaces(i) for i in range(2)] == [[("肺部感染", "dis"), ("肺部", "bod")], [("发热", "sym")]]
+    assert len(found.rows) == 2
+    assert found.reading.left_out.total() == 1
+    assert found.reading.notes.total() == 3 * last
+
+
+def test_a_line_that_is_not_json():
+    lines = as_lines([row("发热。", [(0, 2, "sym")]), row("咳嗽。", [(0, 2, "sym")])])["CMeEE_dev.json"].split("\n")
+    files = {"CMeEE_dev.json": "\n".join([lines[0], lines[0][:20], *lines[1:]])}
+    with pytest.raises(CorpusError, match="line 2: not JSON"):
+        Converted("cblue", files)
+    found = Converted("cblue", files, skip_bad=True)
+    assert found.texts() == ["发热。", "咳嗽。"]
+    assert found.reading.left_out == {"not JSON": 1}
 
 
 @pytest.mark.parametrize("last", [0, 1])

@@ -141,3 +141,32 @@ def test_a_line_without_a_tag_is_named(line):
     with pytest.raises(CorpusError, match=r"a\.txt, line 2: column .* holds no tag.*--column") as error:
         Converted("conll", {"a.txt": f"a x O\n{line}\n"}, **options)
     assert "secret" not in str(error.value)
+
+
+def test_a_sentence_with_a_broken_line_is_left_out():
+    files = {"a.txt": "one B-x\n\ntwo B-x\nbroken\nmore O\n\nthree B-x\n"}
+    found = Converted("conll", files, skip_bad=True)
+    assert found.surfaces(0) + found.surfaces(1) == [("one", "x"), ("three", "x")]
+    assert found.texts() == ["one", "three"]
+    assert found.reading.left_out == {"sentence with a line that holds no tag": 1}
+    assert found.summary.mentions == {"x": 2}
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# text = The patient took O",
+        "# text = vitamin B",
+        "# newdoc id = a O",
+        "#text = B",
+        "# id 1 domain=x",
+        "# B-x B-x O O",
+    ],
+)
+@pytest.mark.parametrize("separator", ["\t", " "])
+def test_comments_are_no_tokens(comment, separator):
+    tokens = [token.replace(" ", separator) for token in ("one x B-dna", "# x I-dna")]
+    lines = [comment, tokens[0], comment, tokens[1], "", comment]
+    found = Converted("conll", {"a.txt": "\n".join(lines)})
+    assert found.texts() == ["one #"]
+    assert found.surfaces() == [("one #", "dna")]

@@ -132,3 +132,27 @@ def test_an_output_that_cannot_be_written(tmp_path):
         convert(source, "cblue", tmp_path / "out.jsonl", Reading())
     with pytest.raises(CorpusError, match=r"a\.json"):
         convert(source, "cblue", source / "out.jsonl", Reading())
+
+
+def test_white_space_at_the_ends_of_mentions_is_trimmed_and_counted():
+    text = "有 发热\u3000。 "
+    given_ = [(1, 5, "sym"), (2, 4, "sym"), (2, 5, "dis")]
+    entities = [{"start_idx": s, "end_idx": e, "type": t, "entity": text[s:e]} for s, e, t in given_]
+    found = Converted("cblue", rows(*entities, text=text))
+    assert found.mentions() == {(2, 4, "sym"), (2, 4, "dis")}
+    assert found.reading.notes == {"mention with white space at its ends, which was trimmed": 2}
+    blank = {"start_idx": 1, "end_idx": 2, "type": "sym", "entity": " "}
+    with pytest.raises(CorpusError, match=r"entities\.0: offsets that enclose white space alone"):
+        Converted("cblue", rows(blank, text=text))
+    assert Converted("cblue", rows(blank, text=text), skip_bad=True).surfaces() == []
+
+
+def test_a_normalised_text_of_a_mention_is_taken_from_the_document():
+    text = "TNF-α与Sjo\u0308gren综合征"
+    entities = [
+        {"start_idx": 0, "end_idx": 5, "type": "pro", "entity": "TNF-a"},
+        {"start_idx": 6, "end_idx": 17, "type": "dis", "entity": "Sj\u00f6gren综合征"},
+    ]
+    found = Converted("cblue", rows(*entities, text=text))
+    assert found.surfaces() == [("TNF-α", "pro"), ("Sjo\u0308gren综合征", "dis")]
+    assert found.reading.notes == {"mention whose text the corpus has normalised, taken from the document": 2}

@@ -1,7 +1,7 @@
-"""The labelled exemplars that have a vote: those of an index, and what reviewers said.
+"""The labelled exemplars that vote on candidates: those of an index, and those from feedback.
 
-Both can change while a selector runs. A folder that is replaced is read anew in the background, and taken when it is
-whole.
+Both can change while a selector runs. An index whose folder is replaced is loaded in the background and takes over once
+it is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.selection.feedback import Changes, Feedback
 from shared.selection.span_encoder import Encoded
 
 SOURCE = "feedback"
-_AT_ONCE = 256  # opinions that are encoded in one call
+_ENCODE_BATCH = 256  # feedback items that are encoded in one call
 
 Encode = Callable[[Sequence[Candidate]], Encoded]
 
@@ -31,27 +31,27 @@ logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
-class Found:
+class Nearest:
     """The nearest exemplars of n candidates of one type, each (n, k), nearest first; see :class:`Neighbours`."""
 
-    near: Neighbours
-    taught: Mask  # whether it is from feedback
+    neighbours: Neighbours
+    from_feedback: Mask
     _indexes: tuple[ExemplarIndex, ExemplarIndex]
     _type: str
 
     def exemplar(self, row: int, column: int) -> Exemplar:
-        """The exemplar at a place that is not padding."""
-        index = self._indexes[int(self.taught[row, column])]
-        return index.exemplar(self._type, int(self.near.positions[row, column]))
+        """The exemplar at a position that is not padding."""
+        index = self._indexes[int(self.from_feedback[row, column])]
+        return index.exemplar(self._type, int(self.neighbours.positions[row, column]))
 
 
-class Knowledge:
-    """The exemplars of one encoder. One caller at a time."""
+class ExemplarPool:
+    """The exemplars of one encoder. Not thread-safe: one caller at a time."""
 
     def __init__(self, dim: int, encoder: str, folder: Path | None = None) -> None:
-        """``encoder``: its revision; ``folder``: of an index, which need not be there yet.
+        """``encoder``: its revision; ``folder``: of an index, which need not exist yet.
 
-        ExemplarError where there is an index that cannot be used.
+        ExemplarError if there is an index that cannot be used.
         """
         self._encoder = encoder
         self._folder = folder
@@ -60,44 +60,44 @@ class Knowledge:
         self._index = self._empty() if folder is None or self._stamp is None else self._load(folder)
         self._loading: threading.Thread | None = None
         self._loaded: ExemplarIndex | None = None
-        self._taught = self._empty()
+        self._feedback = self._empty()
 
     @property
-    def state(self) -> str:
-        """Names the exemplars of the index; empty where there are none."""
+    def index_digest(self) -> str:
+        """Identifies the contents of the index; empty if there are none."""
         return self._index.manifest.digest if self._index.manifest.types else ""
 
-    def search(self, type_: str, vectors: Floats, k: int) -> Found:
-        """The k nearest exemplars of a type, those of reviewers among them."""
-        indexes = (self._index, self._taught)
-        both = [index.search(type_, vectors, k) for index in indexes]
-        similarities = np.concatenate([of.similarities for of in both], axis=1)
+    def search(self, type_: str, vectors: Floats, k: int) -> Nearest:
+        """The k nearest exemplars of a type for each row of ``vectors``, from index and feedback together."""
+        indexes = (self._index, self._feedback)
+        found = [index.search(type_, vectors, k) for index in indexes]
+        similarities = np.concatenate([each.similarities for each in found], axis=1)
         order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
 
         def best(parts: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
             return np.take_along_axis(np.concatenate(parts, axis=1), order, axis=1)
 
-        near = Neighbours(
+        neighbours = Neighbours(
             np.take_along_axis(similarities, order, axis=1),
-            best([of.accepted for of in both]).astype(bool),
-            best([of.positions for of in both]).astype(np.int64),
+            best([each.accepted for each in found]).astype(bool),
+            best([each.positions for each in found]).astype(np.int64),
         )
-        taught = best([np.full(of.accepted.shape, own) for own, of in enumerate(both)]).astype(bool)
-        return Found(near, taught, indexes, type_)
+        from_feedback = best([np.full(each.accepted.shape, i) for i, each in enumerate(found)]).astype(bool)
+        return Nearest(neighbours, from_feedback, indexes, type_)
 
-    def learn(self, changes: Changes, encode: Encode) -> None:
-        """Makes exemplars of what reviewers said; of types that the encoder does not know none."""
+    def update(self, changes: Changes, encode: Encode) -> None:
+        """Turns changed feedback into exemplars, except that on types which the encoder does not know."""
         if changes.restarted:
-            self._taught = self._empty()
-        self._taught.remove((*changes.gone, *(given.id for given in changes.given)))
-        for start in range(0, len(changes.given), _AT_ONCE):
-            given = changes.given[start : start + _AT_ONCE]
-            encoded = encode([opinion.candidate() for opinion in given])
+            self._feedback = self._empty()
+        self._feedback.remove((*changes.gone, *(item.id for item in changes.given)))
+        for start in range(0, len(changes.given), _ENCODE_BATCH):
+            batch = changes.given[start : start + _ENCODE_BATCH]
+            encoded = encode([item.candidate() for item in batch])
             rows = np.flatnonzero(encoded.known).tolist()
-            self._taught.add(encoded.embeddings[rows], [_exemplar(given[row]) for row in rows])
+            self._feedback.add(encoded.embeddings[rows], [_exemplar(batch[row]) for row in rows])
 
     def refresh(self) -> None:
-        """Takes an index that was replaced, once it is read; until then the old one stays in force."""
+        """Starts loading an index that was replaced, or switches to it once it is loaded."""
         if self._loading is not None:
             if self._loading.is_alive():
                 return
@@ -115,7 +115,7 @@ class Knowledge:
     def _reload(self) -> None:
         try:
             self._loaded = self._empty() if self._folder is None or self._stamp is None else self._load(self._folder)
-        except ExemplarError as error:  # the old index stays
+        except ExemplarError as error:  # keep the old index
             logger.error("index_refused", error=error)
 
     def _empty(self) -> ExemplarIndex:
@@ -125,7 +125,7 @@ class Knowledge:
         return ExemplarIndex.load(folder, encoder=self._encoder)
 
     def _on_disk(self) -> tuple[int, int, int] | None:
-        """Changes when the index's folder is replaced; none where there is none."""
+        """A stamp that changes when the index's folder is replaced; None without an index."""
         if self._folder is None:
             return None
         try:
@@ -135,13 +135,13 @@ class Knowledge:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _exemplar(opinion: Feedback) -> Exemplar:
+def _exemplar(item: Feedback) -> Exemplar:
     return Exemplar(
-        accepted=opinion.accepted,
-        id=opinion.id,
-        type=opinion.type,
-        text=opinion.mention,
+        accepted=item.accepted,
+        id=item.id,
+        type=item.type,
+        text=item.mention,
         source=SOURCE,
-        reviewer=opinion.reviewer,
-        time=opinion.time,
+        reviewer=item.reviewer,
+        time=item.time,
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.selection.knowledge import Knowledge
+from services.selection.exemplar_pool import ExemplarPool
 from shared.errors import ExemplarError
 from shared.messages import Candidate, Segment
 from shared.selection.exemplars import Exemplar, ExemplarIndex
@@ -47,7 +47,7 @@ def encode(candidates: Sequence[Candidate]) -> Encoded:
     return Encoded(vectors, np.zeros(len(candidates), dtype=np.float32), known)
 
 
-def opinion(text: str, mention: str, *, accepted: bool, type_: str = "disease", at: float = 1.0) -> Feedback:
+def feedback(text: str, mention: str, *, accepted: bool, type_: str = "disease", at: float = 1.0) -> Feedback:
     start = text.index(mention)
     given = Opinion(text=text, start=start, end=start + len(mention), type=type_, accepted=accepted, time=at)
     return given.feedback(now=at)
@@ -56,39 +56,39 @@ def opinion(text: str, mention: str, *, accepted: bool, type_: str = "disease", 
 ROOM = "the patient was kept in a cold room"
 
 
-def test_opinions_have_a_vote_beside_the_index(tmp_path: Path) -> None:
+def test_feedback_has_a_vote_beside_the_index(tmp_path: Path) -> None:
     build(tmp_path / "index", {"x": ("the patient was kept in a cold ward", True)})
-    knowledge = Knowledge(DIM, ENCODER, tmp_path / "index")
-    given = opinion(ROOM, "cold", accepted=False)
-    knowledge.learn(Changes(1, (given,), ()), encode)
-    found = knowledge.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 3)
-    assert found.near.accepted.tolist() == [[False, True, False]]
-    assert found.near.positions.tolist()[0][2] == -1
-    assert found.taught.tolist()[0][:2] == [True, False]
+    pool = ExemplarPool(DIM, ENCODER, tmp_path / "index")
+    given = feedback(ROOM, "cold", accepted=False)
+    pool.update(Changes(1, (given,), ()), encode)
+    found = pool.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 3)
+    assert found.neighbours.accepted.tolist() == [[False, True, False]]
+    assert found.neighbours.positions.tolist()[0][2] == -1
+    assert found.from_feedback.tolist()[0][:2] == [True, False]
     assert (found.exemplar(0, 0).source, found.exemplar(0, 0).id) == ("feedback", given.id)
     assert found.exemplar(0, 1).id == "x"
-    knowledge.learn(Changes(2, (), (given.id,)), encode)
-    assert nearest(knowledge) == ["x"]
+    pool.update(Changes(2, (), (given.id,)), encode)
+    assert nearest(pool) == ["x"]
 
 
-def test_a_later_opinion_takes_the_place_of_an_earlier_one_also_as_another_type() -> None:
-    knowledge = Knowledge(DIM, ENCODER)
-    first = opinion(ROOM, "cold", accepted=False)
-    knowledge.learn(Changes(1, (first,), ()), encode)
-    second = opinion(ROOM, "cold", accepted=True, at=2.0)
-    knowledge.learn(Changes(2, (second,), ()), encode)
-    found = knowledge.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 2)
-    assert (found.near.accepted.tolist(), found.near.positions[0, 1]) == ([[True, False]], -1)
+def test_later_feedback_takes_the_place_of_earlier_also_as_another_type() -> None:
+    pool = ExemplarPool(DIM, ENCODER)
+    first = feedback(ROOM, "cold", accepted=False)
+    pool.update(Changes(1, (first,), ()), encode)
+    second = feedback(ROOM, "cold", accepted=True, at=2.0)
+    pool.update(Changes(2, (second,), ()), encode)
+    found = pool.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 2)
+    assert (found.neighbours.accepted.tolist(), found.neighbours.positions[0, 1]) == ([[True, False]], -1)
     unknown = first.model_copy(update={"type": "organ"})
-    knowledge.learn(Changes(3, (unknown,), ()), encode)  # the encoder knows diseases only
-    assert nearest(knowledge) == []
+    pool.update(Changes(3, (unknown,), ()), encode)  # the encoder knows diseases only
+    assert nearest(pool) == []
 
 
 def test_a_store_that_began_anew_leaves_nothing_of_before() -> None:
-    knowledge = Knowledge(DIM, ENCODER)
-    knowledge.learn(Changes(5, (opinion(ROOM, "cold", accepted=False),), ()), encode)
-    knowledge.learn(Changes(1, (), (), restarted=True), encode)
-    assert nearest(knowledge) == []
+    pool = ExemplarPool(DIM, ENCODER)
+    pool.update(Changes(5, (feedback(ROOM, "cold", accepted=False),), ()), encode)
+    pool.update(Changes(1, (), (), restarted=True), encode)
+    assert nearest(pool) == []
 
 
 def build(folder: Path, exemplars: dict[str, tuple[str, bool]], encoder: str = ENCODER) -> None:
@@ -97,45 +97,45 @@ def build(folder: Path, exemplars: dict[str, tuple[str, bool]], encoder: str = E
     ExemplarIndex.build(folder, [(vectors, made)], kind="flat", encoder=encoder, dim=DIM)
 
 
-def nearest(knowledge: Knowledge) -> list[str]:
-    knowledge.refresh()
-    found = knowledge.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 1)
-    return [found.exemplar(0, 0).id] if found.near.positions[0, 0] >= 0 else []
+def nearest(pool: ExemplarPool) -> list[str]:
+    pool.refresh()
+    found = pool.search("disease", encode([candidate(ROOM, "cold")]).embeddings, 1)
+    return [found.exemplar(0, 0).id] if found.neighbours.positions[0, 0] >= 0 else []
 
 
-def until(knowledge: Knowledge, expected: list[str]) -> None:
+def until(pool: ExemplarPool, expected: list[str]) -> None:
     deadline = time.monotonic() + PATIENCE_S
-    while nearest(knowledge) != expected:
+    while nearest(pool) != expected:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_an_index_that_is_replaced_is_taken_while_it_runs(tmp_path: Path) -> None:
     folder = tmp_path / "index"
-    knowledge = Knowledge(DIM, ENCODER, folder)
-    assert (nearest(knowledge), knowledge.state) == ([], "")
+    pool = ExemplarPool(DIM, ENCODER, folder)
+    assert (nearest(pool), pool.index_digest) == ([], "")
     build(folder, {"a": (ROOM, True)})
-    until(knowledge, ["a"])
-    first = knowledge.state
+    until(pool, ["a"])
+    first = pool.index_digest
     build(folder, {"b": (ROOM, True)})
-    until(knowledge, ["b"])
-    assert len({first, knowledge.state, ""}) == 3
+    until(pool, ["b"])
+    assert len({first, pool.index_digest, ""}) == 3
     for file in folder.iterdir():
         file.unlink()
-    until(knowledge, [])
-    assert knowledge.state == ""
+    until(pool, [])
+    assert pool.index_digest == ""
 
 
 def test_an_index_that_cannot_be_used_does_not_take_the_place_of_one_that_can(tmp_path: Path) -> None:
     folder = tmp_path / "index"
     build(folder, {"a": (ROOM, True)})
-    knowledge = Knowledge(DIM, ENCODER, folder)
+    pool = ExemplarPool(DIM, ENCODER, folder)
     build(folder, {"b": (ROOM, True)}, encoder="1" * 16)
-    knowledge.refresh()
-    assert knowledge._loading is not None
-    knowledge._loading.join(PATIENCE_S)
-    assert nearest(knowledge) == ["a"]
+    pool.refresh()
+    assert pool._loading is not None
+    pool._loading.join(PATIENCE_S)
+    assert nearest(pool) == ["a"]
     with pytest.raises(ExemplarError, match="encoder"):
-        Knowledge(DIM, ENCODER, folder)
+        ExemplarPool(DIM, ENCODER, folder)
     build(folder, {"c": (ROOM, True)})
-    until(knowledge, ["c"])
+    until(pool, ["c"])

@@ -1,0 +1,39 @@
+"""The Ray Serve deployment of a service, from its replica settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ray import serve
+from ray.serve import Deployment
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+from services.replica_config import ReplicaConfig, RequestReplicaConfig
+
+
+def deployment(
+    name: str,
+    config: ReplicaConfig,
+    *,
+    num_gpus: float | None = None,
+    policy: AutoscalingPolicy | None = None,
+    **options: Any,
+) -> Callable[[type], Deployment]:
+    """A class decorator: ``serve.deployment`` with the replicas, resources and autoscaling of ``config``.
+
+    ``policy`` replaces scaling by requests in flight; ``options`` are passed on to ``serve.deployment``.
+    """
+    resources = {"num_cpus": config.num_cpus}
+    if num_gpus is not None:
+        resources["num_gpus"] = num_gpus
+    scaling: dict[str, Any] = {"min_replicas": config.min_replicas, "max_replicas": config.max_replicas}
+    if policy is not None:
+        scaling["policy"] = policy
+    if isinstance(config, RequestReplicaConfig):
+        scaling["target_ongoing_requests"] = config.target_ongoing_requests
+        options["max_ongoing_requests"] = config.max_ongoing_requests
+    decorator: Callable[[type], Deployment] = serve.deployment(
+        name=name, ray_actor_options=resources, autoscaling_config=AutoscalingConfig(**scaling), **options
+    )
+    return decorator
