@@ -42,18 +42,18 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from services.generation.walk import Walk, steps_of
 
 from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import requests_of
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
-from services.generation.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
 from shared import entity_types
 from shared.messages import TaggedLine
 from shared.model.revision import generator_revision
 from shared.settings import Settings
-from shared.text.grammar import Action, CopyTokens, actions_of, tagged_text
+from shared.text.per_type import Action, PerTypeTokens, actions_of, tagged_text
 from shared.text.pieces import Pieces, split
 from training.data.corpora import corpus_folder, documents_of, read
 
@@ -213,7 +213,7 @@ class Generate:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
         self._tokenizer = load_tokenizer(settings)
-        self._tokens = CopyTokens(self._tokenizer)
+        self._tokens = PerTypeTokens(self._tokenizer)
         self._together = together
 
     def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
@@ -286,7 +286,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
     layers = [layer for layer in body.modules() if isinstance(layer, torch.nn.Linear)]
     per_token = 2 * sum(layer.weight.numel() for layer in layers)
-    tokens = CopyTokens(load_tokenizer(settings))
+    tokens = PerTypeTokens(load_tokenizer(settings))
     needed = 0
     for request, of in zip(requests, lines, strict=True):
         pieces = split(request.segment.text)

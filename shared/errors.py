@@ -27,6 +27,10 @@ class Overloaded(RuntimeError):
     """A service has too much waiting and took nothing on; nothing is wrong with the document, try again later."""
 
 
+class AdapterError(ValueError):
+    """An adapter that cannot be used; names the file, the field and the remedy."""
+
+
 class SelectorError(ValueError):
     """A selector that cannot be used; names the file, the field and the remedy."""
 

@@ -10,10 +10,10 @@ A mention says its type where it closes. A line without a mention is `` -``. A b
 escaped with a backslash. Mentions that cross go to a further line. The types stand first, so that their keys and values
 are computed once for all segments that ask for the same ones.
 
-A line is a sequence of actions, each a fixed run of tokens that its first token tells from the others admissible at that
-place. Only where more than one is admissible is there anything to decide; everything else is given. A label is said by a
-walk down a radix tree of the type names' tokens. Training and decoding share this module, so that they cannot differ.
-Formats of labels are compared in arXiv 2601.17898; copying with brackets is arXiv 2510.08902.
+A line is a sequence of actions, each a fixed run of tokens that its first token tells from the others admissible at
+that place. Only where more than one is admissible is there anything to decide; everything else is given. A label is
+said by a walk down a radix tree of the type names' tokens. Training and decoding share this module, so that they cannot
+differ. Formats of labels are compared in arXiv 2601.17898; copying with brackets is arXiv 2510.08902.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from shared import entity_types
 from shared.messages import Lang
 from shared.text.pieces import Pieces
 from shared.text.tagging import escape
 
-SCHEME = "labelled.v1"
+SCHEME: Literal["labelled.v1"] = "labelled.v1"
 MAX_DEPTH = 6  # mentions around one place, of all types together; no corpus here has more than four
 MAX_LINES = 3  # of one segment
 
@@ -222,8 +222,8 @@ class LineState:
 class PieceTokens:
     """A segment's pieces as tokens.
 
-    ``text``: as the prompt has them, with a line break behind; ``copies[i]``: piece i as a line has it; ``bare[i]``: the
-    same where an opening bracket before it has taken its space; ``openings[i]``: an opening bracket before it.
+    ``text``: as the prompt has them, with a line break behind; ``copies[i]``: piece i as a line has it; ``bare[i]``:
+    the same where an opening bracket before it has taken its space; ``openings[i]``: an opening bracket before it.
     """
 
     __slots__ = ("bare", "copies", "openings", "text")
@@ -237,7 +237,8 @@ class PieceTokens:
         self.bare = tuple(map(tokens.ids, cores))
         spaced = [pieces.spaced(i) for i in range(len(pieces))]
         self.copies = tuple(
-            tokens.ids(f" {core}") if space else bare for core, space, bare in zip(cores, spaced, self.bare, strict=True)
+            tokens.ids(f" {core}") if space else bare
+            for core, space, bare in zip(cores, spaced, self.bare, strict=True)
         )
         self.openings = tuple(tokens.spaced_open if space else tokens.open for space in spaced)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.model.base_model import load_tokenizer
+from shared.model.scheme import write_scheme
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
@@ -161,10 +162,16 @@ class LabelledTask:
         write_model(self._model, below["model"], folder, self._settings)
         if below["head"]:
             write_head(below["head"], self._made, folder)
-        return {"scheme": SCHEME}
+        write_scheme(folder, SCHEME)
+        return {}
 
     def measure(self) -> Measured | None:
-        return None if self._measure is None else Measured(self._measure(plain(self._model)))
+        if self._measure is None:
+            return None
+        try:
+            return Measured(self._measure(plain(self._model)))
+        finally:
+            self._model.set_attn_implementation(NAME)  # the engine has its own
 
 
 class Place(int):

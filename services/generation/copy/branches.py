@@ -26,8 +26,8 @@ from shared.text.grammar import CLOSE, COPY, LABEL, OPEN, Labels, LineState, Nod
 class Found:
     """A candidate: the log-probability of its brackets and type, and the hidden states that tell how right it is.
 
-    ``states``: of the tokens before its opening bracket, of that, before its bar, and of the bar; none where one of them
-    was not computed.
+    ``states``: of the tokens before its opening bracket, of that, before its bar, and of the bar; none where one of
+    them was not computed.
     """
 
     logprob: float
@@ -317,5 +317,3 @@ def _opened(
     closing, tokens, there = best
     triple = (before, states[bracket], states[tokens - 1])
     yield from _labelled(script, there, tokens, closing, floor, triple, found)
-
-

@@ -1,10 +1,10 @@
 """Speculative decoding of one line: the text itself is the draft.
 
-A line is drafted as the plain text. One forward pass over the next tokens of the draft tells, at every decision, what the
-model would say there. What it agrees with is accepted; the first action that it rejects is corrected, and the rest is
-drafted anew. By induction over the line the result is what decoding token by token, greedily and under the same grammar,
-gives: every decision was taken by the model with exactly the line before it in view. (Jacobi decoding, Santilli et al.
-2023, arXiv 2305.10427, with the source text as the draft.)
+A line is drafted as the plain text. One forward pass over the next tokens of the draft tells, at every decision, what
+the model would say there. What it agrees with is accepted; the first action that it rejects is corrected, and the rest
+is drafted anew. By induction over the line the result is what decoding token by token, greedily and under the same
+grammar, gives: every decision was taken by the model with exactly the line before it in view. (Jacobi decoding,
+Santilli et al. 2023, arXiv 2305.10427, with the source text as the draft.)
 
 Where mentions end and what type they have is guessed from the mentions of earlier lines.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from services.generation.copy.forward import Answer, Part, Task
-from services.generation.lines import Start, Step
+from services.generation.copy.lines import Start, Step
 from shared.messages import Segment
 from shared.model.cache import Cache
 from shared.model.masks import causal

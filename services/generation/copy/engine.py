@@ -18,9 +18,9 @@ from services.generation.config import GenerationConfig
 from services.generation.copy.branches import Found, beyond, greedy
 from services.generation.copy.draft import MARGIN, Line, Memory, decoded
 from services.generation.copy.forward import Forward, Part, Task
+from services.generation.copy.lines import alternatives, start, tagged_line
 from services.generation.copy.scheduler import Scheduler, Worker
 from services.generation.engine import Engine, TagRequest
-from services.generation.lines import alternatives, start, tagged_line
 from shared import entity_types
 from shared.messages import Lang, TaggedLine
 from shared.model.base_model import load_tokenizer
@@ -62,7 +62,9 @@ class CopyEngine(Engine):
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
-        """Base model, adapter and head of the settings; the adapter is merged into the weights and costs nothing to run."""
+        """Base model, adapter and head of the settings; the adapter is merged into the weights and costs nothing to
+        run.
+        """
         tokens = CopyTokens(load_tokenizer(settings))
         alone = config.model_copy(update={"threads": 1})
 
@@ -96,16 +98,12 @@ class CopyEngine(Engine):
         ids = [*header, *text][past:]
         actions, options = script.options(script.begin())
         mask = causal(len(ids), past, self._forward.device)
-        (answer,) = yield [
-            Part(ids, range(past, prompt), mask, slot, past, [(len(ids) - 1, options)], [len(ids) - 1])
-        ]
+        (answer,) = yield [Part(ids, range(past, prompt), mask, slot, past, [(len(ids) - 1, options)], [len(ids) - 1])]
         if header not in worker.headers and len(worker.headers) < _HEADERS:
             worker.headers[header] = cache.take(len(header))
             cache.copy(slot, worker.headers[header], len(header))
         begin = start(dict(zip(actions, answer.logprobs[0], strict=True)), floor)
-        line = Line(
-            request.segment, pieces, script, slot, room, begin, script.begin(), list(answer.states), prompt
-        )
+        line = Line(request.segment, pieces, script, slot, room, begin, script.begin(), list(answer.states), prompt)
         yield from decoded(line, self._memory, self._lookahead, cache)
         own: dict[Typed, Found] = {}
         others: dict[Typed, Found] = {}

@@ -19,9 +19,9 @@ T = TypeVar("T")
 class Part(NamedTuple):
     """The tokens of one segment in a pass.
 
-    ``mask``, ``slot`` and ``past``: see :class:`shared.model.attention.Block`. ``asked``: decisions, each a token of the
-    part, counted from its first, and the first tokens of the options behind it. ``kept``: tokens whose hidden states
-    come back.
+    ``mask``, ``slot`` and ``past``: see :class:`shared.model.attention.Block`. ``asked``: decisions, each a token of
+    the part, counted from its first, and the first tokens of the options behind it. ``kept``: tokens whose hidden
+    states come back.
     """
 
     ids: Sequence[int]
@@ -101,3 +101,23 @@ class Forward:
             logits = torch.tanh(logits / self._softcap) * self._softcap
         logprobs = torch.log_softmax(logits.masked_fill(~valid, float("-inf")), dim=-1).tolist()
         return [row[: len(first)] for row, first in zip(logprobs, options, strict=True)]
+
+
+def side_by_side(tasks: Sequence[Task[T]]) -> Task[list[T]]:
+    """Several as one: a pass has what all of them ask for."""
+    found: dict[int, T] = {}
+    asked: dict[int, list[Part]] = {}
+    for number, task in enumerate(tasks):
+        try:
+            asked[number] = next(task)
+        except StopIteration as stop:
+            found[number] = stop.value
+    while asked:
+        answers = iter((yield [part for parts in asked.values() for part in parts]))
+        for number, parts in list(asked.items()):
+            try:
+                asked[number] = tasks[number].send([next(answers) for _ in parts])
+            except StopIteration as stop:
+                found[number] = stop.value
+                del asked[number]
+    return [found[number] for number in range(len(tasks))]

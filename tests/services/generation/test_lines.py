@@ -3,8 +3,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from services.generation.lines import PassedOver, Start, Step, alternatives, begun, passed_over, spans, tagged_line
+
 from shared.messages import Alternative, Segment
 from shared.text.grammar import Action, State, actions_of, nested_only
 from shared.text.pieces import split

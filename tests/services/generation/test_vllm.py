@@ -13,7 +13,7 @@ from services.generation.engine import TagRequest
 from shared.messages import Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from tests.support.tiny import make_tiny_model
 
 pytest.importorskip("vllm", reason="vllm is not installed: `make vllm` installs it")
@@ -36,7 +36,7 @@ def both(tmp_path_factory):
     config = GenerationConfig(candidate_floor=0.01, branch_pieces=4, dtype="float32", pass_tokens=2000)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     served = VllmEngine(folder, config)
-    yield CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config), served
+    yield CopyEngine(Packed(model), PerTypeTokens(AutoTokenizer.from_pretrained(folder)), config), served
     served.close()
 
 

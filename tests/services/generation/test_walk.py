@@ -3,10 +3,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from services.generation.lines import spans
-from services.generation.walk import Walk, steps_of
-from shared.text.grammar import Action, actions_of, nested_only
+
+from services.generation.per_type.walk import Walk, steps_of
+from shared.text.per_type import Action, actions_of, nested_only
 from shared.text.pieces import split
 
 END = 1

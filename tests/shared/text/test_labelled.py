@@ -3,7 +3,6 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shared.text.labelled import (
     MAX_DEPTH,
     MAX_LINES,
@@ -17,6 +16,7 @@ from shared.text.labelled import (
     lines_of,
     spans_of,
 )
+
 from shared.text.pieces import split
 
 TYPES = ("protein", "dna", "cell_line", "cell_type")

@@ -9,7 +9,7 @@ from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
 from shared.model.loading import load_merged
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from tests.support.generators import corpus, trained
 from tests.support.tiny import make_tiny_model
 from training.ablations.questions import ask, items
@@ -56,7 +56,7 @@ def test_a_model_learns_to_answer(tmp_path):
     out = trained(tmp_path / "out", settings, reports.append, **more)
     assert reports[-1].loss < 0.6 * reports[0].loss
     model = load_merged(settings, out, "float32")
-    tokens = CopyTokens(load_tokenizer(settings))
+    tokens = PerTypeTokens(load_tokenizer(settings))
     right = [candidate(f"a gene {name} is", 7, 10) for name in ("abc", "cde", "fgh")]
     wrong = [candidate("a gene abc is", 2, 10), candidate("a gene cde is", 7, 13)]
     told = ask(model, tokens, [*right, *wrong])

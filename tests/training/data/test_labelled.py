@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from shared.text.labelled import Asked, PieceTokens, lines_of
+
 from shared.text.pieces import split
 from training.data.corpora import Example, Mention
 from training.data.labelled import PLAIN, Texts, Variation, item

@@ -10,7 +10,7 @@ from shared.model.base_model import load_tokenizer
 from shared.model.body import Packed
 from shared.selection.span_encoder import SpanEncoder, SpanHead
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from tests.support.tiny import make_tiny_model
 from training.data.candidates import digest
 from training.data.corpora import Example, Mention
@@ -27,7 +27,7 @@ EXAMPLES = [
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpanEncoder:
     base: Path = make_tiny_model(tmp_path_factory.mktemp("tiny"))
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
-    tokens = CopyTokens(load_tokenizer(Settings(base_model=str(base))))
+    tokens = PerTypeTokens(load_tokenizer(Settings(base_model=str(base))))
     head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval().requires_grad_(False)
     return SpanEncoder(Packed(model), head, tokens, 4096)
 

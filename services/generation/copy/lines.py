@@ -35,8 +35,8 @@ class Step:
 class Start(NamedTuple):
     """How a line begins.
 
-    ``presence``: probability that the segment has a mention at all; ``forced``: it has most likely none, but enough of a
-    chance of one that the line is decoded all the same.
+    ``presence``: probability that the segment has a mention at all; ``forced``: it has most likely none, but enough of
+    a chance of one that the line is decoded all the same.
     """
 
     presence: float
