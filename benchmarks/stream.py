@@ -52,7 +52,7 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams import Sink, Source
 from shared.entity_types import DEFAULTS
 from shared.messages import Document, Extraction, Segment
-from shared.selection.feedback import Opinion
+from shared.selection.feedback import NewFeedback
 from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
 from shared.text.language import detect
@@ -200,10 +200,10 @@ def measure_stream(documents: Sequence[Document], repetitions: int, step: Callab
             # The pipeline has decisions in its memory too. Those made before the last change of the feedback do not
             # count, so it changes, to a state that no repetition before had.
             for n in range(number + 1):
-                opinion = Opinion(
+                given = NewFeedback(
                     id=f"bench-{n}", text="The room was cold.", start=4, end=8, type="disease", accepted=False
                 )
-                feedback.put(opinion.feedback(time.time()))
+                feedback.put(given.feedback(time.time()))
                 feedback.undo(f"bench-{n}")
 
         run(documents[:2])

@@ -1,7 +1,8 @@
-"""What several services need."""
+"""What several services share."""
 
 import os
 
-# Threads of a matrix product that wait for the others spin by default. Where services share cores they take them from
-# those that work: a product of two threads beside two busy ones took 22 times as long. Read when PyTorch is loaded.
+# By default OpenMP threads spin while they wait for one another. Where services share cores, that takes time from
+# threads with work to do: a matrix product of two threads beside two busy ones took 22 times as long. PyTorch reads
+# this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,8 +1,8 @@
-"""The inventory of entity types: canonical key, names and definitions in both languages, default sets, corpus mapping.
+"""The inventory of entity types: keys, names and definitions in both languages, default sets, corpus mappings.
 
-The name in the language of the text stands in the prompt of every model; the definition in the prompt of large ones.
-Where guidelines of two corpora differ in one language, they map to types of different keys: the name in the prompt is
-what tells the model which guideline to follow.
+The name in the language of the text is what models see and write; large models also get the definition in their
+prompt. Where the guidelines of two corpora in one language differ, they map to types with different keys: the type's
+name tells the model which guideline to follow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class EntityType:
     definition_zh: str
 
     def name(self, lang: Lang) -> str:
-        """The name in the language of a text, as it stands in the prompt."""
+        """The name in the language of a text, as models see it."""
         return self.zh if lang == "zh" else self.en
 
     def definition(self, lang: Lang) -> str:
@@ -125,7 +125,7 @@ CORPUS_TYPES: dict[str, dict[str, str]] = {
 
 
 def get(key: str) -> EntityType:
-    """The type of a key. KeyError, naming the remedy, where there is none."""
+    """The type with a key. Raises KeyError, naming the remedy, if there is none."""
     try:
         return TYPES[key]
     except KeyError:
@@ -133,7 +133,10 @@ def get(key: str) -> EntityType:
 
 
 def definitions() -> list[Segment]:
-    """What each type is, in both languages; the document is its key. Texts of the trade that are at hand everywhere."""
+    """The definitions of all types in both languages as segments: biomedical text that is always available.
+
+    The document id is the type's key.
+    """
     found = []
     for key, entity_type in TYPES.items():
         for lang in LANGS:
@@ -143,7 +146,7 @@ def definitions() -> list[Segment]:
 
 
 def check(types: Sequence[str]) -> None:
-    """DocumentError where types asked for are none, or one has no entry in the inventory."""
+    """Raises DocumentError if no types are requested, or one is not in the inventory."""
     remedy = f"ask for some of {', '.join(TYPES)}, or leave `types` out for the default set of the language"
     if not types:
         raise DocumentError("types", "is empty", remedy)
@@ -154,7 +157,7 @@ def check(types: Sequence[str]) -> None:
 
 
 def key_of(label: str) -> str | None:
-    """The key of a type given by key or name, in any case, with spaces, hyphens or underscores; none if unknown."""
+    """The key of a type given by key or name, ignoring case, hyphens and underscores; None if unknown."""
     plain = _plain(label)
     return next((t.key for t in _TYPES if plain in (_plain(t.key), _plain(t.en), _plain(t.zh))), None)
 

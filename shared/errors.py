@@ -1,15 +1,14 @@
-"""Errors that cross from one service to another, told without document text."""
+"""Errors that cross from one service to another, without document text."""
 
 from __future__ import annotations
 
 
 class DocumentError(ValueError):
-    """A document that cannot be processed as it is, however often it is tried.
+    """A document that cannot be processed, however often it is retried.
 
     ``field`` names the part at fault, ``problem`` says what is wrong with it and ``remedy`` what to do. None of them
-    holds document text, so all of them may be logged, put on a dead letter or sent back to a client. The error
-    survives pickling, which is how it crosses from one Ray actor to another. ``reason`` is the code of its kind, as in
-    :data:`shared.backends.records.DeadLetterReason`.
+    holds document text, so they may be logged, put on a dead letter or returned to a client. ``reason`` is a
+    :data:`shared.backends.records.DeadLetterReason`. The error survives pickling between Ray actors.
     """
 
     def __init__(self, field: str, problem: str, remedy: str, reason: str = "invalid") -> None:
@@ -24,7 +23,7 @@ class DocumentError(ValueError):
 
 
 class Overloaded(RuntimeError):
-    """A service has too much waiting and took nothing on; nothing is wrong with the document, try again later."""
+    """A service is overloaded and rejected the request; nothing is wrong with the document, try again later."""
 
 
 class AdapterError(ValueError):
@@ -32,17 +31,17 @@ class AdapterError(ValueError):
 
 
 class SelectorError(ValueError):
-    """A selector that cannot be used; names the file, the field and the remedy."""
+    """A selector is unusable; the message names the file, the field and the remedy."""
 
 
 class ExemplarError(ValueError):
-    """Exemplars or an index that cannot be used; names the file or field and the remedy, never a mention."""
+    """Exemplars or an index are unusable; the message names the file or field and the remedy, never a mention."""
 
 
 class StreamError(Exception):
     """Kafka refused or could not be reached. The message names the setting and the remedy, never an option's value.
 
-    ``retryable``: whether the same call can succeed later with nothing changed here.
+    ``retryable``: whether the same call may succeed later without any change.
     """
 
     def __init__(self, message: str, retryable: bool) -> None:
@@ -56,7 +55,7 @@ class StreamError(Exception):
 class StoreError(Exception):
     """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
 
-    ``retryable``: whether the same call can succeed later with nothing changed here.
+    ``retryable``: whether the same call may succeed later without any change.
     """
 
     def __init__(self, message: str, retryable: bool) -> None:

@@ -1,6 +1,6 @@
-"""Settings: one list of environment variables, prefix ``BIOBRACKET_``; the help text is the documentation.
+"""Settings: environment variables with the prefix ``BIOBRACKET_``; the descriptions are their documentation.
 
-``biobracket settings`` prints every field with its description and value in force.
+``biobracket settings`` prints every field with its description and current value.
 """
 
 from __future__ import annotations
@@ -22,29 +22,28 @@ def _cache_home() -> Path:
 
 
 class Settings(BaseSettings):
-    """What every service shares. Each service adds its own in its ``config.py``."""
+    """Settings that all services share. Each service adds its own in its ``config.py``."""
 
     # Inputs are hidden in errors: a refused Redis URL holds a password.
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_", extra="ignore", hide_input_in_errors=True)
 
     # Streams
-    kafka: str = Field(
-        default="127.0.0.1:9092", description="Kafka bootstrap servers, `host:port`, comma separated for several."
-    )
+    kafka: str = Field(default="127.0.0.1:9092", description="Kafka bootstrap servers as `host:port`, comma-separated.")
     kafka_security: dict[str, str] = Field(
         default_factory=dict,
-        description="JSON object of further kafka-python client options, e.g. security_protocol, sasl_mechanism.",
+        description="JSON object of additional kafka-python client options, e.g. security_protocol, sasl_mechanism.",
     )
     topic_documents: str = Field(default="biobracket.documents", description="Topic that documents arrive on.")
     topic_entities: str = Field(default="biobracket.entities", description="Topic that extractions are published to.")
     topic_dead_letters: str = Field(
-        default="biobracket.dead-letters", description="Topic for what cannot be processed, original bytes kept."
+        default="biobracket.dead-letters",
+        description="Topic for records that cannot be processed; it keeps their original bytes.",
     )
     topic_feedback: str = Field(
-        default="biobracket.feedback", description="Topic that reviewers' opinions on mentions arrive on."
+        default="biobracket.feedback", description="Topic that reviewers' feedback on mentions arrives on."
     )
-    partitions: int = Field(default=4, ge=1, description="Partitions of a topic that biobracket itself creates.")
-    replication: int = Field(default=1, ge=1, description="Replication factor of a topic that biobracket creates.")
+    partitions: int = Field(default=4, ge=1, description="Partitions of topics that biobracket creates.")
+    replication: int = Field(default=1, ge=1, description="Replication factor of topics that biobracket creates.")
     max_message_bytes: int = Field(
         default=16 * 2**20, ge=1024, description="Largest Kafka message read or written, in bytes."
     )
@@ -55,8 +54,8 @@ class Settings(BaseSettings):
         description="Redis or Valkey URL, its password percent-encoded; with redis_cluster, any node of the cluster.",
     )
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
-    result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0 keeps it for good.")
-    segment_ttl: int = Field(default=7 * 86400, ge=0, description="Seconds a cached segment is kept; 0 for good.")
+    result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0: forever.")
+    segment_ttl: int = Field(default=7 * 86400, ge=0, description="Seconds a cached segment is kept; 0: forever.")
 
     # HTTP
     http_host: str = Field(default="127.0.0.1", description="Address the HTTP server listens on.")
@@ -69,27 +68,29 @@ class Settings(BaseSettings):
     )
     adapter: str = Field(
         default="models/gemma-3-270m-biobracket",
-        description="Folder of the adapter; a relative path is taken from the working folder, else the project.",
+        description="Folder of the adapter; relative paths start at the working directory, or else the project.",
     )
     selector: str = Field(
         default="auto",
-        description="Folder of the selector's span encoder, found as the adapter's; `auto`: the one that comes with "
-        "biobracket, where it was fitted to base and adapter; none: the generator's confidence alone decides.",
+        description="Folder of the selector's span encoder, found like the adapter's; `auto`: the one that comes with "
+        "biobracket, if it was fitted to this base and adapter; empty: select by the generator's confidence alone.",
     )
     cache: Path = Field(
         default_factory=_cache_home,
-        description="Folder for the dequantised base model, and the weights in 8 bits and merged models made of it.",
+        description="Cache folder for the dequantised base model and the int8 and merged models derived from it.",
     )
 
     # Folders
-    data: Path = Field(default=Path("data"), description="Folder of the embedded servers' files.")
+    data: Path = Field(default=Path("data"), description="Folder for the files of the embedded servers.")
     corpora: Path | None = Field(
-        default=None, description="Folder that holds corpora by name, one JSON object a line; for training and scores."
+        default=None, description="Folder of corpora by name, each in JSON Lines; for training and evaluation."
     )
 
     # Logs
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
-    log_format: str = Field(default="text", pattern="^(text|json)$", description="`text` or `json`, a record a line.")
+    log_format: str = Field(
+        default="text", pattern="^(text|json)$", description="`text` or `json`, one record per line."
+    )
 
     @field_validator("redis")
     @classmethod
@@ -100,7 +101,7 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """The settings in force in this process, read once from the environment."""
+    """The settings of this process, read once from the environment."""
     return Settings()
 
 

@@ -1,4 +1,4 @@
-"""What a training run is made of: the fields of the files in ``training/configs``."""
+"""Configurations of training runs: the fields of the files in ``training/configs``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ DEFAULT = CONFIGS / "gemma-3-270m.yaml"
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; names the field and the remedy."""
+    """A configuration is invalid; the message names the field and the remedy."""
 
 
 class TrainingError(RuntimeError):
-    """A run cannot go on; the message names the field and the remedy."""
+    """A run cannot continue; the message names the field and the remedy."""
 
 
 class _Frozen(BaseModel):
@@ -31,82 +31,82 @@ class CorpusConfig(_Frozen):
     """A corpus in the mix."""
 
     share: float | None = Field(
-        default=None, gt=0, description="Share of the tokens, relative to the others'; by its size where absent."
+        default=None, gt=0, description="Share of the tokens, relative to the others; by size if absent."
     )
     types: dict[str, str] | None = Field(
-        default=None, description="Its labels and their keys of the inventory; those known for its name where absent."
+        default=None, description="Its labels and their keys in the inventory; those known for its name if absent."
     )
 
 
 class RunConfig(_Frozen):
-    """Of any run. ``minutes`` or ``max_tokens`` ends it, whichever comes first; by then the learning rate is nothing.
+    """Fields of all runs. ``minutes`` or ``max_tokens`` ends a run, whichever comes first, at a learning rate of zero.
 
-    Equal configurations, corpora and numbers of workers give equal runs where ``max_tokens`` ends them.
+    A run that ``max_tokens`` ends is determined by its configuration, corpora and number of workers.
     """
 
     corpora: dict[str, CorpusConfig] = Field(min_length=1, description="Corpora by name or folder.")
     temperature: float = Field(
         default=2.0,
         ge=1,
-        description="A corpus without a share has tokens ** (1 / temperature): 1 is by size, more is more even.",
+        description="A corpus without a share gets tokens ** (1 / temperature): 1 is by size, more is more even.",
     )
 
-    rank: int = Field(default=32, ge=1, description="Rank of a new adapter; with `init` that one's own holds.")
-    alpha: int = Field(default=64, ge=1, description="Scale of a new adapter: alpha / rank; with `init` its own holds.")
+    rank: int = Field(default=32, ge=1, description="Rank of a new adapter; with `init`, that adapter's own applies.")
+    alpha: int = Field(
+        default=64, ge=1, description="A new adapter is scaled by alpha / rank; with `init`, its own scale applies."
+    )
     init: Path | None = Field(
         default=None,
-        description="Adapter to go on from; with `tuning: full` it is merged into the base before that is trained.",
+        description="Adapter to start from; with `tuning: full` it is merged into the base first.",
     )
 
     minutes: float = Field(default=60.0, gt=0, description="Minutes to train.")
-    max_tokens: int = Field(default=10**12, ge=1, description="Tokens to train on, of all workers.")
-    batch_tokens: int = Field(default=2048, ge=64, description="Tokens of a batch; every batch has this shape.")
-    accumulate: int = Field(default=1, ge=1, description="Batches of each worker to a step.")
-    folds: int = Field(default=1, ge=1, description="Parts of each train split, for cross-fitting.")
-    fold: int | None = Field(
-        default=None, ge=0, description="The part that is not trained on, from 0; all are where absent."
-    )
-    max_units: int = Field(default=160, ge=8, description="Longest segment, as the pipeline cuts them.")
-    learning_rate: float = Field(default=8e-4, gt=0, description="Highest learning rate.")
-    warmup_steps: int = Field(default=40, ge=0, description="Steps in which it is reached.")
+    max_tokens: int = Field(default=10**12, ge=1, description="Tokens to train on, over all workers.")
+    batch_tokens: int = Field(default=2048, ge=64, description="Tokens per batch; all batches have this shape.")
+    accumulate: int = Field(default=1, ge=1, description="Batches per worker and optimiser step.")
+    folds: int = Field(default=1, ge=1, description="Parts that each train split is divided into, for cross-fitting.")
+    fold: int | None = Field(default=None, ge=0, description="The part left out of training, from 0; none if absent.")
+    max_units: int = Field(default=160, ge=8, description="Longest segment, as in the pipeline.")
+    learning_rate: float = Field(default=8e-4, gt=0, description="Peak learning rate.")
+    warmup_steps: int = Field(default=40, ge=0, description="Steps of linear warm-up to the peak.")
     cooldown: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Last part of the run, in which the learning rate falls to nothing; before it, it is constant.",
+        description="Final share of the run, over which the learning rate falls linearly to zero.",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Decoupled weight decay.")
-    clip: float = Field(default=1.0, gt=0, description="Largest norm of a step's gradient.")
-    seed: int = Field(default=13, description="Seed of order and initial weights.")
+    clip: float = Field(default=1.0, gt=0, description="Gradient norm above which it is clipped.")
+    seed: int = Field(default=13, description="Seed of the data order and the initial weights.")
 
-    workers: int = Field(default=1, ge=1, description="Processes that train side by side.")
+    workers: int = Field(default=1, ge=1, description="Data-parallel worker processes.")
     gpu: bool = Field(default=False, description="Whether each worker has a GPU.")
     precision: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="Of weights and products; the optimiser always works in float32."
+        default="bfloat16", description="Precision of weights and products; the optimiser always uses float32."
     )
     compile: bool = Field(
         default=False,
-        description="Compile the layers: minutes to begin, then faster, on some CPUs by a few percent only.",
+        description="Compile the layers: minutes at the start, then faster, on some CPUs by only a few percent.",
     )
 
     dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
-    dev_batches: int = Field(default=4, ge=1, description="Batches of each dev split that they are taken from.")
-    measure_every: int = Field(default=0, ge=0, description="Steps between F1 scores on the dev splits; 0: none.")
+    dev_batches: int = Field(default=4, ge=1, description="Batches of each dev split used for these losses.")
+    measure_every: int = Field(default=0, ge=0, description="Steps between F1 scores on the dev splits; 0: never.")
     patience: int = Field(
-        default=0, ge=0, description="Scores in a row without a better mean F1 that end the run; 0: none do."
+        default=0, ge=0, description="Stop after this many scores in a row without a better mean F1; 0: never."
     )
     save_minutes: float = Field(default=5.0, gt=0, description="Minutes between checkpoints.")
     storage: str | None = Field(
-        default=None, description="Folder or URI (s3://, gs://) of the checkpoints; beside the adapter where absent."
+        default=None, description="Folder or URI (s3://, gs://) for checkpoints; beside the adapter if absent."
     )
-    max_failures: int = Field(default=3, ge=0, description="Workers that may be lost before the run fails.")
+    max_failures: int = Field(default=3, ge=0, description="Worker failures tolerated before the run fails.")
 
     @field_validator("corpora")
     @classmethod
     def _shares_leave_something(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
         given = [corpus.share for corpus in corpora.values() if corpus.share is not None]
         if len(given) < len(corpora) and sum(given) >= 1:
-            raise ValueError("the given shares leave nothing for the others; lower them, or give every one")
+            raise ValueError("the given shares leave nothing for the other corpora; lower them, or give all of them")
         return corpora
 
     @field_validator("fold")
@@ -114,14 +114,14 @@ class RunConfig(_Frozen):
     def _is_one_of_them(cls, fold: int | None, info: ValidationInfo) -> int | None:
         folds = info.data.get("folds", 1)
         if fold is not None and (folds < 2 or fold >= folds):
-            raise ValueError("there is no such part; set folds to two or more, and fold to a number below it")
+            raise ValueError("there is no such fold; set folds to two or more, and fold to a number below it")
         return fold
 
     @classmethod
     def load(cls, file: Path, overrides: Sequence[str] = ()) -> Self:
-        """The configuration of a YAML file, with ``field=value`` overrides.
+        """Loads a YAML file, with ``field=value`` overrides.
 
-        :class:`ConfigError` where it is not one.
+        Raises :class:`ConfigError` if it is invalid.
         """
         try:
             given = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ class RunConfig(_Frozen):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "file"
-            message = first["msg"].removeprefix("Value error, ")  # pydantic's, before what a validator says
+            message = first["msg"].removeprefix("Value error, ")  # pydantic prepends it to a validator's message
             raise ConfigError(f"config: {file}: {field}: {message}; see {DEFAULT} and training/config.py") from None
 
 
@@ -155,20 +155,20 @@ def _put(given: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 class GeneratorConfig(RunConfig):
-    """What makes a generator."""
+    """A generator: the model that copies segments with brackets."""
 
     tuning: Literal["lora", "full", "qlora"] = Field(
         default="lora",
-        description="`full` trains every layer and leaves the embeddings; `qlora` has a 4-bit base and needs CUDA.",
+        description="`full` trains all layers but not the embeddings; `qlora` has a 4-bit base and needs CUDA.",
     )
     export_rank: int = Field(
         default=0,
         ge=0,
-        description="With `tuning: full`: train linear weights only, and leave their difference to the base as an "
-        "adapter of this rank; 0: train all of the layers, and leave the whole model.",
+        description="With `tuning: full`: train linear weights only, and export their difference from the base as an "
+        "adapter of this rank; 0: train whole layers, and export the whole model.",
     )
     parallel: Literal["ddp", "fsdp"] = Field(
-        default="ddp", description="A whole model in each worker, or one shared out over all (for large bases)."
+        default="ddp", description="The whole model in each worker, or sharded over all of them (for large bases)."
     )
     scheme: Literal["per-type", "labelled", "question"] = Field(
         default="per-type",
@@ -179,22 +179,20 @@ class GeneratorConfig(RunConfig):
         default=1.0,
         ge=0,
         le=1,
-        description="Share of the lines of absent types that are trained on, drawn anew each time.",
+        description="Share of the lines of absent types to train on, resampled each time.",
     )
-    dropout: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of what a layer adds that is dropped (labelled)."
-    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the output of each layer (labelled).")
     wrong: float = Field(
-        default=0.5, ge=0, le=1, description="Share of the lines with mentions marked wrongly on purpose (labelled)."
+        default=0.5, ge=0, le=1, description="Share of lines with deliberately wrong brackets (labelled)."
     )
     judge: float = Field(
-        default=0.3, ge=0, description="Weight of the head's losses beside the line's, 0 for no head (labelled)."
+        default=0.3, ge=0, description="Weight of the head's losses relative to the line's; 0: no head (labelled)."
     )
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
-    size: int = Field(default=256, ge=8, description="Length of an embedding of the head.")
+    size: int = Field(default=256, ge=8, description="Dimensions of the head's embeddings.")
     hidden: int = Field(default=768, ge=8, description="Width of the head's layers.")
-    builders: int = Field(default=0, ge=0, description="Processes that make batches (labelled); 0: none beside this.")
-    measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split that they are taken from.")
+    builders: int = Field(default=0, ge=0, description="Extra processes that build batches (labelled).")
+    measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split used for F1 scores.")
 
     @field_validator("export_rank")
     @classmethod
@@ -219,48 +217,44 @@ class GeneratorConfig(RunConfig):
 
 
 class SelectorConfig(RunConfig):
-    """What makes a selector: a span encoder that tells right mentions from wrong ones."""
+    """A selector: a span encoder that tells correct mentions from wrong ones."""
 
-    init: Path | None = Field(
-        default=None, description="Adapter to go on from, of a selector or of a generator, which knows mentions too."
-    )
-    learning_rate: float = Field(default=5e-4, gt=0, description="Highest learning rate.")
+    init: Path | None = Field(default=None, description="Adapter to start from, of a selector or a generator.")
+    learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
     reading: Way = Field(
         default="both-ways",
-        description="How a segment is read: once, both ways, with the adapter trained; or by the states of the "
-        "generator in `init`, which stays as it is, over a copy for each type.",
+        description="How a segment is read: `both-ways`, once and bidirectionally, training the adapter; or `copy`, "
+        "by the hidden states of the frozen generator in `init` over a copy for each type.",
     )
     candidates: tuple[Path, ...] = Field(
         default=(),
-        description="Files of `biobracket candidates`, or folders of them: a generator's wrong ones are learnt from "
-        "beside what is drawn.",
+        description="Files from `biobracket candidates`, or folders of them: the generator's mistakes are added to the "
+        "sampled negatives.",
     )
-    only_candidates: bool = Field(
-        default=False, description="Whether only those texts are trained on that `candidates` has any of."
-    )
-    size: int = Field(default=256, ge=8, description="Length of an embedding.")
-    hidden: int = Field(default=768, ge=8, description="Width of the layers between the model and the embedding.")
-    contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss beside the head's.")
-    contrast_temperature: float = Field(default=0.1, gt=0, description="Its temperature.")
+    only_candidates: bool = Field(default=False, description="Train only on texts that occur in `candidates`.")
+    size: int = Field(default=256, ge=8, description="Dimensions of an embedding.")
+    hidden: int = Field(default=768, ge=8, description="Width of the layers between model and embedding.")
+    contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss relative to the head's.")
+    contrast_temperature: float = Field(default=0.1, gt=0, description="Temperature of the contrastive loss.")
     boundary: int = Field(
         default=4,
         ge=0,
-        description="Wrong spans drawn for each mention with one or both ends moved by one to three pieces.",
+        description="Negatives per mention with one or both ends moved by one to three pieces.",
     )
-    inner: int = Field(default=1, ge=0, description="Wrong spans drawn inside each mention.")
-    wrong_types: int = Field(default=1, ge=0, description="Wrong types drawn for the span of each mention.")
-    elsewhere: int = Field(default=3, ge=0, description="Wrong spans drawn anywhere in each segment.")
+    inner: int = Field(default=1, ge=0, description="Negatives per mention that lie inside it.")
+    wrong_types: int = Field(default=1, ge=0, description="Negatives per mention with its span and a wrong type.")
+    elsewhere: int = Field(default=3, ge=0, description="Negatives per segment from anywhere in it.")
 
     @field_validator("only_candidates")
     @classmethod
     def _has_candidates(cls, only: bool, info: ValidationInfo) -> bool:
         if only and not info.data.get("candidates"):
-            raise ValueError("there are no texts to train on; name files of candidates, or set it to false")
+            raise ValueError("there would be no texts to train on; name files of candidates, or set it to false")
         return only
 
     @field_validator("reading")
     @classmethod
     def _has_a_generator(cls, reading: Way, info: ValidationInfo) -> Way:
         if reading == "copy" and info.data.get("init") is None:
-            raise ValueError("`copy` reads with a generator's adapter; name its folder in init")
+            raise ValueError("`copy` needs a generator's adapter; name its folder in init")
         return reading

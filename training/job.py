@@ -1,7 +1,7 @@
-"""The Ray Train job around :func:`training.tuning.loop.train`: workers side by side, and lost ones replaced.
+"""The Ray Train job around :func:`training.tuning.loop.train`: parallel, fault-tolerant workers.
 
-Ray starts the workers, puts them into one process group, keeps the checkpoints that they report and starts all of them
-again from the newest one where one is lost.
+Ray starts the workers in one process group, stores the checkpoints they report, and restarts all of them from the
+newest one when a worker is lost.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
 from training.data import mixing
 from training.data.corpora import CorpusError
-from training.generator import task as generator
-from training.generator.task import Measure
+from training.generator.task import Measure, init_folder
+from training.generator.train import train as train_generator
 from training.selector import task as selector
-from training.tuning.loop import Checkpoints, FolderCheckpoints, Report, export
+from training.tuning.checkpoints import FolderCheckpoints, export
+from training.tuning.loop import Checkpoints, Progress
 from training.tuning.progress import TensorBoard
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class RayCheckpoints:
-    """Checkpoints that Ray Train keeps in the run's storage."""
+    """Checkpoints kept by Ray Train in the run's storage."""
 
     @contextmanager
     def latest(self) -> Iterator[Path | None]:
@@ -84,25 +85,25 @@ def _train(
     if isinstance(config, SelectorConfig):
         selector.train(config, settings, checkpoints, _reporter(board), command)
     elif isinstance(config, GeneratorConfig):
-        generator.train(config, settings, checkpoints, _reporter(board), measure, command)
+        train_generator(config, settings, checkpoints, _reporter(board), measure, command)
     else:
         raise TypeError(type(config).__name__)
 
 
 def _check(config: RunConfig, settings: Settings) -> None:
-    """What would fail in every worker fails here once: corpora, their labels, and the adapter to go on from.
+    """Checks corpora, their labels and the initial adapter once, before any worker starts.
 
-    :class:`training.data.corpora.CorpusError` or :class:`training.config.ConfigError`.
+    Raises :class:`training.data.corpora.CorpusError` or :class:`training.config.ConfigError`.
     """
     if config.init is not None:
-        generator.init_folder(config.init)
+        init_folder(config.init)
     mixing.check(config, settings)
 
 
 def run_here(config: RunConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
-    """The same in this process alone, with neither Ray nor other workers; ``storage`` must be a folder."""
+    """Like :func:`run`, but in this process, without Ray or other workers; ``storage`` must be a folder."""
     if config.workers > 1:
-        raise TrainingError("workers: without Ray there is one; set workers to 1")
+        raise TrainingError("workers: without Ray there is only one; set workers to 1")
     _check(config, settings)
     folder = Path(config.storage or out) / "checkpoint"
     with closing(TensorBoard(str(out / "tensorboard"))) as board:
@@ -110,10 +111,10 @@ def run_here(config: RunConfig, settings: Settings, out: Path, measure: Measure 
     return export(folder, out)
 
 
-def _reporter(board: TensorBoard) -> Callable[[Report], None]:
-    def report(line: Report) -> None:
+def _reporter(board: TensorBoard) -> Callable[[Progress], None]:
+    def report(line: Progress) -> None:
         board.add(line)
-        # Ray carries it to the terminal of whoever started the job; what is printed it would carry twice.
+        # Ray forwards standard error to the terminal that started the job; standard output it would forward twice.
         sys.stderr.write(line_of(line) + "\n")
         sys.stderr.flush()
 
@@ -121,26 +122,26 @@ def _reporter(board: TensorBoard) -> Callable[[Report], None]:
 
 
 def _command() -> list[str]:
-    """What was called: of the process that starts a job, not of its workers."""
+    """The command line of the process that starts a job, not of its workers."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
-def line_of(report: Report) -> str:
-    """A report as a line of text."""
-    dev = "".join(f", dev {name} {loss:.4f}" for name, loss in (report.dev or {}).items())
-    f1 = "".join(f", F1 {name} {score:.4f}" for name, score in (report.f1 or {}).items())
-    rate = report.tokens / report.seconds if report.seconds else 0.0
+def line_of(progress: Progress) -> str:
+    """Progress as a line of text."""
+    dev = "".join(f", dev {name} {loss:.4f}" for name, loss in (progress.dev or {}).items())
+    f1 = "".join(f", F1 {name} {score:.4f}" for name, score in (progress.f1 or {}).items())
+    rate = progress.tokens / progress.seconds if progress.seconds else 0.0
     return (
-        f"step {report.step}: {report.tokens} tokens, {report.seconds:.0f} s, {rate:.0f} tokens/s, "
-        f"loss {report.loss:.4f}{dev}{f1}"
+        f"step {progress.step}: {progress.tokens} tokens, {progress.seconds:.0f} s, {rate:.0f} tokens/s, "
+        f"loss {progress.loss:.4f}{dev}{f1}"
     )
 
 
 def run(config: RunConfig, settings: Settings, out: Path, measure: Measure | None = None) -> Path:
-    """Runs the job on the cluster that RAY_ADDRESS names, else on this machine alone; the folder of the model.
+    """Runs the job on the cluster that RAY_ADDRESS names, or on this machine; returns the folder of the model.
 
-    A run of the same ``out`` that did not end is gone on from. :class:`TrainingError` where it fails. What is wrong
-    with configuration or corpora is told before any worker starts.
+    Resumes an unfinished run with the same ``out``. Raises :class:`TrainingError` if it fails; errors in configuration
+    or corpora are raised before any worker starts.
     """
     _check(config, settings)
     import ray
@@ -187,10 +188,10 @@ def run(config: RunConfig, settings: Settings, out: Path, measure: Measure | Non
 
 
 def _causes(error: TrainingFailedError) -> str:
-    """What each worker raised; the message only of our own errors: others' may quote the corpora."""
-    told = []
+    """What each worker raised, with the message only of our own errors: others may quote the corpora."""
+    causes = []
     for rank, cause in getattr(error, "worker_failures", {}).items():
         cause = getattr(cause, "_base_exc", cause)  # Ray wraps what a worker raised
         known = isinstance(cause, (BaseModelError, ConfigError, CorpusError, TrainingError))
-        told.append(f"worker {rank}: {cause if known else type(cause).__name__}")
-    return "; ".join(told) or type(error).__name__
+        causes.append(f"worker {rank}: {cause if known else type(cause).__name__}")
+    return "; ".join(causes) or type(error).__name__

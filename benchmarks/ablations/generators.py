@@ -32,7 +32,7 @@ from training.evaluation import predictions
 from training.evaluation.scores import Scores, score_all
 from training.evaluation.significance import Difference, Interval, compare, intervals
 from training.job import run_here
-from training.tuning.loop import MANIFEST
+from training.tuning.checkpoints import MANIFEST
 
 err = Console(stderr=True)
 

@@ -1,1 +1,1 @@
-"""What lies outside: Kafka, Redis."""
+"""Clients of the systems outside: Kafka and Redis."""

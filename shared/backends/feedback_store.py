@@ -1,13 +1,13 @@
-"""Feedback: what reviewers said of mentions. It is kept in Redis, from where every selector takes it.
+"""Reviewers' feedback, stored in Redis, where every selector reads it.
 
-Keys, which lie in one slot:
+Keys, all in one slot:
 
-    bb:{feedback}:version   counts the changes
-    bb:{feedback}:changes   a sorted set: ids by the last change of each
-    bb:{feedback}:items     a hash by id: `<milliseconds> <JSON>`, without the JSON where it was taken back
+    bb:{feedback}:version   number of changes
+    bb:{feedback}:changes   sorted set of ids by their last change
+    bb:{feedback}:items     hash by id: `<milliseconds> <JSON>`, without JSON if the feedback was withdrawn
 
-Of two opinions with one id the later one counts. A record that is read twice hence changes nothing, and what was taken
-back stays so.
+If two pieces of feedback have the same id, the later one counts. A record read twice therefore changes nothing, and
+withdrawn feedback stays withdrawn.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from shared.settings import Settings
 _PAGE = 500
 _KEYS = tuple(f"bb:{{feedback}}:{name}" for name in ("items", "changes", "version"))
 
-# Notes an opinion unless it is no newer than what is there. ARGV: id, milliseconds, JSON.
+# Stores feedback unless what is stored is as new. ARGV: id, milliseconds, JSON.
 _PUT = """
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old and tonumber(string.match(old, '^%d+')) >= tonumber(ARGV[2]) then return 0 end
@@ -31,8 +31,8 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
 return 1
 """
-# Takes an opinion back, with a time that is newer than its own. ARGV: id, milliseconds, and 1 where that is the time it
-# was meant at: a newer opinion then stays, and an older one that comes later is refused.
+# Withdraws feedback, under a time later than its own. ARGV: id, milliseconds, and 1 if that time is binding: newer
+# feedback then stays, and older feedback that arrives later is refused.
 _UNDO = """
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 local there = old and string.find(old, '{', 1, true)
@@ -52,40 +52,39 @@ return 1
 class FeedbackStore:
     """All feedback of a deployment. Thread-safe; each method may block on the network.
 
-    Errors: :class:`shared.errors.StoreError`.
+    Methods raise :class:`shared.errors.StoreError`.
     """
 
     def __init__(self, client: Any) -> None:
-        """``client`` is a redis-py client that returns bytes."""
+        """``client``: a redis-py client that returns bytes."""
         self._client = client
         self._put = client.register_script(_PUT)
         self._undo = client.register_script(_UNDO)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> FeedbackStore:
-        """The store at ``redis``."""
+        """The store at ``settings.redis``."""
         return cls(connect(settings))
 
     def put(self, feedback: Feedback) -> bool:
-        """Keeps an opinion; false where one of its id is as new, or was taken back since."""
+        """Stores feedback; False if feedback of the same id is as new, or was withdrawn since."""
         with translated():
             args = [feedback.id, _milliseconds(feedback.time), feedback.model_dump_json()]
             return bool(self._put(keys=_KEYS, args=args))
 
     def undo(self, id: str, at: float | None = None) -> bool:
-        """Takes an opinion back; false where there is none of this id.
+        """Withdraws feedback; False if there is none of this id.
 
-        With ``at``, Unix seconds, only one that is no newer, also where it comes later than this; false where nothing
-        changes.
+        With ``at``, Unix seconds, only feedback no newer than that, even if it arrives later; False if nothing changes.
         """
         with translated():
             args = [id, _milliseconds(time.time() if at is None else at), int(at is not None)]
             return bool(self._undo(keys=_KEYS, args=args))
 
     def page(self, limit: int = 100, before: int | None = None) -> FeedbackPage:
-        """At most ``limit`` opinions, those changed last first; ``before``: `next` of the page before."""
+        """At most ``limit`` items, most recently changed first; ``before``: `next` of the previous page."""
         found: list[Feedback] = []
-        at = before  # the change that was last looked at
+        at = before  # the change last looked at
         with translated():
             while True:
                 highest = "+inf" if at is None else f"({at}"
@@ -100,12 +99,12 @@ class FeedbackStore:
                     return FeedbackPage(feedback=tuple(found), next=None)
 
     def version(self) -> int:
-        """Grows with each change; 0 where there was none."""
+        """Increases with each change; 0 before the first."""
         with translated():
             return int(self._client.get(_KEYS[2]) or 0)
 
     def changes(self, since: int = 0) -> Changes:
-        """What is to be learnt by one who knows all up to a version."""
+        """What changed since a version."""
         version = self.version()
         restarted = version < since
         given: list[Feedback] = []
@@ -135,7 +134,7 @@ class FeedbackStore:
         return [Feedback.model_validate_json(value) if value else None for value in values]
 
     def close(self) -> None:
-        """Lets go of the connections."""
+        """Closes the connections."""
         with translated():
             self._client.close()
 

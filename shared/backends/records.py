@@ -1,4 +1,4 @@
-"""Records of a stream and the headers of dead letters, without the client of Kafka."""
+"""Records of a stream and the headers of dead letters; needs no Kafka client."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ DeadLetterReason = Literal[
     "not_json",
     # The value is empty or null.
     "empty",
-    # A field is missing, of the wrong type or out of its bounds; the header biobracket.field names it.
+    # A field is missing, of the wrong type or out of bounds; the header biobracket.field names it.
     "invalid",
-    # A type that the inventory does not have.
+    # An entity type that is not in the inventory.
     "unknown_type",
-    # A text above the limit of ingest.
+    # A text above ingest's size limit.
     "too_large",
     # Retries are exhausted.
     "exhausted",
@@ -34,7 +34,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A Kafka record as it was read; ``timestamp_ms`` is milliseconds since 1970."""
+    """A Kafka record as read; ``timestamp_ms`` is milliseconds since 1970."""
 
     topic: str
     partition: int
@@ -48,9 +48,9 @@ class Record:
 def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
     """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
 
-    The dead letter's key and value are the record's own bytes, so sending them to ``biobracket.topic`` with the
-    remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like a
-    field name is left out: names can come from the document, and headers end up in logs of other tools.
+    The dead letter keeps the record's key and value bytes, so sending them to the topic in ``biobracket.topic`` with
+    the remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like
+    a field name is left out: names can come from the document, and headers end up in logs of other tools.
     """
     if reason not in get_args(DeadLetterReason):
         raise ValueError(f"reason: not one of {', '.join(get_args(DeadLetterReason))}")

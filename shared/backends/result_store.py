@@ -1,20 +1,20 @@
-"""Results, the index of mentions and the cache of segments, in Redis, Valkey or a Redis Cluster.
+"""Results, the mention index and the segment cache, in Redis, Valkey or a Redis Cluster.
 
-Keys; what stands between braces decides the slot in a cluster:
+Keys; the part in braces determines the slot in a cluster:
 
-    bb:{<bucket>}:d:<document>       a hash: `json`, the newest result; `entities`, how many it has; `k:<key>`, one
-                                     field for every extraction key that was written, its value the mark of the
-                                     record that published it
-    bb:{<bucket>}:n                  a hash of counters: `documents`, `entities`
+    bb:{<bucket>}:d:<document>       hash: `json`, the newest result; `entities`, how many it has; `k:<key>`, a field
+                                     for every extraction key written, whose value is the mark of the record that
+                                     published it
+    bb:{<bucket>}:n                  hash of counters: `documents`, `entities`
     bb:m:{<text>}, bb:m:{<text>}:<type>  ids of the documents that mention a text (as a type), by time of writing
     bb:s:{<segment>}                 a cached segment, opaque bytes
 
-`<document>`, `<key>`, `<text>` and `<segment>` are digests: no clinical text stands in a key. The bucket is the first
-two hex digits of the document's, so that a document and its counters lie in one slot and change in one atomic step.
+`<document>`, `<key>`, `<text>` and `<segment>` are digests: keys contain no clinical text. The bucket is the first two
+hex digits of the document's digest, so a document and its counters share a slot and change atomically.
 
-The index is a hint: a reader looks every mention up in the document's result, so what it returns is true also where a
-writer died half-way. Results have no expiry by default and segments have one: with `maxmemory-policy volatile-lru` a
-full server gives up segments and never results.
+The index is a hint: readers check every mention against the document's result, so answers are correct even if a writer
+died half-way. By default results do not expire and segments do: with `maxmemory-policy volatile-lru` a full server
+evicts segments and never results.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ from shared.messages import Extraction, Mention
 from shared.settings import Settings
 
 _BUCKETS = tuple(f"{n:02x}" for n in range(256))
-# A stale entry of the index is dropped when read, but not while its writer may still be about to write the result.
+# Stale index entries are dropped when read, but not while their writer may still be about to write the result.
 _SETTLED_MS = 3600 * 1000
 _PAGE = 100
-# A result of a document of 10 MB is some MB; a server that takes longer than this for one is stuck.
+# The result of a 10 MB document is a few MB; a server that takes longer than this for one is stuck.
 _SOCKET_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 
-# Writes a result unless its key was written before. 0, or the result that it replaces, or 1 where there was none.
+# Writes a result unless its key was written before. Returns 0, or the result it replaces, or 1 if there was none.
 _PUT = """
 if redis.call('HSETNX', KEYS[1], 'k:' .. ARGV[1], '') == 0 then return 0 end
 local old = redis.call('HMGET', KEYS[1], 'json', 'entities')
@@ -80,7 +80,7 @@ _RETRYABLE = (
 )
 
 
-# Only where the key was written: a field alone would look like a result.
+# Only if the key was written: a field alone would look like a result.
 _MARK = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
 """
@@ -90,7 +90,7 @@ class ResultStore:
     """The store of one deployment. Thread-safe; every method may block on the network and raise :class:`StoreError`."""
 
     def __init__(self, client: Any, *, result_ttl: int = 0, segment_ttl: int = 0) -> None:
-        """``client`` is a redis-py client that returns bytes; times are seconds, 0 for good."""
+        """``client``: a redis-py client that returns bytes; times to live in seconds, 0 for no expiry."""
         self._client = client
         self._result_ttl = result_ttl
         self._segment_ttl = segment_ttl
@@ -99,15 +99,15 @@ class ResultStore:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
-        """The store that ``redis``, ``redis_cluster``, ``result_ttl`` and ``segment_ttl`` describe."""
+        """The store configured by ``redis``, ``redis_cluster``, ``result_ttl`` and ``segment_ttl``."""
         client = connect(settings)
         return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
 
     def put(self, extraction: Extraction) -> bool:
-        """Writes a result and indexes its mentions; true when ``extraction.key`` was new.
+        """Writes a result and indexes its mentions; True if ``extraction.key`` was new.
 
-        A key that was written before changes nothing, also where a newer result has replaced it since. When this
-        returns, or the result can be read, its mentions are indexed.
+        A key written before changes nothing, even if a newer result has replaced it since. Once this returns, or the
+        result can be read, its mentions are indexed.
         """
         document = _document_key(extraction.document_id)
         key = _digest(extraction.key)
@@ -127,12 +127,12 @@ class ResultStore:
         return bool(old != 0)
 
     def mark_published(self, extraction: Extraction, mark: str) -> None:
-        """Notes what published a result that was put: a record's coordinates. Replaces an earlier mark."""
+        """Notes which record published a stored result. Replaces an earlier mark."""
         with translated():
             self._mark(keys=[_document_key(extraction.document_id)], args=[f"k:{_digest(extraction.key)}", mark])
 
     def published(self, extraction: Extraction) -> str | None:
-        """The mark of a result; none where it was not published, or not put."""
+        """The mark of a result; None if it was not published or not stored."""
         with translated():
             mark = self._client.hget(_document_key(extraction.document_id), f"k:{_digest(extraction.key)}")
         return mark.decode() if mark else None
@@ -153,10 +153,9 @@ class ResultStore:
         return extraction
 
     def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
-        """At most ``limit`` mentions of a text, of the documents written last first.
+        """At most ``limit`` mentions of a text, most recently written documents first.
 
-        Texts are equal that differ in case or in white space around them. ``type`` is a canonical key, or none for
-        every type.
+        Case and surrounding white space are ignored. ``type``: a canonical key, or None for all types.
         """
         wanted = _normal(text)
         index = _index_key(wanted, type)
@@ -189,7 +188,7 @@ class ResultStore:
         return found[:limit]
 
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The cached bytes of each key, none where there are none; in the order of ``keys``."""
+        """The cached bytes of each key, in the order of ``keys``; None where there are none."""
         if not keys:
             return []
         with translated(), self._client.pipeline(transaction=False) as pipe:
@@ -207,7 +206,7 @@ class ResultStore:
             pipe.execute()
 
     def counts(self) -> dict[str, int]:
-        """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones are still counted."""
+        """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones still count."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
             for bucket in _BUCKETS:
                 pipe.hmget(f"bb:{{{bucket}}}:n", "documents", "entities")
@@ -218,12 +217,12 @@ class ResultStore:
         }
 
     def ping(self) -> None:
-        """StoreError where the store cannot be reached."""
+        """Raises StoreError if the store cannot be reached."""
         with translated():
             self._client.ping()
 
     def close(self) -> None:
-        """Lets go of the connections."""
+        """Closes the connections."""
         with translated():
             self._client.close()
 
@@ -245,7 +244,7 @@ class ResultStore:
 
 
 def connect(settings: Settings) -> Any:
-    """A redis-py client of ``redis`` and ``redis_cluster``. StoreError."""
+    """A redis-py client for ``redis`` and ``redis_cluster``. Raises StoreError."""
     factory = redis.RedisCluster if settings.redis_cluster else redis.Redis
     with translated():
         try:
@@ -256,17 +255,18 @@ def connect(settings: Settings) -> Any:
             )
         except ValueError:  # its message may quote the URL, which holds the password
             raise StoreError(
-                "redis: not a URL; BIOBRACKET_REDIS is like redis://:password@host:6379/0", retryable=False
+                "redis: not a URL; set BIOBRACKET_REDIS to something like redis://:password@host:6379/0",
+                retryable=False,
             ) from None
 
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns what redis-py raises into StoreError. `from None`: its messages can carry commands and the password."""
+    """Turns redis-py's errors into StoreError, `from None`: their messages may quote commands or the password."""
     try:
         yield
     except (RedisError, RedisClusterException, OSError) as raised:
-        # Where no node of a cluster can be used, what went wrong with the last one is the cause.
+        # When no node of a cluster can be used, the cause is what went wrong with the last one.
         error = raised.__cause__ if isinstance(raised, RedisClusterException) and raised.__cause__ else raised
         # A pipeline adds the command to the message and keeps the class; a script keeps only the prefix.
         full = isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
@@ -275,7 +275,7 @@ def translated() -> Iterator[None]:
                 "redis: out of memory; raise its maxmemory, set BIOBRACKET_RESULT_TTL, or add nodes", retryable=True
             ) from None
         raise StoreError(
-            f"redis: {type(error).__name__}; see that BIOBRACKET_REDIS names a running server and its password, and "
+            f"redis: {type(error).__name__}; check that BIOBRACKET_REDIS names a running server and its password, and "
             "BIOBRACKET_REDIS_CLUSTER whether it is a cluster, or start the embedded one with `biobracket up`",
             retryable=isinstance(error, _RETRYABLE)
             and not isinstance(error, (AuthenticationError, AuthorizationError)),

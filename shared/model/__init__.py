@@ -1,1 +1,1 @@
-"""The base model, its adapters, and how it is run."""
+"""The base model and its adapters: loading, attention, KV cache, int8."""

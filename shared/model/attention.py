@@ -1,10 +1,10 @@
-"""Packed attention: many segments and lines in one stream of tokens, with no padding between them.
+"""Packed attention: many segments and lines in one stream of tokens, without padding.
 
-The linear layers of the model see one sequence of T tokens; attention is computed block by block, a block being the
-tokens that may see one another (a segment's prefix with its lines, or lines with a remembered prefix). The lines of one
-segment do not see each other: that is what lets them share the prefix. Any ``transformers`` causal model that supports
-attention interfaces can be packed; positions restart at zero in every segment, so a line is computed exactly as if its
-prefix and it were alone.
+The model's linear layers see one sequence of T tokens; attention is computed block by block, where a block is a set of
+tokens that may attend to one another (a segment's prefix with its lines, or lines with a cached prefix). The lines of a
+segment do not see each other, so they can share its prefix. Any ``transformers`` causal model that supports attention
+interfaces can be packed. Positions restart at zero in every segment, so the result for a line is the same as for its
+prefix and the line alone.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ NAME = "biobracket_packed"
 
 @dataclass(slots=True)
 class Block:
-    """Tokens ``start:end`` of the stream, which see themselves through ``mask``.
+    """Tokens ``start:end`` of the stream, which attend to one another as ``mask`` allows.
 
-    ``mask``: bool, shape (end - start, past + end - start), true where a token may look; ``window``: the same for
-    sliding layers, none where the window does not bite. With a cache, ``slot`` is the first of ``past`` tokens that
-    stand before the block's own, and these go into the slots after them.
+    ``mask``: bool, shape (end - start, past + end - start), true where a token may attend; ``window``: the same for
+    sliding-window layers, None where the window makes no difference. With a cache, ``slot`` is the slot of the first of
+    ``past`` earlier tokens; the block's own go into the slots that follow them.
     """
 
     start: int
@@ -41,12 +41,13 @@ class Block:
     _biases: dict[bool, Tensor] = field(default_factory=dict, init=False)
 
     def sees(self, *, windowed: bool) -> Tensor:
-        """The mask of a layer that slides or does not."""
+        """The mask of a layer, with a sliding window or without."""
         return self.window if windowed and self.window is not None else self.mask
 
     def bias(self, *, windowed: bool, group: int, dtype: torch.dtype) -> Tensor:
-        """What is added to attention scores, zero or minus infinity: a mask for each of ``group`` heads, one below the
-        other. Made once for all layers.
+        """The mask as an additive bias, zero or minus infinity, repeated for each of ``group`` query heads.
+
+        Computed once for all layers.
         """
         windowed = windowed and self.window is not None
         if windowed not in self._biases:
@@ -57,7 +58,7 @@ class Block:
 
 
 class Layout:
-    """The blocks of a stream. An object of its own, so that a compiled model does not depend on their number."""
+    """The blocks of a stream, as one object: a compiled model then does not depend on their number."""
 
     __slots__ = ("blocks", "cache")
 
@@ -78,7 +79,7 @@ def packed_attention(
     layout: Layout,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention interface of ``transformers``: query (1, heads, T, dim) to output (1, T, heads, dim)."""
+    """An attention function for ``transformers``: query (1, heads, T, dim) to output (1, T, heads, dim)."""
     layer: int = module.layer_idx  # type: ignore[assignment]
     heads, kv_heads = query.shape[1], key.shape[1]
     group = heads // kv_heads
@@ -89,15 +90,15 @@ def packed_attention(
         k = key[0, :, block.start : block.end]
         v = value[0, :, block.start : block.end]
         if layout.cache is not None:
-            kept = layout.cache.kept[layer, :, :, block.slot : block.slot + block.past + length]
-            kept[0, :, block.past :] = k
-            kept[1, :, block.past :] = v
-            k, v = kept
-        # The query heads of one key head are laid one after the other: one product instead of `group` copies of k, v.
+            cached = layout.cache.kv[layer, :, :, block.slot : block.slot + block.past + length]
+            cached[0, :, block.past :] = k
+            cached[1, :, block.past :] = v
+            k, v = cached
+        # The query heads that share a key head are concatenated: one product instead of `group` copies of k and v.
         q = q.reshape(kv_heads, group * length, -1)
         bias = block.bias(windowed=sliding_window is not None, group=group, dtype=q.dtype)
         if q.requires_grad and q.device.type == "cpu":
-            # On a CPU the backward pass of the fused kernel takes three times as long as that of plain products.
+            # On a CPU the backward pass of the fused kernel takes three times as long as that of separate products.
             scores = torch.baddbmm(bias[None], q, k.transpose(1, 2), alpha=scaling or q.shape[-1] ** -0.5)
             out = torch.bmm(torch.softmax(scores, dim=-1), v)
         else:
@@ -110,13 +111,13 @@ def _no_mask(*_: Any, **__: Any) -> None:
     return None
 
 
-# Blocks differ in size from batch to batch: a compiled model keeps this function out of its graphs.
+# Blocks differ in size from batch to batch, so torch.compile must keep this function out of its graphs.
 AttentionInterface.register(NAME, torch.compiler.disable(packed_attention))
 AttentionMaskInterface.register(NAME, _no_mask)
 
 
 def use_packed_attention(model: Any) -> Any:
-    """Switch a loaded model to packed attention, in place."""
+    """Switches a loaded model to packed attention, in place."""
     model.set_attn_implementation(NAME)
     return model
 

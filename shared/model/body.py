@@ -1,4 +1,4 @@
-"""A causal model for inference, as the engine and the span encoder run it, and one of ``transformers`` as such."""
+"""The interface through which engine and span encoder run a causal model, and its ``transformers`` implementation."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from shared.model.attention import Block, run
 from shared.model.cache import Cache
 from shared.model.masks import causal
 
-_ROUND = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
+_MULTIPLE = 16  # streams are padded to a multiple, long ones to one of 64: matrix kernels are prepared per shape
 
 
 class Body(Protocol):
-    """A causal model for inference: its layers, to be run over a stream, and its output embedding.
+    """A causal model for inference: its layers, run over a packed stream, and its output embedding.
 
-    ``embedding``: shape (vocabulary, hidden); ``config``: of ``transformers``.
+    ``embedding``: shape (vocabulary, hidden); ``config``: the configuration of the ``transformers`` model.
     """
 
     config: Any
     embedding: Tensor
 
     def cache(self) -> Cache:
-        """An empty one."""
+        """An empty KV cache for this model."""
 
     def __call__(
         self,
@@ -35,11 +35,11 @@ class Body(Protocol):
         wanted: Sequence[int],
         cache: Cache | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm of the ``wanted`` tokens, shape (wanted, hidden)."""
+        """Hidden states of the ``wanted`` tokens after the final norm, shape (wanted, hidden)."""
 
 
 class Packed:
-    """A ``transformers`` causal model with packed attention, as it is."""
+    """A ``transformers`` causal model with packed attention, unquantised."""
 
     def __init__(self, model: Any) -> None:
         self.decoder = model.get_decoder()
@@ -61,7 +61,7 @@ class Packed:
     ) -> Tensor:
         """See :class:`Body`."""
         n = len(ids)
-        if pad := -n % (_ROUND if n < 512 else 64):
+        if pad := -n % (_MULTIPLE if n < 512 else 64):
             ids = [*ids, *[0] * pad]
             positions = [*positions, *range(pad)]
             slot = cache.take(pad) if cache is not None else 0

@@ -1,4 +1,4 @@
-"""Builds a file of the cache folder once, under an inter-process lock."""
+"""Build a cache file once, under an inter-process lock."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def build_once(target: Path, make: Callable[[Path], None]) -> Path:
-    """``target``, a file or folder, which ``make`` writes to the path it is given where it is not there yet.
+    """Returns ``target``, a file or folder, after calling ``make`` with a path to write it to if it does not exist yet.
 
-    Several replicas may ask at once: one makes it, the others wait. It is there whole or not at all, and where it is
-    there nothing is written, so that its folder can be read-only then.
+    Several processes may call this at once: one builds, the others wait. The target appears atomically. Once it exists
+    nothing is written, so its folder may then be read-only.
     """
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Where the folder of an adapter is."""
+"""Finds the folders of adapters."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def adapter_folder(settings: Settings) -> Path | None:
-    """The folder that ``settings.adapter`` names; none where the setting is empty.
+    """The folder that ``settings.adapter`` names; None if the setting is empty.
 
-    FileNotFoundError, naming the setting, where no such folder holds an adapter.
+    Raises FileNotFoundError, naming the setting, if there is no adapter in it.
     """
     return find_folder("adapter", settings.adapter, "generator", "serve the base model alone")
 
 
 def find_folder(setting: str, value: str, made_by: str, without: str) -> Path | None:
-    """The folder with an adapter that a setting's ``value`` names: as it stands, else below the project.
+    """The adapter folder that a setting's ``value`` names, as a path or relative to the project; None if it is empty.
 
-    FileNotFoundError, naming the setting and the remedies, where it is not there: the command that makes one
-    (``made_by``), and what no folder means (``without``).
+    Raises FileNotFoundError if there is none, naming the setting and the remedies: the command that makes one
+    (``made_by``), and what an empty setting does (``without``).
     """
     if not value:
         return None
@@ -31,5 +31,5 @@ def find_folder(setting: str, value: str, made_by: str, without: str) -> Path | 
             return folder
     raise FileNotFoundError(
         f"{setting}: no adapter_config.json in {given}; set BIOBRACKET_{setting.upper()} to a folder made by "
-        f"`biobracket train {made_by}`, or to nothing to {without}"
+        f"`biobracket train {made_by}`, or to an empty string to {without}"
     )

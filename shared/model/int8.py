@@ -1,11 +1,11 @@
-"""Gemma 3's layers in 8-bit integers on a CPU: what a CPU multiplies twice as fast as bfloat16.
+"""Gemma 3 in int8 (W8A8) on a CPU, which multiplies int8 twice as fast as bfloat16.
 
-Weights get one scale an output, fixed beforehand; activations one a token, taken as it comes. A few inputs of a layer
-are much larger than the others for every token, and would leave these few steps of 256: their size is moved into the
-weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Others are large for some
-tokens only: inputs are turned by a Hadamard matrix before they are rounded (QuaRot, Ashkboos et al. 2024, arXiv
-2404.00456), and the weights turned back. Products, those of attention too, are exact in 32 bits, what is between them
-is in float32 (`shared/model/int8_kernels.py`). A token's result does not depend on what else is in the batch.
+Weights have one static scale per output channel, activations one dynamic scale per token. Some input channels are much
+larger than the rest for every token and would leave those few of the 256 levels: their magnitude is moved into the
+weights (SmoothQuant, Xiao et al. 2022, arXiv 2211.10438), that of keys into the queries. Others are outliers for some
+tokens only: inputs are rotated by a Hadamard matrix before they are quantised (QuaRot, Ashkboos et al. 2024, arXiv
+2404.00456), and the weights to match. Matrix products, attention's included, accumulate exactly in int32; everything
+between them is float32 (:mod:`shared.model.int8_kernels`). A token's result does not depend on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -26,26 +26,27 @@ from shared.model.attention import Block
 from shared.model.body import Packed
 from shared.model.cache import Cache
 
-# Share of an input's size that the weights take over. Of 0, 0.3, 0.5, 0.65 and 0.8 this gave Gemma 3 270M's layers on
-# the whole the least error, 0.9 to 2.3 % of their output's norm; without it 1.4 to 5.8 %.
-_SHARE = 0.65
-# The same of a key's size and the queries; of 0.3, 0.5, 0.7 and none this gave the last states the least error.
-_SHARE_OF_KEYS = 0.3
-_LEAST = 1e-5
-FORMAT = 2  # of the weights that are kept; another number where what they mean changes
-# Tokens that go through the layers' products together: enough for these to be fast, and few enough to stay in cache.
+# SmoothQuant's alpha, the share of an input channel's magnitude that moves into the weights. Of 0, 0.3, 0.5, 0.65 and
+# 0.8 this gave the layers of Gemma 3 270M the least error overall, 0.9 to 2.3 % of their output's norm; without
+# smoothing it is 1.4 to 5.8 %.
+_ALPHA = 0.65
+# The same for keys and queries; of 0.3, 0.5, 0.7 and none this gave the final hidden states the least error.
+_KEY_ALPHA = 0.3
+_EPSILON = 1e-5
+FORMAT = 3  # of the cached weights; raise it when their meaning changes
+# Tokens per matrix product of a layer: enough to be fast, few enough that the results stay in the CPU's cache.
 _ROWS = 512
-_ROUND = 16  # products are prepared per shape
+_MULTIPLE = 16  # rows of a product are padded to a multiple: oneDNN prepares its kernels per shape
 
 
 def native() -> bool:
-    """Whether this CPU has instructions for products of 8-bit integers."""
+    """Whether this CPU has int8 dot-product instructions."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_vnni") or has.get("avx_vnni") or has.get("amx_int8"))
 
 
 def supports(config: Any) -> bool:
-    """Whether these are the layers of a causal model's configuration."""
+    """Whether a causal model of this configuration can be run in int8."""
     return (
         config.model_type == "gemma3_text"
         and config.hidden_activation == "gelu_pytorch_tanh"
@@ -55,15 +56,15 @@ def supports(config: Any) -> bool:
 
 
 class _Linear(NamedTuple):
-    """Weights in 8 bits of layers with the same input."""
+    """Quantised weights of one or more linear layers with the same input."""
 
     weight: Tensor  # (in, out), int8
     scale: NDArray[np.float32]  # (out,)
-    smooth: NDArray[np.float32]  # (in,): the inputs are multiplied by it
+    smooth: NDArray[np.float32]  # (in,): factors that the inputs are multiplied by
 
 
 class _Layer:
-    """One layer's weights. The smoothing of a product's inputs is in the norm before it, where there is one."""
+    """One layer's weights. Smoothing factors are folded into the norm before a product, where there is one."""
 
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, kind: str) -> None:
         def linear(name: str) -> _Linear:
@@ -75,9 +76,9 @@ class _Layer:
             return found
 
         self.kind = kind
-        self.project, self.out = linear("project"), linear("out")
+        self.qkv, self.out = linear("qkv"), linear("out")
         self.gate_up, self.down = linear("gate_up"), linear("down")
-        self.inputs = norm("input_layernorm") * self.project.smooth
+        self.inputs = norm("input_layernorm") * self.qkv.smooth
         self.queries_keys = _balanced(norm("q_norm"), norm("k_norm"))
         self.after_attention = norm("post_attention_layernorm")
         self.before_mlp = norm("pre_feedforward_layernorm") * self.gate_up.smooth
@@ -85,25 +86,25 @@ class _Layer:
 
 
 def _balanced(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weights of the norms of queries and keys, (2, D), such that keys are of one size in all their places.
+    """The weights of the query and key norms, (2, D), with magnitude moved from keys to queries, channel by channel.
 
-    What one gets the other gives, and both places of a pair that positions turn get the same.
+    Their dot product is unchanged, as is RoPE: both channels of a pair it rotates get the same factor.
     """
-    peaks = [np.abs(of).reshape(2, -1).max(axis=0) for of in (queries, keys)]
-    of_queries, of_keys = (np.maximum(peak, 0.01 * peak.max()) for peak in peaks)
-    moved = np.tile(of_keys**_SHARE_OF_KEYS / of_queries ** (1 - _SHARE_OF_KEYS), 2)
-    return np.stack([queries * moved, keys / moved])
+    peaks = [np.abs(weight).reshape(2, -1).max(axis=0) for weight in (queries, keys)]
+    query_peaks, key_peaks = (np.maximum(peak, 0.01 * peak.max()) for peak in peaks)
+    factors = np.tile(key_peaks**_KEY_ALPHA / query_peaks ** (1 - _KEY_ALPHA), 2)
+    return np.stack([queries * factors, keys / factors])
 
 
 class _Workspace(threading.local):
-    """What one thread writes into. Memory that comes and goes costs more than the numbers written to it."""
+    """Scratch memory of one thread, reused: allocating it costs more than writing to it."""
 
     def __init__(self) -> None:
         self._made: dict[str, Tensor] = {}
         self.cache: Cache | None = None
 
     def tensor(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor of the shape with whatever is in it."""
+        """A tensor of a shape, not initialised."""
         size = math.prod(shape)
         made = self._made.get(name)
         if made is None or made.numel() < size:
@@ -112,10 +113,10 @@ class _Workspace(threading.local):
 
 
 class Int8Body:
-    """See the module and :class:`shared.model.body.Body`. For any number of threads."""
+    """A quantised model, see the module and :class:`shared.model.body.Body`. Thread-safe."""
 
     def __init__(self, config: Any, weights: Mapping[str, Tensor]) -> None:
-        """``weights``: what :func:`quantised` made of a model with this configuration."""
+        """``weights``: what :func:`quantised` made from a model of this configuration."""
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
         self.config = config
@@ -126,11 +127,11 @@ class Int8Body:
         self._epsilon = np.float32(config.rms_norm_eps)
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
         self._size = config.head_dim
-        # As the model has it: rounded to the number format of its weights.
-        self._scale = torch.tensor(config.hidden_size**0.5).to(self.embedding.dtype)
+        # The embedding scale as Gemma has it: rounded to the precision of the weights.
+        self._embedding_scale = torch.tensor(config.hidden_size**0.5).to(self.embedding.dtype)
         self._rotary = Gemma3RotaryEmbedding(config)
         self._rotations: dict[str, Tensor] = {}
-        self._of_thread = _Workspace()
+        self._workspace = _Workspace()
 
     def cache(self) -> Cache:
         """See :class:`shared.model.body.Body`."""
@@ -145,7 +146,7 @@ class Int8Body:
         cache: Cache | None = None,
     ) -> Tensor:
         """See :class:`shared.model.body.Body`."""
-        work, total = self._of_thread, len(ids)
+        work, total = self._workspace, len(ids)
         if cache is not None:
             slots = [block.slot for block in blocks]
         else:
@@ -154,108 +155,138 @@ class Int8Body:
             cache = work.cache
             cache.clear()
             slots = [cache.take(block.end - block.start) for block in blocks]
-        where = torch.tensor(positions)
-        rotations = {kind: self._rotation(kind, where).numpy() for kind in {layer.kind for layer in self._layers}}
-        hidden = (F.embedding(torch.tensor(ids), self.embedding) * self._scale).float().numpy()
-        entered = work.tensor("entered", (total + _ROUND, hidden.shape[1]), torch.int8)
-        step = work.tensor("step", (total,), torch.float32).numpy()
-        look = _Look(self, work, cache, blocks, slots)
-        kernels.enter(hidden, self._layers[0].inputs, self._epsilon, entered.numpy(), step)
+        position_ids = torch.tensor(positions)
+        rotations = {
+            kind: self._rotation(kind, position_ids).numpy() for kind in {layer.kind for layer in self._layers}
+        }
+        hidden = (F.embedding(torch.tensor(ids), self.embedding) * self._embedding_scale).float().numpy()
+        inputs = work.tensor("inputs", (total + _MULTIPLE, hidden.shape[1]), torch.int8)
+        scale = work.tensor("scale", (total,), torch.float32).numpy()
+        attention = _Attention(self, work, cache, blocks, slots)
+        kernels.rms_norm_quantise(hidden, self._layers[0].inputs, self._epsilon, inputs.numpy(), scale)
         for index, layer in enumerate(self._layers):
-            self._project(layer, entered, step, rotations[layer.kind], look, index)
-            attention, unit = look.attend(index, layer.kind)
+            self._project(layer, inputs, scale, rotations[layer.kind], attention, index)
+            attended, attended_scale = attention.attend(index, layer.kind)
             if index + 1 < len(self._layers):
-                at, following = look.at, self._layers[index + 1].inputs
+                places, next_norm = attention.places, self._layers[index + 1].inputs
             else:
-                # What the norm before a next layer would give is not used, and tokens do not see one another any more.
-                at, following = look.at[wanted], layer.inputs
+                # After the last attention only the wanted tokens matter. No layer follows: the next norm is unused.
+                places, next_norm = attention.places[wanted], layer.inputs
                 hidden = hidden[wanted]
-            self._finish(layer, attention, unit, at, hidden, following, entered, step)
+            self._finish(layer, attended, attended_scale, places, hidden, next_norm, inputs, scale)
         out = torch.from_numpy(hidden)
         out = out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + float(self._epsilon))
         return out.mul_(self._norm)
 
     def _rotation(self, kind: str, positions: Tensor) -> Tensor:
-        """Cosines and sines, (T, head dim)."""
+        """RoPE's cosines, then sines, at these positions: (T, head dim)."""
         table = self._rotations.get(kind)
         last = int(positions.max())
         if table is None or last >= len(table):
-            everywhere = torch.arange(max(1024, 2 * last))
-            cosine, sine = self._rotary(torch.empty(0), everywhere[None], kind)
+            all_positions = torch.arange(max(1024, 2 * last))
+            cosine, sine = self._rotary(torch.empty(0), all_positions[None], kind)
             half = self._size // 2
             table = torch.cat((cosine[0, :, :half], sine[0, :, :half]), dim=1).contiguous()
             self._rotations[kind] = table
         return table[positions]
 
     def _product(self, linear: _Linear, rows: Tensor) -> NDArray[np.int32]:
-        """``rows`` (T, in), int8, T a multiple of ``_ROUND``."""
-        out = self._of_thread.tensor("product", (len(rows), linear.weight.shape[1]), torch.int32)
-        torch._int_mm(rows, linear.weight, out=out)  # noqa: SLF001  # the only way
+        """``rows`` (T, in), int8, T a multiple of ``_MULTIPLE``, to (T, out), valid until the next product."""
+        out = self._workspace.tensor("product", (len(rows), linear.weight.shape[1]), torch.int32)
+        torch._int_mm(rows, linear.weight, out=out)  # noqa: SLF001 - torch has no public int8 product
         found: NDArray[np.int32] = out.numpy()
         return found
 
     def _project(
         self,
         layer: _Layer,
-        entered: Tensor,
-        step: NDArray[np.float32],
+        inputs: Tensor,
+        scale: NDArray[np.float32],
         rotation: NDArray[np.float32],
-        look: _Look,
+        attention: _Attention,
         index: int,
     ) -> None:
-        for rows, padded in _chunks(len(step)):
-            kernels.project(
-                self._product(layer.project, entered[padded]),
-                step[rows],
-                layer.project.scale,
+        """Queries, keys and values of a layer, into ``attention``."""
+        for rows, padded in _chunks(len(scale)):
+            kernels.qkv_norm_rope_quantise(
+                self._product(layer.qkv, inputs[padded]),
+                scale[rows],
+                layer.qkv.scale,
                 layer.queries_keys,
                 self._epsilon,
                 rotation[rows],
-                look.at[rows],
+                attention.places[rows],
                 self._heads,
-                look.queries,
-                look.query_step,
-                look.kept[index],
-                look.kept_step[index],
+                attention.queries,
+                attention.query_scale,
+                attention.kv[index],
+                attention.kv_scale[index],
             )
 
     def _finish(
         self,
         layer: _Layer,
-        attention: NDArray[np.int32],
-        unit: NDArray[np.float32],
-        at: NDArray[np.int64],
+        attended: NDArray[np.int32],
+        attended_scale: NDArray[np.float32],
+        places: NDArray[np.int64],
         hidden: NDArray[np.float32],
-        following: NDArray[np.float32],
-        entered: Tensor,
-        step: NDArray[np.float32],
+        next_norm: NDArray[np.float32],
+        inputs: Tensor,
+        scale: NDArray[np.float32],
     ) -> None:
-        """What comes after attention: into ``hidden``, and for the next layer into ``entered`` and ``step``."""
-        work, epsilon = self._of_thread, self._epsilon
-        heads = work.tensor("attended", (_ROWS, layer.out.weight.shape[0]), torch.int8)
+        """The rest of a layer after attention: updates ``hidden``, and writes the next layer's inputs and scales."""
+        work, epsilon = self._workspace, self._epsilon
+        heads = work.tensor("heads", (_ROWS, layer.out.weight.shape[0]), torch.int8)
         middle = work.tensor("middle", (_ROWS, hidden.shape[1]), torch.int8)
         inner = work.tensor("inner", (_ROWS, layer.down.weight.shape[0]), torch.int8)
         one, other = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
-        for rows, padded in _chunks(len(at)):
+        for rows, padded in _chunks(len(places)):
             n, m = rows.stop - rows.start, padded.stop - padded.start
-            smooth, groups = layer.out.smooth, self._groups
-            kernels.attended(attention, unit, at[rows], self._heads, groups, smooth, heads.numpy(), one[:n])
-            product = self._product(layer.out, heads[:m])
-            state, scale = hidden[rows], layer.out.scale
-            after, before = layer.after_attention, layer.before_mlp
-            kernels.add(product, one[:n], scale, after, state, before, epsilon, middle.numpy(), other[:n])
+            state = hidden[rows]
+            kernels.attention_quantise(
+                attended,
+                attended_scale,
+                places[rows],
+                self._heads,
+                self._groups,
+                layer.out.smooth,
+                heads.numpy(),
+                one[:n],
+            )
+            kernels.residual_norm_quantise(
+                self._product(layer.out, heads[:m]),
+                one[:n],
+                layer.out.scale,
+                layer.after_attention,
+                state,
+                layer.before_mlp,
+                epsilon,
+                middle.numpy(),
+                other[:n],
+            )
             product = self._product(layer.gate_up, middle[:m])
-            kernels.activate(product, other[:n], layer.gate_up.scale, layer.down.smooth, inner.numpy(), one[:n])
-            product = self._product(layer.down, inner[:m])
-            out, scale = entered[rows].numpy(), layer.down.scale
-            kernels.add(product, one[:n], scale, layer.after_mlp, state, following, epsilon, out, step[rows])
+            kernels.gelu_multiply_quantise(
+                product, other[:n], layer.gate_up.scale, layer.down.smooth, inner.numpy(), one[:n]
+            )
+            kernels.residual_norm_quantise(
+                self._product(layer.down, inner[:m]),
+                one[:n],
+                layer.down.scale,
+                layer.after_mlp,
+                state,
+                next_norm,
+                epsilon,
+                inputs[rows].numpy(),
+                scale[rows],
+            )
 
 
-class _Look:
-    """Attention of one stream. What is the same for all layers is made once: every operation takes microseconds.
+class _Attention:
+    """Attention of one stream. What all layers share is prepared once: each operation costs microseconds.
 
-    A block's queries are rows, those that share a key one below the other and, since products are prepared per shape,
-    as many as make a multiple of ``_ROUND``. ``at``: where a token's are, see :mod:`shared.model.int8_kernels`.
+    The queries of a block are rows of one matrix, those of the heads that share a key head together, padded to a
+    multiple of ``_MULTIPLE``. ``places``: where a token's queries and cache slot are, see
+    :func:`shared.model.int8_kernels.qkv_norm_rope_quantise`.
     """
 
     def __init__(
@@ -265,24 +296,24 @@ class _Look:
         groups, size = config.num_key_value_heads, config.head_dim
         together = config.num_attention_heads // groups
         self._scaling = np.float32(config.query_pre_attn_scalar**-0.5)
-        self.kept, self.kept_step = cache.kept.numpy(), cache.steps.numpy()
-        self.at = np.empty((blocks[-1].end, 5), np.int64)
+        self.kv, self.kv_scale = cache.kv.numpy(), cache.scales.numpy()
+        self.places = np.empty((blocks[-1].end, 5), np.int64)
         regions: list[tuple[int, ...]] = []
-        kept = cache.kept.flatten(0, 2)  # (layers * 2 * KV heads, slots, D)
+        kv = cache.kv.flatten(0, 2)  # (layers * 2 * KV heads, slots, D)
         scores = masked = row = 0
-        places: list[tuple[int, int, int, int]] = []
+        sizes: list[tuple[int, int, int, int]] = []
         for block, slot in zip(blocks, slots, strict=True):
             length, keys = block.end - block.start, block.past + block.end - block.start
-            padded, apart = _rounded(together * length), _rounded(keys)
-            at = self.at[block.start : block.end]
-            at[:, :3] = row, length, padded
-            at[:, 3] = range(length)
-            at[:, 4] = range(slot + block.past, slot + keys)
+            padded, stride = _rounded(together * length), _rounded(keys)
+            places = self.places[block.start : block.end]
+            places[:, :3] = row, length, padded
+            places[:, 3] = range(length)
+            places[:, 4] = range(slot + block.past, slot + keys)
             for group in range(groups):
-                regions.append((scores, row, together * length, length, keys, apart, slot, group, masked))
-                places.append((row, padded, scores, apart))
+                regions.append((scores, row, together * length, length, keys, stride, slot, group, masked))
+                sizes.append((row, padded, scores, stride))
                 row += padded
-                scores += padded * apart
+                scores += padded * stride
             masked += length * keys
         self._regions = np.array(regions, np.int64)
         self._masks = {
@@ -291,65 +322,65 @@ class _Look:
         }
         queries = work.tensor("queries", (row, size), torch.int8)
         self.queries = queries.numpy()
-        self.query_step = work.tensor("query step", (row,), torch.float32).numpy()
-        found = work.tensor("attention", (row, size), torch.int32)
-        self._found = found.numpy()
-        self._unit = work.tensor("attention unit", (row,), torch.float32).numpy()
+        self.query_scale = work.tensor("query scale", (row,), torch.float32).numpy()
+        attended = work.tensor("attended", (row, size), torch.int32)
+        self._attended = attended.numpy()
+        self._attended_scale = work.tensor("attended scale", (row,), torch.float32).numpy()
         products, weights = work.tensor("scores", (scores,), torch.int32), work.tensor("weights", (scores,), torch.int8)
         self._scores, self._weights = products.numpy(), weights.numpy()
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
-        for (first, padded, begin, apart), region in zip(places, regions, strict=True):
+        for (first, padded, begin, stride), region in zip(sizes, regions, strict=True):
             slot, group = region[6], region[7]
-            of_group = kept[group::groups, slot : slot + apart]
-            end, shape = begin + padded * apart, (padded, apart)
+            group_kv = kv[group::groups, slot : slot + stride]
+            end, shape = begin + padded * stride, (padded, stride)
             self._parts.append(
                 (
                     queries[first : first + padded],
                     products[begin:end].view(shape),
                     weights[begin:end].view(shape),
-                    found[first : first + padded],
-                    of_group[::2].transpose(1, 2).unbind(),
-                    of_group[1::2].unbind(),
+                    attended[first : first + padded],
+                    group_kv[::2].transpose(1, 2).unbind(),
+                    group_kv[1::2].unbind(),
                 )
             )
 
     def attend(self, layer: int, kind: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """What attention gives in a layer, (rows, D), and what one unit of a row stands for."""
+        """Attention's output in a layer, int32 of shape (rows, D), and the scale of each row."""
         for queries, scores, _, _, keys, _ in self._parts:
-            torch._int_mm(queries, keys[layer], out=scores)  # noqa: SLF001  # the only way
-        kernels.weigh(
+            torch._int_mm(queries, keys[layer], out=scores)  # noqa: SLF001 - torch has no public int8 product
+        kernels.softmax_quantise(
             self._scores,
             self._regions,
             self._masks[kind],
-            self.query_step,
-            self.kept_step[layer],
+            self.query_scale,
+            self.kv_scale[layer],
             self._scaling,
             self._weights,
-            self._unit,
+            self._attended_scale,
         )
-        for _, _, weights, found, _, values in self._parts:
-            torch._int_mm(weights, values[layer], out=found)  # noqa: SLF001
-        return self._found, self._unit
+        for _, _, weights, attended, _, values in self._parts:
+            torch._int_mm(weights, values[layer], out=attended)  # noqa: SLF001
+        return self._attended, self._attended_scale
 
 
 def _rounded(number: int) -> int:
-    return number + -number % _ROUND
+    return number + -number % _MULTIPLE
 
 
 def _chunks(total: int) -> list[tuple[slice, slice]]:
-    """Rows that go together, and the same with some more, so that their number is a multiple of ``_ROUND``."""
+    """The rows of each matrix product, and the same padded to a multiple of ``_MULTIPLE``."""
     if not total:
         return []
-    size = _rounded(-(-total // -(-total // _ROWS)))  # of one length: few rows are slower, each
+    size = _rounded(-(-total // -(-total // _ROWS)))  # of equal length: a short product costs more per row
     ends = [(begin, min(begin + size, total)) for begin in range(0, total, size)]
     return [(slice(begin, end), slice(begin, begin + _rounded(end - begin))) for begin, end in ends]
 
 
 @torch.inference_mode()
 def quantised(packed: Packed, example: Callable[[], Any]) -> dict[str, Tensor]:
-    """The weights of an :class:`Int8Body`, of a model that :func:`supports` is true of.
+    """The weights of an :class:`Int8Body` from a model whose configuration :func:`supports` accepts.
 
-    ``example`` runs it on texts of its trade: these show how large the inputs of each layer get.
+    ``example`` runs the model on typical text, to calibrate: it shows how large the inputs of each layer get.
     """
     decoder = packed.decoder
     peaks = _peaks(decoder, example)
@@ -357,7 +388,7 @@ def quantised(packed: Packed, example: Callable[[], Any]) -> dict[str, Tensor]:
     for index, layer in enumerate(decoder.layers):
         attention, mlp = layer.self_attn, layer.mlp
         for name, linears in (
-            ("project", (attention.q_proj, attention.k_proj, attention.v_proj)),
+            ("qkv", (attention.q_proj, attention.k_proj, attention.v_proj)),
             ("out", (attention.o_proj,)),
             ("gate_up", (mlp.gate_proj, mlp.up_proj)),
             ("down", (mlp.down_proj,)),
@@ -370,20 +401,20 @@ def quantised(packed: Packed, example: Callable[[], Any]) -> dict[str, Tensor]:
 
 
 def _linear(linears: Sequence[nn.Linear], peaks: Tensor) -> dict[str, Tensor]:
-    """A :class:`_Linear`. ``peaks``: the largest absolute value that each input takes, shape (in,)."""
+    """The parts of a :class:`_Linear`. ``peaks`` (in,): the largest absolute value of each input channel."""
     weight = torch.cat([linear.weight.detach().float() for linear in linears])
-    sizes = weight.abs().amax(0).clamp_(min=_LEAST)
-    moved = peaks.float().clamp(min=_LEAST) ** _SHARE / sizes ** (1 - _SHARE)
-    weight = _spread_back(weight * moved)
-    scale = weight.abs().amax(1).clamp_(min=_LEAST) / 127
+    sizes = weight.abs().amax(0).clamp_(min=_EPSILON)
+    factors = peaks.float().clamp(min=_EPSILON) ** _ALPHA / sizes ** (1 - _ALPHA)
+    weight = _rotated(weight * factors)
+    scale = weight.abs().amax(1).clamp_(min=_EPSILON) / 127
     rounded = (weight / scale[:, None]).round().to(torch.int8)
-    return {"weight": rounded.t().contiguous(), "scale": scale, "smooth": 1 / moved}
+    return {"weight": rounded.t().contiguous(), "scale": scale, "smooth": 1 / factors}
 
 
-def _spread_back(weight: Tensor) -> Tensor:
-    """Weights (out, in) of inputs that :mod:`shared.model.int8_kernels` spreads."""
+def _rotated(weight: Tensor) -> Tensor:
+    """Weights (out, in) for inputs that :mod:`shared.model.int8_kernels` rotates by a Hadamard matrix."""
     outputs, inputs = weight.shape
-    columns = kernels.columns(inputs)
+    columns = kernels.hadamard_columns(inputs)
     matrix = torch.ones(1, 1)
     while len(matrix) * columns < inputs:
         matrix = torch.kron(torch.tensor([[1.0, 1.0], [1.0, -1.0]]), matrix)
@@ -391,21 +422,21 @@ def _spread_back(weight: Tensor) -> Tensor:
 
 
 def _norm(norm: Any) -> Tensor:
-    """What a norm multiplies by."""
+    """The factors of an RMSNorm: Gemma stores them minus one."""
     weight: Tensor = 1 + norm.weight.detach().float()
     return weight
 
 
 def _peaks(module: nn.Module, example: Callable[[], Any]) -> dict[nn.Module, Tensor]:
-    """The largest absolute value of each input of each linear layer below a module while the example runs."""
+    """The largest absolute value of each input channel of every linear layer while the example runs."""
     linears = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
     peaks: dict[nn.Module, Tensor] = {layer: torch.zeros(layer.in_features) for layer in linears}
 
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def observe(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).abs().amax(0).float()
         peaks[layer] = torch.maximum(peaks[layer], seen)
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in linears]
+    hooks = [layer.register_forward_pre_hook(observe) for layer in linears]
     try:
         example()
     finally:

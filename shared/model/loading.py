@@ -1,6 +1,6 @@
-"""The base model with an adapter merged, ready for inference.
+"""Loads the base model with an adapter merged into it, ready for inference.
 
-Heavy imports are inside the functions, so that importing this module costs nothing.
+Heavy imports are inside the functions, so importing this module is cheap.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") -> Any:
-    """The base model with an adapter merged into its weights, ready to be run with packed attention.
+    """The base model with an adapter merged into its weights, set to packed attention, on the GPU if there is one.
 
-    On the GPU where there is one. ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 where that is native.
+    ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 where the hardware has it, else float32.
     """
     import torch
 
@@ -46,11 +46,11 @@ def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") ->
 def load_body(
     settings: Settings, folder: Path | None, revision: str, dtype: str, example: Callable[[Body], None]
 ) -> Body:
-    """The base model with an adapter merged, for inference.
+    """The base model with an adapter merged into it, for inference.
 
-    ``dtype``: see :func:`load_merged`, or `int8`, which `auto` is as well on a CPU that multiplies such numbers and for
-    a base that can be had in them. That is made once, from what ``example`` does with the model, and kept in the cache
-    folder under ``revision``, that of what the base is merged with. ValueError where `int8` cannot be.
+    ``dtype``: as in :func:`load_merged`, or `int8`, which `auto` also chooses on a CPU with int8 instructions if the
+    base supports it. The model is quantised once, calibrated by running ``example``, and kept in the cache folder under
+    ``revision``, which identifies what is merged into the base. Raises ValueError where `int8` is not supported.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -64,7 +64,7 @@ def load_body(
     config = AutoConfig.from_pretrained(base)
     possible = not torch.cuda.is_available() and supports(config)
     if dtype == "int8" and not possible:
-        raise ValueError("dtype: int8 is for Gemma 3 on a CPU; set it to auto")
+        raise ValueError("dtype: int8 needs Gemma 3 and a CPU; set it to auto")
     if dtype != "int8" and not (dtype == "auto" and possible and native()):
         return Packed(load_merged(settings, folder, dtype))
 
@@ -77,15 +77,16 @@ def load_body(
 
 
 def _files(folder: Path) -> str:
-    """Eight hex digits that change when a base's files do; a hub id has none here."""
+    """Eight hex digits that change with a base's files; for a hub id they are constant."""
     stats = [(file.name, file.stat()) for file in sorted(folder.glob("*.safetensors"))]
-    told = ",".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
-    return hashlib.sha256(told.encode()).hexdigest()[:8]
+    listing = ",".join(f"{name}:{stat.st_size}:{stat.st_mtime_ns}" for name, stat in stats)
+    return hashlib.sha256(listing.encode()).hexdigest()[:8]
 
 
 def _use_exact_gelu(model: Any) -> None:
-    """GELU itself for its approximation by a tangent, in place: on a CPU it is four times as fast, and in bfloat16 the
-    two differ by no more than rounding does (relative 0.0013 each).
+    """Replaces the tanh approximation of GELU by exact GELU, in place.
+
+    On a CPU that is four times as fast, and in bfloat16 the two differ by no more than rounding (relative 0.0013).
     """
     from torch import nn
     from transformers.activations import GELUTanh

@@ -1,4 +1,4 @@
-"""Which tokens of a packed stream may see which, as masks: true where a token may look."""
+"""Attention masks of packed streams: true where a token may attend."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def causal(length: int, past: int = 0, device: torch.device | str = "cpu") -> Tensor:
-    """Mask of shape (length, past + length): all of the past, and itself up to the token."""
+    """Causal mask of shape (length, past + length): every token sees the past, and the block up to itself."""
     return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
 
 
 def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Who sees whom: causal, the prefix by all, each line by itself only. Lengths in tokens; shape (n, n)."""
+    """Causal mask of a prefix and its lines: lines see the prefix but not one another. Lengths in tokens; (n, n)."""
     n = prefix + sum(lines)
     mask = causal(n, device=device)
     at = prefix
@@ -27,7 +27,7 @@ def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "
 def both_ways(
     length: int, window: int | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor | None]:
-    """Masks of a block whose tokens all see one another, and of its sliding layers, as :func:`sliding` gives it."""
+    """Bidirectional mask of a block, and that of its sliding-window layers, None as in :func:`sliding`."""
     mask = torch.ones(length, length, dtype=torch.bool, device=device)
     if window is None or length <= window:
         return mask, None
@@ -36,7 +36,7 @@ def both_ways(
 
 
 def sliding(mask: Tensor, queries: Tensor, keys: Tensor, window: int | None) -> Tensor | None:
-    """The mask of sliding layers, by position; none where every admissible key is inside the window."""
+    """A mask cut to the sliding window by position; None where the window makes no difference."""
     if window is None or int(queries.max()) < window:
         return None
     return mask & (queries[:, None] - keys[None, :] < window)

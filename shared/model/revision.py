@@ -1,4 +1,4 @@
-"""The revision of a model: what decides over its output, as a short digest."""
+"""The revision of a model: a short digest of everything that determines its output."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _BEGIN = "per-type.v1"  # the only scheme before an adapter said its own: digest
 
 
 def generator_revision(settings: Settings) -> str:
-    """Sixteen hex digits that change when the base, adapter or tagging scheme does."""
+    """Sixteen hex digits that change with the base, the adapter or the tagging scheme."""
     return digest(settings.base_model, *weights(adapter_folder(settings)))
 
 
 def weights(folder: Path | None, *also: str) -> list[Path]:
-    """The files of a folder that decide over what a model says, and those named ``also``, where it has them.
+    """The files of a folder that determine a model's output, and those named ``also``, where they exist.
 
-    Its card and the manifest of its training are none.
+    Its card and the manifest of its training are not among them.
     """
     names = {"adapter_config.json", SCHEME_FILE, *also}
     files = sorted(folder.glob("*")) if folder is not None else []
@@ -30,8 +30,8 @@ def weights(folder: Path | None, *also: str) -> list[Path]:
 
 @lru_cache(maxsize=8)
 def digest(base_model: str, *files: Path) -> str:
-    """Sixteen hex digits that change when the base, or name or content of a file does."""
-    found = hashlib.sha256(f"{_BEGIN}\x1f{base_model}".encode())
+    """Sixteen hex digits that change with the base, and the name or content of any file."""
+    hashed = hashlib.sha256(f"{_BEGIN}\x1f{base_model}".encode())
     for file in files:
-        found.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
-    return found.hexdigest()[:16]
+        hashed.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
+    return hashed.hexdigest()[:16]

@@ -1,1 +1,1 @@
-"""What a process needs to run: logs, metrics, Ray."""
+"""Logs, metrics and Ray."""

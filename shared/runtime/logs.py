@@ -1,9 +1,9 @@
 """Structured logs that cannot contain document text.
 
 A record is a constant event name and fields from an allow-list, each a number, a short code or an identifier, which is
-hashed. Exceptions are told by their classes and places in the code, never by their messages. Records of other
-libraries lose their message too, since it may quote what they handled; what is left says where to look. So there is
-no way for a document to get in, also not by mistake.
+hashed. Exceptions are reported by class and location in the code, never by message. Records of other libraries lose
+their message too, since it may quote the data they handled; what remains says where to look. So document text cannot
+get into the logs, not even by mistake.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PLACES = 5
 
 
 class Fields(TypedDict, total=False):
-    """Every field a record can have. mypy refuses others, and at run time they are dropped and counted.
+    """All fields a record can have. mypy rejects others; at run time they are dropped and counted.
 
-    A string that is not a code (letters, digits and ``_.:/-``, at most 64) is written as ``?``.
+    A string that is not a code (letters, digits and ``_.:/-``, at most 64 characters) is written as ``?``.
     """
 
     document_id: str  # written as `document`, the first 16 hex digits of its SHA-256
-    error: BaseException | str  # the class; of an exception also its cause and its places in the code
+    error: BaseException | str  # the class; for an exception also its cause and locations in the code
     reason: str
     field: str
     stage: str
@@ -70,7 +70,7 @@ _NAMES = frozenset(Fields.__annotations__)
 
 
 class Logger:
-    """Writes events. Names are constants of the code, lower case with underscores."""
+    """Writes events. Event names are constants in lower case with underscores."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
@@ -91,7 +91,7 @@ class Logger:
         if self._logger.isEnabledFor(level):
             event = event if _EVENT.fullmatch(event) else "?"
             safe = _safe(fields)
-            # The message is complete, so that handlers of other libraries, such as Ray's, show the same.
+            # The message is complete, so that handlers of other libraries, such as Ray's, show the same text.
             self._logger.log(level, "%s", _text(event, safe), extra={"event": event, "fields": safe})
 
 
@@ -101,9 +101,9 @@ def get_logger(name: str) -> Logger:
 
 
 def configure(settings: Settings) -> None:
-    """Writes the records of this process to standard error, by ``log_level`` and ``log_format``.
+    """Sends this process's records to standard error, by ``log_level`` and ``log_format``.
 
-    ValueError where the level is none of DEBUG, INFO, WARNING and ERROR.
+    Raises ValueError unless the level is DEBUG, INFO, WARNING or ERROR.
     """
     level = settings.log_level.upper()
     if level not in ("DEBUG", "INFO", "WARNING", "ERROR"):
@@ -116,7 +116,7 @@ def configure(settings: Settings) -> None:
 
 
 class Formatter(logging.Formatter):
-    """One record a line, as text or as a JSON object; see the module for what it leaves out."""
+    """One record per line, as text or as a JSON object; see the module for what is left out."""
 
     def __init__(self, *, json_lines: bool) -> None:
         super().__init__()
@@ -161,17 +161,17 @@ def _safe(fields: Fields) -> dict[str, str | int | float]:
 
 
 def _error(error: BaseException) -> dict[str, str | int | float]:
-    """The class of an exception and of what it came from, and its innermost places, the raising one last."""
-    told: dict[str, str | int | float] = {"error": type(error).__name__}
-    # Where a message is dropped with `from None`, the class of the origin is still worth telling.
+    """The class of an exception and of its cause, and the innermost locations, the raising one last."""
+    facts: dict[str, str | int | float] = {"error": type(error).__name__}
+    # Even where the cause is suppressed with `from None`, its class is worth reporting.
     cause = error.__cause__ or error.__context__
     if cause is not None:
-        told["cause"] = type(cause).__name__
+        facts["cause"] = type(cause).__name__
     places: list[str] = []
     trace = error.__traceback__
     while trace is not None:
         places.append(f"{Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}")
         trace = trace.tb_next
     if places:
-        told["at"] = ">".join(places[-_PLACES:])
-    return told
+        facts["at"] = ">".join(places[-_PLACES:])
+    return facts

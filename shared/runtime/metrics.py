@@ -1,4 +1,4 @@
-"""Every metric, once. Services make Ray counters, gauges and histograms of them; Ray exports them to Prometheus.
+"""All metrics. Services turn them into Ray counters, gauges and histograms, which Ray exports to Prometheus.
 
 Prometheus sees `ray_<name>`, a counter as `ray_<name>_total`. No tag holds document text or an identifier.
 """
@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-# From a cached segment on a GPU (some milliseconds) to a document of 10 MB on a busy CPU.
+# From a cached segment on a GPU (milliseconds) to a 10 MB document on a busy CPU.
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A name, what it counts or measures, the tags it is split by, and of a histogram the bounds of its buckets."""
+    """Name, kind, description, tags, and for a histogram the bounds of its buckets."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -25,44 +25,44 @@ class Metric:
 
 
 class Observe(Protocol):
-    """Takes an observation: what a counter grows by, what a gauge stands at, or a sample of a histogram."""
+    """Takes an observation: a counter's increment, a gauge's value, or a histogram's sample."""
 
     def __call__(self, metric: Metric, value: float, tags: Mapping[str, str] | None = None) -> None: ...
 
 
 def unobserved(metric: Metric, value: float, tags: Mapping[str, str] | None = None) -> None:
-    """Lets an observation go."""
+    """Ignores an observation."""
 
 
 # Documents whose result is stored and published; a document that arrives twice counts twice.
 DOCUMENTS = Metric("biobracket_documents", "counter", "Documents processed.", ("lang",))
-# Documents that ended in the dead-letter topic; tag `reason` is a shared.backends.records.DeadLetterReason.
+# Documents sent to the dead-letter topic; tag `reason` is a shared.backends.records.DeadLetterReason.
 DEAD_LETTERS = Metric("biobracket_dead_letters", "counter", "Documents sent to dead letters.", ("reason",))
-# What reviewers said through Kafka; tag `kind` is accepted, rejected or undone.
-FEEDBACK = Metric("biobracket_feedback", "counter", "Opinions of reviewers.", ("kind",))
-# Attempts after the first one, by what failed.
-RETRIES = Metric("biobracket_retries", "counter", "Attempts repeated.", ("stage",))
+# Reviewers' feedback through Kafka; tag `kind` is accepted, rejected or undone.
+FEEDBACK = Metric("biobracket_feedback", "counter", "Pieces of feedback from reviewers.", ("kind",))
+# Attempts after the first, by the stage that failed.
+RETRIES = Metric("biobracket_retries", "counter", "Repeated attempts.", ("stage",))
 # Segments that documents were split into, cached ones included.
 SEGMENTS = Metric("biobracket_segments", "counter", "Segments processed.", ("lang",))
-# Segments that a cache spared the generator; their sum over SEGMENTS is the hit rate. Tag `layer`: local or store where
-# the decision of selection was in the replica's memory or in Redis, lines where only the generator's lines were.
+# Segments the generator was spared by a cache; their sum over SEGMENTS is the hit rate. Tag `layer`: local or store if
+# the final selection was in the replica's memory or in Redis, lines if only the generator's lines were.
 CACHE_HITS = Metric("biobracket_cache_hits", "counter", "Segments found in a cache.", ("layer",))
-# Segments that wait or are under way in a replica of the generator: next to none with documents waiting elsewhere mean
-# that the generator is not what holds them up.
+# Segments waiting or running in a generation replica. If it is near zero while documents wait elsewhere, generation is
+# not the bottleneck.
 GENERATION_SEGMENTS = Metric("biobracket_generation_segments", "gauge", "Segments in a generation replica.")
 # Entities in results, by canonical type key.
 ENTITIES = Metric("biobracket_entities", "counter", "Entities found.", ("type",))
-# Corrections the parser made to tagged lines; more than a few mean an unconstrained or a bad model.
+# Corrections the parser made to tagged lines; more than a few point to an unconstrained or a bad model.
 REPAIRS = Metric("biobracket_repairs", "counter", "Corrections to tagged lines.", ("kind",))
 # Entities that broke text[start:end] == entity.text; each is a bug.
 REFUSED = Metric("biobracket_refused", "counter", "Entities that broke the offset invariant.")
-# Records between the committed offsets and the high-water marks, a replica's own partitions; ingest scales on it.
+# Records between committed offsets and high-water marks in a replica's partitions; ingest scales on it.
 LAG = Metric("biobracket_lag", "gauge", "Documents waiting, in records.")
-# Documents of a replica of ingest that are being worked on.
+# Documents being processed by an ingest replica.
 IN_FLIGHT = Metric("biobracket_in_flight", "gauge", "Documents in flight.")
-# From reading a document to its committed result.
+# From reading a document to committing its result.
 DOCUMENT_SECONDS = Metric("biobracket_document_seconds", "histogram", "Seconds a document takes.", (), SECONDS)
-# One stage of it: cache, generation, parsing, selection, store, publish.
+# One stage: cache, generation, parsing, selection, store, publish.
 STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage takes.", ("stage",), SECONDS)
 
 METRICS = (

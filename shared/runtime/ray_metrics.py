@@ -1,4 +1,4 @@
-"""The metrics of :mod:`shared.runtime.metrics` in Ray, for deployments; nothing else in ``shared`` imports Ray."""
+"""Reports the metrics of :mod:`shared.runtime.metrics` to Ray."""
 
 from __future__ import annotations
 
@@ -10,10 +10,7 @@ from shared.runtime.metrics import METRICS, Metric
 
 
 class RayObserver:
-    """A :class:`shared.runtime.metrics.Observe` that reports to Ray, which exports to Prometheus.
-
-    It makes each metric once.
-    """
+    """A :class:`shared.runtime.metrics.Observe` that reports to Ray, which exports to Prometheus."""
 
     def __init__(self) -> None:
         self._metrics: dict[str, metrics.Metric] = {}
@@ -24,7 +21,7 @@ class RayObserver:
         made = self._metrics[metric.name]
         labels = dict(tags or {})
         if isinstance(made, metrics.Counter):
-            if value > 0:  # Ray refuses to count nothing
+            if value > 0:  # Ray rejects increments of 0
                 made.inc(value, labels)
         elif isinstance(made, metrics.Gauge):
             made.set(value, labels)

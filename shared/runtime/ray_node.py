@@ -1,4 +1,4 @@
-"""A Ray node of this process alone, which no other machine reaches."""
+"""A Ray node for this process alone, unreachable from other machines."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ LOOPBACK = "127.0.0.1"
 
 
 def on_loopback() -> dict[str, Any]:
-    """Arguments of ``ray.init`` for such a node; from here on this process leaves a loopback address as it is."""
-    # Else Ray replaces it by one that other machines reach, and listens everywhere.
+    """Arguments of ``ray.init`` for such a node; from now on Ray keeps loopback addresses in this process."""
+    # Otherwise Ray replaces the address by one that other machines can reach, and listens on all interfaces.
     from ray._private import services
 
     services.resolve_ip_for_localhost = lambda host: host

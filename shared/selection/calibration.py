@@ -1,11 +1,11 @@
-"""Calibration: from the generator's confidence to a probability, and the threshold of each type.
+"""Calibration: turns the generator's confidence into a probability, and holds the threshold of each type.
 
-Platt scaling (Platt 1999) of the log-odds of the confidence, with what else is known of a candidate as further terms:
-its margin over the spans it overlaps, and of a selector's the log-odds of the head, the vote of the nearest exemplars
-and the gazetteer. There is one set of numbers a type for the spans of the generator's best line and one for those
-beyond it, whose confidences mean different things: the first multiplies in the presence of the type, the second are
-what the greedy line turned down. ``training.selector.calibration`` fits it on a dev split;
-:func:`shared.selection.selector_folder.calibration_file` is where it lies.
+Platt scaling (Platt 1999) of the log-odds of the confidence, with further evidence as extra terms: the candidate's
+margin over the spans it overlaps and, with a selector, the log-odds of its head, the vote of the nearest exemplars and
+the gazetteer. Each type has one set of parameters for the spans of the generator's best line and one for those beyond
+it, since their confidences mean different things: the first include the probability that the type is present, the
+second belong to spans the greedy line rejected. ``training.selector.calibration`` fits it on a dev split;
+:func:`shared.selection.selector_folder.calibration_file` says where it is stored.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.selection.selector_folder import calibration_file, selector_folder
 from shared.settings import Settings
 
-# A confidence of 0 or 1 has no logit; this close to either, a generator's numbers say nothing more.
+# A confidence of 0 or 1 has no logit; this close to either, differences mean nothing.
 EPSILON = 1e-6
 
 
 class CalibrationError(ValueError):
-    """A calibration file that cannot be used; names the file, the field and the remedy."""
+    """A calibration file is unusable; the message names the file, the field and the remedy."""
 
 
 def logit(confidence: float) -> float:
@@ -39,11 +39,11 @@ class _Frozen(BaseModel):
 
 
 class Judgement(NamedTuple):
-    """What is known of a candidate; but for the confidence, 0 where nothing is.
+    """The evidence on a candidate; all but the confidence is 0 where there is none.
 
-    ``margin``: by how many log-odds the confidence exceeds that of the best other span of the type that it overlaps;
-    ``head``: log-odds of the span encoder's head; ``vote``: of the nearest exemplars, from -1, all of them rejected, to
-    1, all accepted; ``words``: log-odds by the gazetteer.
+    ``margin``: difference in log-odds to the best overlapping span of the same type; ``head``: log-odds from the span
+    encoder's head; ``vote``: of the nearest exemplars, from -1 (all rejected) to 1 (all accepted); ``words``: log-odds
+    from the gazetteer.
     """
 
     confidence: float
@@ -55,26 +55,26 @@ class Judgement(NamedTuple):
 
     @property
     def terms(self) -> tuple[float, ...]:
-        """What the factors of a :class:`Scaling` are applied to, in their order."""
+        """The terms that the factors of a :class:`Scaling` apply to, in the same order."""
         return (logit(self.confidence), self.margin, self.head, self.vote, self.words)
 
 
 class Scaling(_Frozen):
-    """The log-odds that a candidate is right: the sum of what is known of it, each by its factor, and a shift.
+    """A logistic regression: the log-odds that a candidate is right, a weighted sum of its evidence plus an intercept.
 
-    They fall with none of it.
+    No weight is negative, so more evidence never lowers the probability.
     """
 
     slope: float = Field(default=1.0, ge=0.0, description="Factor on the log-odds of the confidence.")
-    margin: float = Field(default=0.0, ge=0.0, description="Factor on its margin.")
+    margin: float = Field(default=0.0, ge=0.0, description="Factor on the margin.")
     head: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds of the span encoder's head.")
     vote: float = Field(default=0.0, ge=0.0, description="Factor on the vote of the nearest exemplars.")
-    words: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds by the gazetteer.")
+    words: float = Field(default=0.0, ge=0.0, description="Factor on the log-odds from the gazetteer.")
     intercept: float = Field(default=0.0, description="Shift of the log-odds.")
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """Of :attr:`Judgement.terms`, in their order."""
+        """The weights of :attr:`Judgement.terms`, in the same order."""
         return (self.slope, self.margin, self.head, self.vote, self.words)
 
     def probability(self, known: Judgement) -> float:
@@ -83,54 +83,55 @@ class Scaling(_Frozen):
         return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
-# A span that the greedy line turned down is wrong more often than its confidence says: unfitted, it needs 0.88 to pass
-# a threshold of a half.
+# A span the greedy line rejected is wrong more often than its confidence says: unfitted, it needs a confidence of 0.88
+# to pass a threshold of one half.
 _BEYOND = Scaling(intercept=-2.0)
 
 
 class TypeCalibration(_Frozen):
-    """How one type is decided."""
+    """Parameters and threshold of one type."""
 
     greedy: Scaling = Field(default=Scaling(), description="For the spans of the generator's best line.")
     beyond: Scaling = Field(default=_BEYOND, description="For the spans beyond it.")
-    threshold: float = Field(default=0.5, ge=0.0, le=1.0, description="Least probability of a span that is kept.")
-    fitted_on: int = Field(default=0, ge=0, description="Candidates of the type that it was fitted on.")
+    threshold: float = Field(default=0.5, ge=0.0, le=1.0, description="Lowest probability at which a span is kept.")
+    fitted_on: int = Field(default=0, ge=0, description="Number of candidates of the type it was fitted on.")
 
 
 class Calibration(_Frozen):
-    """All types. A type that is not listed, hence was never fitted, is decided by ``unfitted``."""
+    """The calibration of all types. Types not listed were never fitted and use ``unfitted``."""
 
     version: Literal[1] = 1
     types: dict[str, TypeCalibration] = Field(default_factory=dict)
     unfitted: TypeCalibration = Field(
         default=TypeCalibration(),
-        description="For types never fitted: the confidence as it is, threshold 0.5.",
+        description="For types never fitted: the confidence unchanged, threshold 0.5.",
     )
 
     @classmethod
     def default(cls) -> Calibration:
-        """The calibration of a generator that none was fitted for."""
+        """The calibration of a generator for which none was fitted."""
         return cls()
 
     @classmethod
     def for_settings(cls, settings: Settings) -> Calibration:
-        """That of generator and selector; the default one where there is no selector, and no file beside the adapter.
+        """The calibration of the generator and selector in the settings.
 
-        CalibrationError where a selector was never fitted to the generator: what it says then means nothing.
+        The default without a selector and without a file beside the adapter. Raises CalibrationError if there is a
+        selector that was never fitted to this generator: its scores would mean nothing.
         """
         file = calibration_file(settings)
         if file is None or not file.exists():
             if selector_folder(settings) is not None:
                 raise CalibrationError(
                     f"selector: {file} does not exist: the selector was not fitted to this base and adapter; run "
-                    "`biobracket train calibration`, or set BIOBRACKET_SELECTOR to nothing"
+                    "`biobracket train calibration`, or set BIOBRACKET_SELECTOR to an empty string"
                 )
             return cls.default()
         return cls.load(file)
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
-        """Reads a file that :meth:`save` wrote. CalibrationError where it is missing or not one."""
+        """Reads a file that :meth:`save` wrote. Raises CalibrationError if it is missing or invalid."""
         remedy = "fit it again or delete the file to use the default calibration"
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -142,12 +143,12 @@ class Calibration(_Frozen):
             raise CalibrationError(f"{path}: {field}: {first['msg']}; {remedy}") from None
 
     def save(self, path: Path) -> None:
-        """Writes the calibration as JSON, keys in order. The folder must exist; OSError where it cannot be written."""
+        """Writes the calibration as JSON with sorted keys into an existing folder. Raises OSError if it cannot."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
         path.write_text(text + "\n", encoding="utf-8")
 
     def of(self, type_: str) -> TypeCalibration:
-        """How a type is decided."""
+        """Parameters and threshold of a type."""
         return self.types.get(type_, self.unfitted)
 
     def probability(self, type_: str, known: Judgement) -> float:
@@ -156,5 +157,5 @@ class Calibration(_Frozen):
         return (fitted.greedy if known.greedy else fitted.beyond).probability(known)
 
     def threshold(self, type_: str) -> float:
-        """The least probability of a candidate that is kept."""
+        """The lowest probability at which a candidate is kept."""
         return self.of(type_).threshold

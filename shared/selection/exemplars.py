@@ -1,14 +1,14 @@
-"""Labelled exemplars and the nearest of them, over FAISS: what the contrastive selector's decisions rest on.
+"""Labelled exemplars, searched with FAISS: the contrastive selector decides by the nearest of them.
 
-An exemplar is a mention that is right of its type (accepted) or wrong (rejected); its vector is the span encoder's. A
-search is always within one type, hence one FAISS index a type. On disk, a folder:
+An exemplar is a span that is a correct mention of its type (accepted) or not (rejected), with its embedding from the
+span encoder. A search is always within one type, so there is one FAISS index per type. On disk, a folder:
 
     <type>.faiss    the vectors, float32 of norm 1, compared by inner product
-    <type>.jsonl    the exemplars, one a line, in the order of the vectors
-    manifest.json   what the folder is: :class:`Manifest`
+    <type>.jsonl    the exemplars, one per line, in the order of the vectors
+    manifest.json   what the folder holds: :class:`Manifest`
 
-A loaded index stays in its files, mapped into memory, and never changes them: what is added lies beside it in memory,
-what is removed is only marked so, and :meth:`ExemplarIndex.save` makes one folder of both.
+A loaded index stays on disk, memory-mapped, and never changes its files: additions are kept in memory, removals are
+only marked, and :meth:`ExemplarIndex.save` writes both into one folder.
 """
 
 from __future__ import annotations
@@ -41,54 +41,54 @@ Positions = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 MANIFEST = "manifest.json"
-FLAT_BELOW = 4096  # exact search among this many takes a fraction of a millisecond, and IVF cannot be trained on few
-_BLOCK = 16384  # vectors that are handled at once: 16 MiB at 256 dimensions
-_LINES_BLOCK = 2**24  # bytes of JSON lines that are looked through at once
-_GPU_MOST = 2048  # results of one query that FAISS can give on a GPU
-_HEAD = '{"accepted":'  # of every line
+FLAT_BELOW = 4096  # an exact search of this many takes a fraction of a millisecond, and IVF needs more to train on
+_BLOCK = 16384  # vectors per block: 16 MiB at 256 dimensions
+_LINES_BLOCK = 2**24  # bytes of JSON lines scanned at once
+_GPU_MOST = 2048  # results per query that FAISS supports on a GPU
+_HEAD = '{"accepted":'  # every line starts with it
 _REMEDY = "build it again with `biobracket index build`"
 
 
 class _Frozen(BaseModel):
-    # Inputs stay out of messages: they may be clinical text.
+    # Error messages must not quote inputs: they may be clinical text.
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Exemplar(_Frozen):
     """A labelled mention."""
 
-    # The first field, so that it stands first on a line and is read without parsing the line.
-    accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
+    # Declared first, so that it comes first on a line and can be read without parsing the line.
+    accepted: bool = Field(description="Whether it is a correct mention of the type.")
     id: str = Field(min_length=1, description="Unique in an index, and stable.")
     type: TypeKey
-    text: str | None = Field(default=None, description="The mention; none where its source may not be passed on.")
-    source: str = Field(default="", description="Where it is from: the name of a corpus, or `feedback`.")
+    text: str | None = Field(default=None, description="The mention; null if its source may not be shared.")
+    source: str = Field(default="", description="Its origin: the name of a corpus, or `feedback`.")
     reviewer: str | None = Field(default=None, description="Who labelled it.")
     time: float | None = Field(default=None, description="When it was labelled, Unix seconds.")
 
 
 class TypeCounts(_Frozen):
-    """How many exemplars one type has."""
+    """Number of exemplars of one type."""
 
-    count: int = Field(ge=1, description="All of them.")
-    accepted: int = Field(ge=0, description="The accepted ones.")
+    count: int = Field(ge=1, description="Number of exemplars.")
+    accepted: int = Field(ge=0, description="How many of them are accepted.")
 
 
 class File(_Frozen):
-    """What a file must be."""
+    """Size and checksum of a file."""
 
     size: int = Field(ge=0, description="Bytes.")
     sha256: str = Field(description="Hex digest of its content.")
 
 
 class Manifest(_Frozen):
-    """What a folder of exemplars is."""
+    """What a folder of exemplars holds."""
 
     version: Literal[1] = 1
-    kind: Kind = Field(description="Of the FAISS indexes: exact, inverted lists, or a graph.")
+    kind: Kind = Field(description="Kind of the FAISS indexes: exact, inverted lists, or a graph.")
     dim: int = Field(ge=1, description="Dimensions of the vectors.")
     encoder: str = Field(pattern=r"^[0-9a-f]{16}$", description="Revision of the span encoder that made the vectors.")
-    flat_below: int = Field(ge=0, description="A type with fewer exemplars is flat, whatever the kind.")
+    flat_below: int = Field(ge=0, description="Types with fewer exemplars are flat, whatever the kind.")
     types: dict[TypeKey, TypeCounts] = Field(default={}, description="By entity type key.")
     files: dict[str, File] = Field(default={}, description="Every other file, by name.")
 
@@ -100,7 +100,7 @@ class Manifest(_Frozen):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The nearest exemplars of n vectors, each (n, k), nearest first; padded where there are fewer than k."""
+    """The nearest exemplars of n vectors: arrays (n, k), nearest first, padded where there are fewer than k."""
 
     similarities: Floats  # cosines; -inf where padded
     accepted: Mask  # false where padded
@@ -110,14 +110,14 @@ class Neighbours:
 class ExemplarIndex:
     """The exemplars of one encoder.
 
-    Thread-safe: a search sees each change whole or not at all, and changes wait for one another. Positions are those
-    of this object, and stay: what a search found can still be read when it has been removed since.
+    Thread-safe: changes are atomic for searches and exclude one another. Positions are specific to this object and
+    stable: what a search found can still be read after it has been removed.
     """
 
     def __init__(self, manifest: Manifest, views: dict[str, _View]) -> None:
-        """For :meth:`load`."""
+        """Use :meth:`load`."""
         self._manifest = manifest
-        self._views = views  # never changed, only replaced
+        self._views = views  # never mutated, only replaced
         self._changing = threading.Lock()
 
     @staticmethod
@@ -131,20 +131,20 @@ class ExemplarIndex:
         flat_below: int = FLAT_BELOW,
         progress: Callable[[int], None] | None = None,
     ) -> Manifest:
-        """Writes an index; it replaces an older one in ``folder`` when it is complete, on Linux in one step.
+        """Writes an index; once complete, it replaces an older one in ``folder``, on Linux atomically.
 
-        ``batches``: vectors (n, dim) of norm 1 and their exemplars, read one batch at a time. Memory holds a batch and
-        the FAISS index of one type; the disk beside ``folder`` holds the vectors twice for a while. ``progress`` gets
-        how many exemplars have been read. ExemplarError where vectors or ids are not as they must be, or where
-        ``folder`` holds something else than an index.
+        ``batches``: vectors (n, dim) of norm 1 and their exemplars, read one batch at a time. It needs memory for one
+        batch and the FAISS index of one type, and temporarily disk space beside ``folder`` for two copies of the
+        vectors. ``progress`` is called with the number of exemplars read. Raises ExemplarError if vectors or ids are
+        invalid, or ``folder`` holds something other than an index.
         """
         folder = folder.resolve()
         if folder.exists() and any(folder.iterdir()):
-            _read_manifest(folder, "name another folder, or delete this one")  # never to replace something else
+            _read_manifest(folder, "name another folder, or delete this one")  # never replace anything else
         try:
             manifest = Manifest(kind=kind, dim=dim, encoder=encoder, flat_below=flat_below)
         except ValidationError as error:
-            raise ExemplarError(f"{_first(error)}; see what `Manifest` asks for") from None
+            raise ExemplarError(f"{_first(error)}; see `Manifest` for the fields") from None
         beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
         beside.mkdir(parents=True)
         try:
@@ -162,7 +162,7 @@ class ExemplarIndex:
             _rename(beside, folder)
             return manifest
         finally:
-            shutil.rmtree(beside, ignore_errors=True)  # what a failure left, or the older index
+            shutil.rmtree(beside, ignore_errors=True)  # leftovers of a failure, or the older index
 
     @classmethod
     def load(
@@ -170,10 +170,10 @@ class ExemplarIndex:
     ) -> ExemplarIndex:
         """Opens what :meth:`build` wrote.
 
-        ``encoder``: the revision that made the vectors to search with; none where any will do. ``check``: whether all
-        files are read for their checksums, or only their sizes compared. ``nprobe``: how many lists of an IVF index a
-        search looks into, more being slower and nearer to exact; none for what goes with the size. ExemplarError
-        where something is missing, damaged or of another encoder.
+        ``encoder``: the revision of the encoder whose vectors will be searched for; None to accept any. ``check``:
+        verify checksums of all files, not only their sizes. ``nprobe``: how many lists of an IVF index to search, more
+        being slower and closer to exact; None for a default by size. Raises ExemplarError if anything is missing,
+        damaged or from another encoder.
         """
         manifest = _read_manifest(folder, _REMEDY)
         if encoder not in (None, manifest.encoder):
@@ -182,7 +182,7 @@ class ExemplarIndex:
             path = folder / name
             if not path.is_file():
                 raise ExemplarError(f"{path}: missing; {_REMEDY}")
-            # Always, since FAISS may crash on what was cut short.
+            # Sizes always: FAISS may crash on a truncated file.
             if path.stat().st_size != file.size or (check and _sha256(path) != file.sha256):
                 raise ExemplarError(f"{path}: not the file that {MANIFEST} describes; {_REMEDY}")
         bases = {type_: _Base.read(folder, type_, manifest, nprobe) for type_ in manifest.types}
@@ -192,28 +192,28 @@ class ExemplarIndex:
 
     @property
     def manifest(self) -> Manifest:
-        """Of the files; changes since then are not in it."""
+        """The manifest of the files, without later changes."""
         return self._manifest
 
     def search(self, type_: str, vectors: Floats, k: int) -> Neighbours:
-        """The k nearest exemplars of a type to each of (n, dim) vectors of norm 1; all padding for an unknown type."""
+        """The k nearest exemplars of a type for (n, dim) vectors of norm 1; only padding for an unknown type."""
         vectors = _checked(vectors, self._manifest.dim, len(vectors))
         return self._view(self._views, type_).search(vectors, k)
 
     def exemplar(self, type_: str, position: int) -> Exemplar:
-        """The exemplar at a position that a search gave. ExemplarError where there was never one."""
+        """The exemplar at a position from a search. Raises ExemplarError if there never was one."""
         view = self._view(self._views, type_)
         if not 0 <= position < view.removed.size:
-            raise ExemplarError(f"{type_}: no exemplar at position {position}; ask for one that a search gave")
+            raise ExemplarError(f"{type_}: no exemplar at position {position}; use one that a search returned")
         return view.exemplar(position)
 
     def items(self) -> Iterator[Exemplar]:
-        """All exemplars, type by type, as they are at the first step."""
+        """All exemplars, type by type, as of the first iteration."""
         for view in self._views.values():
             yield from map(view.exemplar, np.flatnonzero(~view.removed).tolist())
 
     def batches(self) -> Iterator[tuple[Floats, list[Exemplar]]]:
-        """All vectors with their exemplars, type by type and block by block, as they are at the first step."""
+        """All vectors with their exemplars, by type and block, as of the first iteration."""
         for view in self._views.values():
             yield from view.batches()
 
@@ -225,17 +225,19 @@ class ExemplarIndex:
         return sum(accepted + rejected for accepted, rejected in self.counts().values())
 
     def counts(self) -> dict[str, tuple[int, int]]:
-        """Accepted and rejected exemplars of each type that has any."""
+        """Number of accepted and rejected exemplars of each type that has any."""
         live = {type_: view.accepted[~view.removed] for type_, view in self._views.items()}
-        return {type_: (int(of.sum()), int((~of).sum())) for type_, of in live.items() if of.size}
+        return {
+            type_: (int(accepted.sum()), int((~accepted).sum())) for type_, accepted in live.items() if accepted.size
+        }
 
     def add(self, vectors: Floats, exemplars: Sequence[Exemplar]) -> None:
-        """Adds exemplars with (n, dim) vectors of norm 1. Each replaces what has its id, of whatever type.
+        """Adds exemplars with (n, dim) vectors of norm 1. Each replaces any exemplar with its id, of whatever type.
 
-        The first change reads the ids of all exemplars: some seconds for a million.
+        The first change reads the ids of all exemplars, which takes seconds for a million.
         """
         vectors = _checked(vectors, self._manifest.dim, len(exemplars))
-        rows = {exemplar.id: row for row, exemplar in enumerate(exemplars)}  # the last of an id counts
+        rows = {exemplar.id: row for row, exemplar in enumerate(exemplars)}  # the last one with an id wins
         with self._changing:
             views = self._without(set(rows))
             for type_ in {exemplars[row].type for row in rows.values()}:
@@ -244,20 +246,20 @@ class ExemplarIndex:
             self._views = views
 
     def remove(self, ids: Iterable[str]) -> int:
-        """Removes the exemplars with these ids; how many there were."""
+        """Removes the exemplars with these ids; returns how many there were."""
         with self._changing:
             before = len(self)
             self._views = self._without(set(ids))
             return before - len(self)
 
     def save(self, folder: Path) -> Manifest:
-        """Writes all exemplars as :meth:`build` does; ``folder`` may be the one that this was loaded from.
+        """Writes all exemplars as :meth:`build` does; ``folder`` may be the one this was loaded from.
 
-        This object stays as it is. Changes made meanwhile are not written.
+        This object does not change. Changes made while saving are not written.
         """
-        of = self._manifest
+        made = self._manifest
         return self.build(
-            folder, self.batches(), kind=of.kind, encoder=of.encoder, dim=of.dim, flat_below=of.flat_below
+            folder, self.batches(), kind=made.kind, encoder=made.encoder, dim=made.dim, flat_below=made.flat_below
         )
 
     def _view(self, views: dict[str, _View], type_: str) -> _View:
@@ -269,23 +271,23 @@ class ExemplarIndex:
 
 @dataclass(frozen=True)
 class _Base:
-    """One type as it is on disk. Never changes."""
+    """One type on disk. Immutable."""
 
     index: faiss.Index
     gpu: faiss.Index | None
     lines: NDArray[np.uint8]  # the bytes of the file
-    starts: Positions  # (size + 1,) of each line, and of the end
+    starts: Positions  # (size + 1,) offsets of the lines and of the end
     accepted: Mask  # (size,)
 
     @classmethod
     def empty(cls, dim: int) -> _Base:
-        """Of a type that the files do not have."""
+        """For a type without files."""
         return cls(faiss.IndexFlatIP(dim), None, np.empty(0, np.uint8), np.zeros(1, np.int64), np.empty(0, np.bool_))
 
     @classmethod
     def read(cls, folder: Path, type_: str, manifest: Manifest, nprobe: int | None) -> _Base:
         try:
-            # This flag maps all three kinds. IO_FLAG_MMAP maps IVF alone, and starts threads at every search.
+            # This flag maps all three kinds. IO_FLAG_MMAP maps only IVF, and starts threads at every search.
             index = faiss.read_index(str(folder / f"{type_}.faiss"), faiss.IO_FLAG_MMAP_IFC)
             lines = np.memmap(folder / f"{type_}.jsonl", np.uint8, "r")
             blocks = range(0, lines.size, _LINES_BLOCK)
@@ -296,7 +298,7 @@ class _Base:
             raise ExemplarError(f"{folder}: {type_}.faiss or {type_}.jsonl cannot be read; {_REMEDY}") from None
         has = manifest.types[type_]
         if (index.ntotal, index.d, accepted.size, accepted.sum()) != (has.count, manifest.dim, has.count, has.accepted):
-            raise ExemplarError(f"{folder}: {type_}.faiss and {type_}.jsonl do not fit {MANIFEST}; {_REMEDY}")
+            raise ExemplarError(f"{folder}: {type_}.faiss and {type_}.jsonl do not match {MANIFEST}; {_REMEDY}")
         if nprobe and isinstance(index, faiss.IndexIVF):
             index.nprobe = nprobe
         return cls(index, _on_gpu(index), lines, starts, accepted)
@@ -314,7 +316,7 @@ class _Base:
 
     @cached_property
     def by_hash(self) -> tuple[Positions, Positions]:
-        """Hashes of the ids, sorted, and the position of each: 16 bytes an exemplar, a tenth of a dict."""
+        """Sorted hashes of the ids and their positions: 16 bytes per exemplar, a tenth of a dict."""
         hashes = np.fromiter((hash(self.exemplar(at).id) for at in range(self.size)), np.int64, self.size)
         order = np.argsort(hashes)
         return hashes[order], order
@@ -325,7 +327,7 @@ class _Base:
         return next((at for at in order[first:end].tolist() if self.exemplar(at).id == id_), None)
 
     def nearest(self, vectors: Floats, k: int, removed: Mask) -> tuple[Floats, Positions]:
-        """At least the k nearest that are not removed, -inf for what is; as exact as the kind is. k is 1..size."""
+        """At least the k (1..size) nearest not removed, as exactly as the kind allows; -inf for removed ones."""
         fetch = k
         while True:
             if self.gpu is not None and fetch <= _GPU_MOST:
@@ -337,18 +339,18 @@ class _Base:
             enough = (np.isfinite(similarities).sum(axis=1) >= k) | (positions[:, -1] < 0)
             if fetch == self.size or enough.all():
                 return similarities, positions
-            fetch = min(2 * fetch, self.size)  # removed ones took the places
+            fetch = min(2 * fetch, self.size)  # removed ones took up places
 
 
 @dataclass(frozen=True)
 class _View:
-    """One type at one moment: what its files have, and what was added, less what was removed. Never changes.
+    """A snapshot of one type: its files and what was added, less what was removed. Immutable.
 
-    Positions of added exemplars follow those of the files; none is used twice.
+    Positions of added exemplars follow those in the files; none is reused.
     """
 
     base: _Base
-    vectors: Floats  # (m, dim) of what was added
+    vectors: Floats  # (m, dim) of the added ones
     added: tuple[Exemplar, ...]  # (m,)
     accepted: Mask  # (size + m,)
     removed: Mask  # (size + m,)
@@ -359,7 +361,7 @@ class _View:
 
     @cached_property
     def left(self) -> tuple[int, Positions, Floats]:
-        """How many of the files' exemplars there are; the positions of the added ones, and their vectors."""
+        """How many exemplars of the files are left; positions and vectors of the added ones that are."""
         rows = np.flatnonzero(~self.removed[self.base.size :])
         return int((~self.removed[: self.base.size]).sum()), rows + self.base.size, self.vectors[rows]
 
@@ -368,12 +370,14 @@ class _View:
         return self.base.exemplar(position) if position < size else self.added[position - size]
 
     def search(self, vectors: Floats, k: int) -> Neighbours:
-        of_base, added, of_added = self.left
+        base_count, added, added_vectors = self.left
         found = [(np.full((len(vectors), k), -np.inf, np.float32), np.full((len(vectors), k), -1))]
-        if of_base:
-            found.append(self.base.nearest(vectors, min(k, of_base), self.removed[: self.base.size]))
+        if base_count:
+            found.append(self.base.nearest(vectors, min(k, base_count), self.removed[: self.base.size]))
         if added.size:
-            similarities, rows = faiss.knn(vectors, of_added, min(k, added.size), metric=faiss.METRIC_INNER_PRODUCT)
+            similarities, rows = faiss.knn(
+                vectors, added_vectors, min(k, added.size), metric=faiss.METRIC_INNER_PRODUCT
+            )
             found.append((similarities, added[rows]))
         similarities, positions = (np.concatenate(each, axis=1) for each in zip(*found, strict=True))
         best = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
@@ -405,8 +409,8 @@ class _View:
             live = np.flatnonzero(~self.removed[start:end])
             vectors = self.base.index.reconstruct_n(start, end - start)
             yield vectors[live], [self.exemplar(start + row) for row in live.tolist()]
-        _, added, of_added = self.left
-        yield of_added, [self.exemplar(at) for at in added.tolist()]
+        _, added, added_vectors = self.left
+        yield added_vectors, [self.exemplar(at) for at in added.tolist()]
 
 
 def _spool(
@@ -415,9 +419,9 @@ def _spool(
     dim: int,
     progress: Callable[[int], None] | None,
 ) -> dict[str, TypeCounts]:
-    """Writes ``<type>.vectors``, raw float32, and ``<type>.jsonl`` of each type; how many exemplars each has."""
+    """Writes each type to ``<type>.vectors``, raw float32, and ``<type>.jsonl``; returns the counts by type."""
     counts: dict[str, tuple[int, int]] = {}
-    digests = bytearray()  # of the ids: 16 bytes for each, where a set would need a hundred
+    digests = bytearray()  # of the ids: 16 bytes each, where a set would need a hundred
     with ExitStack() as stack:
         files: dict[str, tuple[IO[bytes], IO[bytes]]] = {}
         for given, exemplars in batches:
@@ -440,19 +444,19 @@ def _spool(
     again = order[1:][ids[order[1:]] == ids[order[:-1]]]
     if again.size:
         raise ExemplarError(
-            f"id: exemplar {again.min()}, counted from 0, has that of an earlier one; give each its own"
+            f"id: exemplar {again.min()}, counted from 0, has the id of an earlier one; ids must be unique"
         )
     return {type_: TypeCounts(count=count, accepted=accepted) for type_, (count, accepted) in counts.items()}
 
 
 def _indexed(vectors: Floats, kind: Kind) -> faiss.Index:
-    """A FAISS index of (n, dim) vectors, which may lie in a mapped file."""
+    """A FAISS index of (n, dim) vectors, which may be memory-mapped."""
     count, dim = vectors.shape
     index: faiss.Index
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction = 200
-        index.hnsw.efSearch = 64  # a few times the neighbours that a decision rests on
+        index.hnsw.efSearch = 64  # a few times the number of neighbours a decision uses
     elif kind == "ivf":
         lists = max(1, min(round(4 * count**0.5), count // 39))  # FAISS's advice: 4 sqrt(n), each trained on 39
         index = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, lists, faiss.METRIC_INNER_PRODUCT)
@@ -467,12 +471,12 @@ def _indexed(vectors: Floats, kind: Kind) -> faiss.Index:
 
 
 def _checked(vectors: Floats, dim: int, count: int) -> Floats:
-    """The vectors as FAISS takes them. ExemplarError unless (count, dim), finite and of norm 1."""
+    """Vectors in the layout FAISS needs. Raises ExemplarError unless they are (count, dim), finite and of norm 1."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     if vectors.shape != (count, dim):
-        raise ExemplarError(f"vectors: shape {vectors.shape}; give ({count}, {dim}), as many as exemplars")
+        raise ExemplarError(f"vectors: shape {vectors.shape}; give ({count}, {dim}), one per exemplar")
     if not np.isfinite(vectors).all():
-        raise ExemplarError("vectors: some are not finite; see that the encoder's weights are sound")
+        raise ExemplarError("vectors: some are not finite; check the encoder's weights")
     norms = np.linalg.norm(vectors, axis=1)
     wrong = np.flatnonzero(np.abs(norms - 1) > 1e-3)
     if wrong.size:
@@ -500,14 +504,14 @@ def _sha256(file: Path) -> str:
 
 
 def _rename(new: Path, folder: Path) -> None:
-    """Gives ``new`` the name of ``folder``, and what had it the name of ``new``."""
+    """Renames ``new`` to ``folder``, and an existing ``folder`` to ``new``."""
     if not folder.exists():
         new.rename(folder)
         return
-    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE: a reader finds one or the other at any moment
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE: a reader always finds one or the other
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None or renameat2(here, os.fsencode(new), here, os.fsencode(folder), exchange) != 0:
-        old = new.with_name(f"{new.name}.old")  # not Linux, or a file system that cannot
+        old = new.with_name(f"{new.name}.old")  # not Linux, or a file system without support
         folder.rename(old)
         new.rename(folder)
         old.rename(new)
@@ -518,11 +522,11 @@ _gpu_lock = threading.Lock()  # FAISS's GPU indexes are not thread-safe
 
 @lru_cache(maxsize=1)
 def _gpu_resources() -> faiss.StandardGpuResources:
-    return faiss.StandardGpuResources()  # one for all types: each takes a gigabyte and more
+    return faiss.StandardGpuResources()  # one for all types: each takes over a gigabyte
 
 
 def _on_gpu(index: faiss.Index) -> faiss.Index | None:
-    """A copy on the first GPU; none where FAISS sees none, or has no such kind there (HNSW)."""
+    """A copy on the first GPU; None if FAISS sees none or does not support the kind there (HNSW)."""
     if isinstance(index, faiss.IndexHNSW) or getattr(faiss, "get_num_gpus", int)() == 0:
         return None
     return faiss.index_cpu_to_gpu(_gpu_resources(), 0, index)

@@ -1,4 +1,4 @@
-"""Feedback: what reviewers say of mentions, as it is sent and as it is kept."""
+"""Reviewers' feedback on mentions, as it is sent and as it is stored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from shared.messages import MAX_ID_CHARS, Candidate, Lang, Message, Offset, Segm
 from shared.text.language import detect
 from shared.text.segmentation import segment
 
-MAX_TEXT = 20_000  # characters: a passage; the selector looks at the segment that holds the mention
+MAX_TEXT = 20_000  # characters: a passage; the selector only looks at the segment that holds the mention
 
 
-class Opinion(Message):
+class NewFeedback(Message):
     """A mention that a reviewer accepts or rejects, as it is sent."""
 
     model_config = ConfigDict(
@@ -40,20 +40,24 @@ class Opinion(Message):
         default=None,
         min_length=1,
         max_length=MAX_ID_CHARS,
-        description="Identifier; where absent, made of text, span and type, so that a later opinion on the same "
-        "mention replaces this one.",
+        description="Identifier; if absent, derived from text, span and type, so that later feedback on the same "
+        "mention replaces this.",
     )
     text: str = Field(
-        min_length=1, max_length=MAX_TEXT, description="The text that the mention stands in: its sentence, or more."
+        min_length=1, max_length=MAX_TEXT, description="The text around the mention: its sentence, or more."
     )
     start: Offset
     end: Offset
     type: str = Field(description="Entity type key.")
-    accepted: bool = Field(description="Whether it is a right mention of the type, or a wrong one.")
-    lang: Lang | None = Field(default=None, description="Language of the text; detected when absent.")
-    reviewer: str | None = Field(default=None, max_length=MAX_ID_CHARS, description="Who says so.")
+    accepted: bool = Field(description="Whether this is a correct mention of the type.")
+    lang: Lang | None = Field(default=None, description="Language of the text; detected if absent.")
+    reviewer: str | None = Field(default=None, max_length=MAX_ID_CHARS, description="Who gave the feedback.")
     time: float | None = Field(
-        default=None, ge=0, lt=1e11, allow_inf_nan=False, description="When, Unix seconds; on arrival when absent."
+        default=None,
+        ge=0,
+        lt=1e11,
+        allow_inf_nan=False,
+        description="When it was given, Unix seconds; the time of arrival if absent.",
     )
 
     @field_validator("id", "text", "reviewer")
@@ -65,39 +69,39 @@ class Opinion(Message):
     @classmethod
     def _known(cls, value: str) -> str:
         if value not in TYPES:
-            raise ValueError("is no known entity type")
+            raise ValueError("is not a known entity type")
         return value
 
     @model_validator(mode="after")
-    def _span(self) -> Opinion:
+    def _span(self) -> NewFeedback:
         if not self.start < self.end <= len(self.text):
-            raise ValueError("end: is not behind start and within the text")
+            raise ValueError("end: must be after start and within the text")
         mention = self.text[self.start : self.end]
         if mention != mention.strip():
             raise ValueError("start: the span begins or ends with white space")
         return self
 
     def feedback(self, now: float) -> Feedback:
-        """The same with an identifier and a time; ``now`` is in Unix seconds."""
+        """The feedback to store, with an identifier and a time; ``now``: Unix seconds."""
         what = f"{self.type}\x1f{self.start}-{self.end}\x1f{self.text}"
-        made = hashlib.sha256(what.encode()).hexdigest()[:32]
+        derived = hashlib.sha256(what.encode()).hexdigest()[:32]
         given = self.model_dump()
-        return Feedback(**given | {"id": self.id or made, "time": now if self.time is None else self.time})
+        return Feedback(**given | {"id": self.id or derived, "time": now if self.time is None else self.time})
 
 
-class Feedback(Opinion):
-    """An opinion as it is kept."""
+class Feedback(NewFeedback):
+    """Feedback as it is stored."""
 
     id: str = Field(min_length=1, max_length=MAX_ID_CHARS, description="Identifier.")
     time: float = Field(ge=0, lt=1e11, allow_inf_nan=False, description="When it was given, Unix seconds.")
 
     @property
     def mention(self) -> str:
-        """What stands between the offsets."""
+        """The text between the offsets."""
         return self.text[self.start : self.end]
 
     def candidate(self) -> Candidate:
-        """The mention in its segment, as the selector meets it in a document that is this text."""
+        """The mention in its segment, as the selector would see it if the text were a document."""
         lang = self.lang or detect(self.text)
         around = [(s, e) for s, e in segment(self.text, lang) if s < self.end and e > self.start]
         start, end = min([self.start, *(s for s, _ in around)]), max([self.end, *(e for _, e in around)])
@@ -111,16 +115,19 @@ class Feedback(Opinion):
         )
 
 
-class FeedbackPage(Message):
-    """A part of all feedback."""
+Opinion = NewFeedback  # its former name
 
-    feedback: tuple[Feedback, ...] = Field(description="Those changed last first.")
-    next: int | None = Field(description="`before` of the next page; none where this is the last one.")
+
+class FeedbackPage(Message):
+    """A page of the feedback."""
+
+    feedback: tuple[Feedback, ...] = Field(description="Most recently changed first.")
+    next: int | None = Field(description="`before` of the next page; null on the last one.")
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed since a version. ``restarted``: the store began anew, what was known before is gone."""
+    """What changed since a version. ``restarted``: the store was emptied, and everything known before is gone."""
 
     version: int
     given: tuple[Feedback, ...]

@@ -1,8 +1,8 @@
-"""What a corpus calls the same words elsewhere: how often they were annotated as a type, and how often not.
+"""The gazetteer: how often the training corpora annotate the same words as a type, and how often they do not.
 
-It knows words by 64-bit hashes and holds no text, so that it can go where the corpus may not. On disk,
-``gazetteer.safetensors``: of each type the hashes and counts of its mentions, of each corpus those of all words that
-came up, and which types each corpus annotates.
+It stores words as 64-bit hashes and no text, so it can be shared where the corpus may not. On disk,
+``gazetteer.safetensors``: per type the hashes and counts of its mentions, per corpus those of all words counted, and
+the types each corpus annotates.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _CORPORA = "corpora"  # in the file's metadata
 
 
 def normal(text: str) -> str:
-    """The words that count as the same: whatever their case and the white space between them."""
+    """Normalised words: case-folded, without white space."""
     return "".join(text.casefold().split())
 
 
 def key(words: str) -> int:
-    """The hash of normal words."""
+    """The 64-bit hash of normalised words."""
     return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
-class Counts:
-    """``keys``: (n,) hashes in rising order; ``counts``: (n,)."""
+class WordCounts:
+    """Counts by hash. ``keys``: (n,) sorted hashes; ``counts``: (n,)."""
 
     keys: NDArray[np.uint64]
     counts: NDArray[np.uint32]
 
     @classmethod
-    def of(cls, counted: Mapping[str, int]) -> Counts:
-        """Those of normal words."""
+    def of(cls, counted: Mapping[str, int]) -> WordCounts:
+        """From the counts of normalised words."""
         found: dict[int, int] = {}
         for words, count in counted.items():
             hashed = key(words)
@@ -53,7 +53,7 @@ class Counts:
         return cls(keys, np.array([found[k] for k in keys.tolist()], dtype=np.uint32))
 
     def get(self, hashed: int) -> int:
-        """The count of a hash; 0 where it is not known."""
+        """The count of a hash; 0 if unknown."""
         at = int(np.searchsorted(self.keys, np.uint64(hashed)))
         return int(self.counts[at]) if at < len(self.keys) and int(self.keys[at]) == hashed else 0
 
@@ -62,9 +62,12 @@ class Gazetteer:
     """See the module."""
 
     def __init__(
-        self, corpora: Mapping[str, tuple[str, ...]], mentions: Mapping[str, Counts], words: Mapping[str, Counts]
+        self,
+        corpora: Mapping[str, tuple[str, ...]],
+        mentions: Mapping[str, WordCounts],
+        words: Mapping[str, WordCounts],
     ) -> None:
-        """``corpora``: the types that each annotates; ``mentions``: by type; ``words``: by corpus."""
+        """``corpora``: the types each one annotates; ``mentions``: counts by type; ``words``: counts by corpus."""
         self._corpora = dict(corpora)
         self._mentions = dict(mentions)
         self._words = dict(words)
@@ -73,7 +76,7 @@ class Gazetteer:
         }
 
     def counts(self, type_: str, text: str) -> tuple[int, int]:
-        """How often the words of a mention were annotated as a type, and how often they came up and were not."""
+        """How often the words of a mention were annotated as the type, and how often they occurred without."""
         if type_ not in self._mentions:
             return 0, 0
         hashed = key(normal(text))
@@ -81,25 +84,25 @@ class Gazetteer:
         return accepted, max(0, sum(words.get(hashed) for words in self._of_type[type_]) - accepted)
 
     def log_odds(self, type_: str, text: str) -> float:
-        """That the words of a mention are one of its type, whatever stands around them; 0 where nothing is known."""
+        """The log-odds that these words are a mention of the type, in any context; 0 if unknown."""
         accepted, rejected = self.counts(type_, text)
         return math.log1p(accepted) - math.log1p(rejected)
 
     def __len__(self) -> int:
-        """How many different words it knows, corpus by corpus."""
+        """The number of distinct words, summed over corpora."""
         return sum(len(words.keys) for words in self._words.values())
 
     def save(self, folder: Path) -> None:
-        """Writes it into a folder. OSError where it cannot be written."""
+        """Writes the gazetteer into a folder. Raises OSError if it cannot."""
         tensors: dict[str, NDArray[np.uint64] | NDArray[np.uint32]] = {}
         for what, counted in (("mentions", self._mentions), ("words", self._words)):
-            for name, of in counted.items():
-                tensors |= {f"{what}/{name}/keys": of.keys, f"{what}/{name}/counts": of.counts}
+            for name, counts in counted.items():
+                tensors |= {f"{what}/{name}/keys": counts.keys, f"{what}/{name}/counts": counts.counts}
         save_file(tensors, folder / GAZETTEER_FILE, metadata={_CORPORA: json.dumps(self._corpora, sort_keys=True)})
 
     @classmethod
     def load(cls, folder: Path) -> Gazetteer | None:
-        """That of a folder, none where it has none. :class:`SelectorError` where its file is not one."""
+        """The gazetteer of a folder; None if it has none. Raises :class:`SelectorError` if the file is invalid."""
         file = folder / GAZETTEER_FILE
         if not file.is_file():
             return None
@@ -107,10 +110,10 @@ class Gazetteer:
             with safe_open(file, framework="np") as opened:
                 corpora = {name: tuple(types) for name, types in json.loads(opened.metadata()[_CORPORA]).items()}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
-            counts: dict[str, dict[str, Counts]] = {"mentions": {}, "words": {}}
-            for what, of in counts.items():
+            counts: dict[str, dict[str, WordCounts]] = {"mentions": {}, "words": {}}
+            for what, by_name in counts.items():
                 for name in {n.split("/")[1] for n in tensors if n.startswith(f"{what}/")}:
-                    of[name] = Counts(tensors[f"{what}/{name}/keys"], tensors[f"{what}/{name}/counts"])
+                    by_name[name] = WordCounts(tensors[f"{what}/{name}/keys"], tensors[f"{what}/{name}/counts"])
             return cls(corpora, counts["mentions"], counts["words"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             raise SelectorError(

@@ -1,4 +1,4 @@
-"""The folder of a selector: where it is, what lies in it, and the revision of a generator with it."""
+"""The folder of a selector: where it is, what it holds, and the revision of a generator with a selector."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ _OURS = PROJECT / "models" / "gemma-3-270m-biobracket-selector"
 
 
 class SelectorFile(BaseModel):
-    """``selector.json``: what beside the weights makes a span encoder."""
+    """``selector.json``: what a span encoder needs besides its weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: int = Field(default=1, ge=1, le=1)
     types: tuple[str, ...] = Field(min_length=1, description="Entity type keys, in the order of the head's table.")
     size: int = Field(ge=1, description="Length of an embedding.")
-    hidden: int = Field(ge=1, description="Width of the layers before it.")
+    hidden: int = Field(ge=1, description="Width of the hidden layers before it.")
     reading: Way = Field(default="both-ways", description="How the encoder reads a segment.")
 
     @classmethod
     def load(cls, folder: Path) -> SelectorFile:
-        """That of a selector's folder. :class:`SelectorError` where there is none."""
+        """Reads it from a selector's folder. Raises :class:`SelectorError` if there is none."""
         file = folder / SELECTOR_FILE
         try:
             return cls.model_validate_json(file.read_bytes())
         except OSError as error:
             raise SelectorError(
                 f"selector: {file} cannot be read ({error.strerror}); set BIOBRACKET_SELECTOR to a folder made by "
-                "`biobracket train selector`, or to nothing to select by the generator's confidence"
+                "`biobracket train selector`, or to an empty string to select by the generator's confidence alone"
             ) from None
         except ValidationError as error:
             field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
@@ -47,20 +47,22 @@ class SelectorFile(BaseModel):
 
 
 def selector_folder(settings: Settings) -> Path | None:
-    """The folder that ``settings.selector`` names, as :func:`adapter_folder` finds it; none where there is none."""
+    """The folder that ``settings.selector`` names, found as :func:`adapter_folder` does; None if there is none."""
     if settings.selector == AUTO:
         return _OURS if (_OURS / _calibration_name(settings)).is_file() else None
     return find_folder("selector", settings.selector, "selector", "select by the generator's confidence alone")
 
 
 def index_folder(selector: Path) -> Path:
-    """Where a selector's folder has its exemplars, if it has any."""
+    """Where a selector's folder keeps its exemplars, if it has any."""
     return selector / "index"
 
 
 def calibration_file(settings: Settings) -> Path | None:
-    """Where the calibration of the settings lies, or would: beside the selector, one for each generator that it was
-    fitted to; without a selector beside the adapter; none where there is neither.
+    """Where the calibration for these settings is, or would be.
+
+    In the selector's folder, one for each generator it was fitted to; without a selector, in the adapter's folder; None
+    without either.
     """
     selector, adapter = selector_folder(settings), adapter_folder(settings)
     if selector is not None:
@@ -73,7 +75,7 @@ def _calibration_name(settings: Settings) -> str:
 
 
 def model_revision(settings: Settings) -> str:
-    """Sixteen hex digits that change when the base, adapter, selector, calibration or tagging scheme does."""
+    """Sixteen hex digits that change with the base, adapter, selector, calibration or tagging scheme."""
     folders = [folder for folder in (adapter_folder(settings), selector_folder(settings)) if folder is not None]
     calibration = calibration_file(settings)
     files = [file for folder in folders for file in weights(folder, SELECTOR_FILE)]

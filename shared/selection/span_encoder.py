@@ -1,8 +1,8 @@
-"""Span embeddings: what the selector judges candidates by (design section 5).
+"""The span encoder: embeddings and scores of candidates, by which the selector decides.
 
-The base model with an adapter of its own, whose attention sees both ways, reads a segment once for all of its
-candidates. A candidate's embedding is made of the states of its first and last token and of the two just outside, and
-of its type; a linear head on the embedding gives the log-odds that it is a right mention.
+The base model with its own adapter and bidirectional attention reads a segment once for all of its candidates. A
+candidate's embedding is computed from the hidden states of its first and last token and of the tokens just outside, and
+from its type; a linear head on the embedding gives the log-odds that it is a correct mention.
 """
 
 from __future__ import annotations
@@ -35,35 +35,35 @@ from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import Pieces, split
 
 HEAD_FILE = "head.safetensors"
-TYPES_AT_ONCE = 3  # lines beside one another in training, where a segment is read as the generator does
+TYPES_AT_ONCE = 3  # lines per segment in training, where it is read as the generator reads it
 
 
 class SpanHead(nn.Module):
-    """From boundary states and a type to an embedding and log-odds. ``known``: keys, in the order of its table."""
+    """Maps boundary states and a type to an embedding and log-odds. ``known``: type keys, in the order of its table."""
 
     def __init__(self, width: int, known: Sequence[str], hidden: int, size: int) -> None:
         super().__init__()
         self.known = tuple(known)
         self.states = nn.Linear(4 * width, hidden)
-        self.types = nn.Embedding(len(known), 2 * hidden)  # a scale and a shift for each
+        self.types = nn.Embedding(len(known), 2 * hidden)  # a scale and a shift each
         nn.init.normal_(self.types.weight, std=0.02)
         self.inner = nn.Linear(hidden, hidden)
         self.outer = nn.Linear(hidden, size)
         self.judge = nn.Linear(size, 1)
 
     def forward(self, states: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-        """States (n, 4, width) and types (n,) to embeddings (n, size) of length one and log-odds (n,)."""
+        """States (n, 4, width) and types (n,) to embeddings (n, size) of norm 1 and log-odds (n,)."""
         normal = F.layer_norm(states, states.shape[-1:]).flatten(1)
         scale, shift = self.types(types).chunk(2, dim=-1)
         inner = F.gelu(self.states(normal)) * (1 + scale) + shift
         embeddings = F.normalize(self.outer(F.gelu(self.inner(inner))), dim=-1)
-        # As if its numbers varied by one: the head's weights are then of the usual size.
+        # Scaled to unit variance, so that the head's weights have the usual magnitude.
         return embeddings, self.judge(embeddings * embeddings.shape[-1] ** 0.5)[:, 0]
 
     def read(self, folder: Path) -> None:
-        """Takes the weights of a selector's folder, and of its types those that this one knows.
+        """Loads the weights from a selector's folder, with the embeddings of the types that both know.
 
-        :class:`SelectorError` where its sizes are others.
+        Raises :class:`SelectorError` if the sizes differ.
         """
         made = SelectorFile.load(folder)
         weights = load_file(folder / HEAD_FILE)
@@ -71,7 +71,7 @@ class SpanHead(nn.Module):
         if (made.size, made.hidden) != (size, hidden):
             raise SelectorError(
                 f"selector: {folder} has size {made.size} and hidden {made.hidden}, not {size} and {hidden}; "
-                "set both fields to its own, or train without `init`"
+                "set both fields to these, or train without `init`"
             )
         self.load_state_dict(weights, strict=False)
         with torch.no_grad():
@@ -84,9 +84,9 @@ class SpanHead(nn.Module):
 class SegmentTokens:
     """A segment's tokens: the start token, the pieces and a line break, as in a generator's prefix.
 
-    ``first``, ``last``: of each piece. With ``headers``, by type, the segment is read as the generator does: the
-    prefix, and after it for each type its header and a copy of the pieces, ``line``, whose pieces are those of
-    ``first`` and ``last``. Without, it is read once, both ways, whatever the types.
+    ``first``, ``last``: the first and last token of each piece. With ``headers``, by type, the segment is read as the
+    generator reads it: the prefix, then for each type its header and a copy of the pieces, ``line``, which ``first``
+    and ``last`` index. Without, it is read once, bidirectionally, whatever the types.
     """
 
     ids: tuple[int, ...]
@@ -99,7 +99,7 @@ class SegmentTokens:
     def of(
         cls, tokens: PerTypeTokens, pieces: Pieces, headers: Mapping[int, tuple[int, ...]] | None = None
     ) -> SegmentTokens:
-        """Those of the pieces of a segment."""
+        """From the pieces of a segment."""
         ids, first, last = _runs(tokens, pieces, copied=False)
         whole = (*tokens.bos, *ids, *tokens.newline)
         if headers is None:
@@ -109,17 +109,17 @@ class SegmentTokens:
         return cls(whole, first, last, (*line, *tokens.newline), headers)
 
     def __len__(self) -> int:
-        """Tokens of its longest reading."""
+        """Tokens when packed for the most types."""
         if self.headers is None:
             return len(self.ids)
         header = max(map(len, self.headers.values()), default=0)
         return len(self.ids) + min(TYPES_AT_ONCE, len(self.headers)) * (header + len(self.line))
 
-    def read(self, types: Iterable[int]) -> Reading:
-        """How it is read for some types."""
+    def packed(self, types: Iterable[int]) -> PackedSegment:
+        """The tokens to run for some types."""
         ids, positions = list(self.ids), list(range(len(self.ids)))
         if self.headers is None:
-            return Reading(self, tuple(ids), tuple(positions), {}, ())
+            return PackedSegment(self, tuple(ids), tuple(positions), {}, ())
         begins, lengths = {}, []
         for type_ in dict.fromkeys(types):
             line = (*self.headers[type_], *self.line)
@@ -127,13 +127,13 @@ class SegmentTokens:
             lengths.append(len(line))
             ids += line
             positions += range(len(self.ids), len(self.ids) + len(line))
-        return Reading(self, tuple(ids), tuple(positions), begins, tuple(lengths))
+        return PackedSegment(self, tuple(ids), tuple(positions), begins, tuple(lengths))
 
 
 def _runs(
     tokens: PerTypeTokens, pieces: Pieces, *, copied: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Tokens of all pieces, and the first and last of each."""
+    """The tokens of all pieces, and the first and last token of each."""
     ids: list[int] = []
     first, last = [], []
     for i, (start, end) in enumerate(zip(pieces.starts, pieces.ends, strict=True)):
@@ -144,36 +144,39 @@ def _runs(
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Tokens of a segment in a stream: ``ids`` and ``positions`` (T,); ``begins``: of the lines, by type."""
+class PackedSegment:
+    """A segment's tokens as part of a packed stream.
 
-    of: SegmentTokens
+    ``ids``, ``positions``: (T,); ``begins``: first token of each type's line; ``lines``: their lengths.
+    """
+
+    segment: SegmentTokens
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     begins: Mapping[int, int]
     lines: tuple[int, ...]
 
     def boundaries(self, type_: int, start: int, end: int) -> tuple[int, int, int, int]:
-        """Tokens before, at the beginning, at the end, and after a half-open piece range."""
+        """The tokens before, first in, last in and after a half-open piece range."""
         begin = self.begins.get(type_, 0)
-        first, last = begin + self.of.first[start], begin + self.of.last[end - 1]
+        first, last = begin + self.segment.first[start], begin + self.segment.last[end - 1]
         return max(0, first - 1), first, last, last + 1
 
     def block(self, at: int, window: int | None, device: torch.device | str) -> Block:
-        """Who sees whom, from token ``at`` of the stream on."""
+        """The attention block, starting at token ``at`` of the stream."""
         length = len(self.ids)
-        if self.of.headers is None:
+        if self.segment.headers is None:
             return Block(at, at + length, *both_ways(length, window, device))
-        mask = block_mask(len(self.of.ids), self.lines, device)
+        mask = block_mask(len(self.segment.ids), self.lines, device)
         where = torch.tensor(self.positions, device=device)
         return Block(at, at + length, mask, sliding(mask, where, where, window))
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Of n candidates: ``embeddings`` (n, size) and ``logits`` (n,); zeros where ``known`` (n,) is false.
+    """``embeddings`` (n, size) and ``logits`` (n,) of n candidates; zeros where ``known`` (n,) is false.
 
-    A type is known where the encoder was trained on it.
+    A type is known if the encoder was trained on it.
     """
 
     embeddings: NDArray[np.float32]
@@ -182,12 +185,12 @@ class Encoded:
 
 
 class SpanEncoder:
-    """See the module. Not thread-safe: one caller at a time."""
+    """Encodes candidates, see the module. Not thread-safe."""
 
     def __init__(
         self, body: Body, head: SpanHead, tokens: PerTypeTokens, batch_tokens: int, way: Way = "both-ways"
     ) -> None:
-        """``body``: the model; a pass has at most ``batch_tokens``, or one segment."""
+        """``body``: the model; a forward pass has at most ``batch_tokens`` tokens, or one segment."""
         self._body = body
         self._head = head
         self._tokens = tokens
@@ -197,11 +200,11 @@ class SpanEncoder:
         self._batch_tokens = batch_tokens
         self._device = body.embedding.device
         self.size = head.outer.out_features
-        self.forwarded = 0  # tokens so far: what benchmarks count
+        self.forwarded = 0  # tokens so far, for benchmarks
 
     @classmethod
     def load(cls, settings: Settings, folder: Path, batch_tokens: int = 4096, dtype: str = "auto") -> SpanEncoder:
-        """Base model of the settings, with adapter and head of a folder made by ``biobracket train selector``.
+        """The base model of the settings with adapter and head from a folder made by ``biobracket train selector``.
 
         ``dtype``: see :func:`shared.model.loading.load_body`.
         """
@@ -224,12 +227,12 @@ class SpanEncoder:
         return with_head(load_body(settings, folder, encoder_revision(settings, folder), dtype, example))
 
     def tokens(self, text: str) -> int:
-        """About how many tokens a segment costs."""
+        """Roughly how many tokens a segment takes."""
         return len(split(text)) + 2
 
     @torch.inference_mode()
     def encode(self, candidates: Sequence[Candidate]) -> Encoded:
-        """The embeddings of candidates, in their order, whatever their segments."""
+        """The embeddings of candidates, in their order, from any number of segments."""
         encoded = Encoded(
             np.zeros((len(candidates), self.size), dtype=np.float32),
             np.zeros(len(candidates), dtype=np.float32),
@@ -245,25 +248,25 @@ class SpanEncoder:
 
     def _groups(
         self, segments: Mapping[tuple[str, Lang], list[int]], candidates: Sequence[Candidate]
-    ) -> Iterator[list[tuple[Pieces, Reading, list[int]]]]:
-        group: list[tuple[Pieces, Reading, list[int]]] = []
+    ) -> Iterator[list[tuple[Pieces, PackedSegment, list[int]]]]:
+        group: list[tuple[Pieces, PackedSegment, list[int]]] = []
         used = 0
-        for (text, lang), rows in sorted(segments.items(), key=lambda of: len(of[0][0])):
+        for (text, lang), rows in sorted(segments.items(), key=lambda item: len(item[0][0])):
             pieces = split(text)
             headers = None if self._headers is None else self._headers[lang]
             types = sorted({self._types[candidates[i].type] for i in rows})
-            read = SegmentTokens.of(self._tokens, pieces, headers).read(types)
-            if group and used + len(read.ids) > self._batch_tokens:
+            packed = SegmentTokens.of(self._tokens, pieces, headers).packed(types)
+            if group and used + len(packed.ids) > self._batch_tokens:
                 yield group
                 group, used = [], 0
-            group.append((pieces, read, rows))
-            used += len(read.ids)
+            group.append((pieces, packed, rows))
+            used += len(packed.ids)
         if group:
             yield group
 
     def _encode(
         self,
-        group: Sequence[tuple[Pieces, Reading, list[int]]],
+        group: Sequence[tuple[Pieces, PackedSegment, list[int]]],
         candidates: Sequence[Candidate],
         encoded: Encoded,
     ) -> None:
@@ -272,18 +275,18 @@ class SpanEncoder:
         blocks: list[Block] = []
         rows: list[int] = []
         at: list[list[int]] = []
-        for pieces, read, of in group:
+        for pieces, packed, candidate_rows in group:
             begin = len(ids)
-            ids += read.ids
-            positions += read.positions
-            blocks.append(read.block(begin, self._window, self._device))
-            for i in of:
+            ids += packed.ids
+            positions += packed.positions
+            blocks.append(packed.block(begin, self._window, self._device))
+            for i in candidate_rows:
                 candidate = candidates[i]
                 start, end = piece_range(
                     pieces, candidate.start - candidate.segment.start, candidate.end - candidate.segment.start
                 )
                 rows.append(i)
-                boundaries = read.boundaries(self._types[candidate.type], start, end)
+                boundaries = packed.boundaries(self._types[candidate.type], start, end)
                 at.append([begin + token for token in boundaries])
         self.forwarded += len(ids)
         wanted, places = np.unique(at, return_inverse=True)
@@ -295,18 +298,18 @@ class SpanEncoder:
 
 
 def piece_range(pieces: Pieces, start: int, end: int) -> tuple[int, int]:
-    """The half-open range of pieces that a span touches: one that ends within a piece is judged as if it had it all."""
+    """The half-open range of pieces that a span touches; one it covers in part counts as a whole."""
     first = min(bisect_right(pieces.ends, start), len(pieces) - 1)
     return first, max(first + 1, bisect_left(pieces.cores, end))
 
 
 def headers(tokens: PerTypeTokens, types: Sequence[str], lang: Lang) -> dict[int, tuple[int, ...]]:
-    """What a generator's line begins with, by the place of the type."""
+    """The headers of a generator's lines, by the index of the type."""
     return {place: tokens.header(entity_types.get(key).name(lang)) for place, key in enumerate(types)}
 
 
 def encoder_revision(settings: Settings, folder: Path) -> str:
-    """Sixteen hex digits that change when what the encoder makes of a candidate does."""
+    """Sixteen hex digits that change with anything that affects the embeddings."""
     digest = hashlib.sha256(settings.base_model.encode())
     for name in ("adapter_config.json", "adapter_model.safetensors", HEAD_FILE, SELECTOR_FILE):
         digest.update(name.encode() + b"\x1f" + hashlib.sha256((folder / name).read_bytes()).digest())
@@ -314,6 +317,6 @@ def encoder_revision(settings: Settings, folder: Path) -> str:
 
 
 def write_head(head: dict[str, Tensor], made: SelectorFile, folder: Path) -> None:
-    """Writes what, beside an adapter, a span encoder is read from."""
+    """Writes what a span encoder needs besides its adapter."""
     save_file(head, folder / HEAD_FILE)
     (folder / SELECTOR_FILE).write_text(json.dumps(made.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Language detection between the two languages that biobracket knows."""
+"""Language detection: Chinese or English."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LATIN_WORD = re.compile(f"[{LATIN}]+")
 
 
 def detect(text: str) -> Lang:
-    """``zh`` where Chinese characters outnumber half the Latin words, else ``en``.
+    """``zh`` if there is at least one Chinese character per two Latin words, else ``en``.
 
-    A Chinese word has about two characters, so characters are weighed against words, not letters; and a Chinese note
-    keeps drug names, genes and units in Latin while an English text hardly quotes Chinese, so Chinese wins a draw.
+    A Chinese word has about two characters, so characters are compared with words, not letters; and Chinese notes keep
+    drug names, genes and units in Latin script while English text hardly ever quotes Chinese, so ties go to Chinese.
     Text with neither (empty, digits, symbols) is ``en``.
     """
     chinese = len(_CJK.findall(text))

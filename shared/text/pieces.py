@@ -1,8 +1,8 @@
-"""Pieces: the units of text between which a bracket can stand.
+"""Pieces: the units of text between which brackets can be placed.
 
-A piece is a run of letters, a run of digits, a single CJK character or any other single character, with the one space
-before it if there is one. An opening bracket stands after that space, a closing one before the next, as in
-``the [CD28] gene``: so the base model has seen brackets written. Every text is the concatenation of its pieces.
+A piece is a run of letters, a run of digits, a single CJK character or any other single character, with the space
+before it if there is one. An opening bracket goes after that space and a closing one before the next, as in
+``the [CD28] gene``, the way the base model has seen brackets in text. A text is the concatenation of its pieces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 _CJK = "\u2e80-\u303f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"
 _PIECE = re.compile(
-    # A space belongs to what follows unless that is another white space.
+    # A space belongs to what follows unless that is white space too.
     rf"(?: (?=\S))?(?:[^\W\d_{_CJK}]+|[0-9]+|.)",
     re.DOTALL,
 )
@@ -21,7 +21,7 @@ _PIECE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """The pieces of a text. ``cores[i]`` is where piece i begins without its space, ``ends[i]`` where it ends."""
+    """The pieces of a text. ``cores[i]``: where piece i begins, without its space; ``ends[i]``: where it ends."""
 
     text: str
     starts: tuple[int, ...]
@@ -54,7 +54,7 @@ def split(text: str) -> Pieces:
 
 
 def to_piece_spans(pieces: Pieces, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Character spans as half-open piece ranges; a span whose ends are no piece boundaries is left out."""
+    """Character spans as half-open piece ranges; spans that do not end at piece boundaries are left out."""
     if not spans:
         return []
     first = {core: i for i, core in enumerate(pieces.cores)}

@@ -31,7 +31,7 @@ _ASTRAL = re.compile("[\U00010000-\U0010ffff]")  # four bytes, each a token wher
 
 
 def units(text: str) -> int:
-    """How many tokens a model may need for a text, estimated from above."""
+    """An upper estimate of the tokens a model needs for a text."""
     count = len(_UNIT.findall(text))
     return count if text.isascii() else count + 3 * len(_ASTRAL.findall(text))
 
@@ -39,8 +39,8 @@ def units(text: str) -> int:
 def segment(text: str, lang: Lang, max_units: int = 160) -> list[Span]:
     """Increasing, disjoint offsets ``(start, end)`` of a text's segments.
 
-    Every character that is not white space is in exactly one of them, and none costs more than ``max_units``.
-    ValueError where ``max_units`` is below what a single character may cost. The time is linear in the text.
+    Every character other than white space is in exactly one of them, and none costs more than ``max_units``. Raises
+    ValueError if ``max_units`` is below what a single character may cost. Runs in linear time.
     """
     if max_units < MIN_UNITS:
         raise ValueError(f"max_units: must be at least {MIN_UNITS}, the cost of one character")
@@ -107,7 +107,7 @@ _WRAPPED = 55  # columns, a Chinese character taking two; a shorter line was end
 
 
 def _blocks(text: str, start: int, end: int) -> Iterator[Span]:
-    """Sections, list items, table rows and stretches of prose of a paragraph, each a run of whole lines."""
+    """The sections, list items, table rows and prose of a paragraph, each a run of whole lines."""
     opened = start
     before = ""  # the line before
     heading = False  # the block so far is a heading alone
@@ -173,7 +173,7 @@ def _sentences(text: str, start: int, end: int, lang: Lang) -> Iterator[Span]:
 
 
 def _ends(text: str, opened: int, mark: re.Match[str], end: int, lang: Lang) -> bool:
-    """Whether a mark that could end the sentence opened at ``opened`` does."""
+    """Whether a punctuation mark ends the sentence that begins at ``opened``."""
     at, after = mark.span()
     if after == end:
         return True
@@ -198,7 +198,7 @@ def _ends(text: str, opened: int, mark: re.Match[str], end: int, lang: Lang) -> 
 
 
 def _abbreviates(word: str, rest: str, sentence: str) -> bool:
-    """Whether the full stop after a word belongs to the word. ``sentence`` is all before it, where that is short."""
+    """Whether the full stop after a word belongs to it. ``sentence``: everything before the stop, if that is short."""
     lower = word.lower()
     if lower in _ABBREVIATIONS:
         return True
@@ -254,7 +254,7 @@ _VISIBLE = re.compile(r"\S")
 
 
 def _cut(text: str, start: int, end: int, max_units: int) -> Iterator[tuple[int, int, int]]:
-    """A sentence trimmed of white space, in pieces of at most ``max_units``: start, end and cost of each."""
+    """A sentence without surrounding white space, in pieces of at most ``max_units``: start, end and cost of each."""
     while True:
         start, end = _trim(text, start, end)
         if start >= end:

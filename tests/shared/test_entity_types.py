@@ -39,7 +39,7 @@ def test_an_unknown_type_names_the_known_ones() -> None:
         get("no such type")
 
 
-def test_each_type_is_told_in_both_languages() -> None:
+def test_each_type_is_defined_in_both_languages() -> None:
     told = {(segment.document_id, segment.lang): segment for segment in definitions()}
     assert told.keys() == {(key, lang) for key in TYPES for lang in LANGS}
     for (key, lang), segment in told.items():

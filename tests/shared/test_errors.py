@@ -7,7 +7,7 @@ import pytest
 from shared.errors import DocumentError, StoreError, StreamError
 
 
-def test_an_error_of_a_document_names_field_problem_and_remedy() -> None:
+def test_a_document_error_names_field_problem_and_remedy() -> None:
     error = pickle.loads(pickle.dumps(DocumentError("text", "is empty", "send some", "empty")))
     assert str(error) == "text: is empty; send some"
     assert (error.field, error.problem, error.remedy, error.reason) == ("text", "is empty", "send some", "empty")

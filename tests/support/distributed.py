@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from shared.settings import Settings
 from training.config import GeneratorConfig
-from training.generator.task import train
-from training.tuning.loop import FolderCheckpoints
+from training.generator.train import train
+from training.tuning.checkpoints import FolderCheckpoints
 
 
 class FirstOnly(FolderCheckpoints):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from training.config import GeneratorConfig
-from training.generator.task import train
-from training.tuning.loop import FolderCheckpoints, export
+from training.generator.train import train
+from training.tuning.checkpoints import FolderCheckpoints, export
 
 GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support import generators
 from training.config import SelectorConfig
 from training.selector.task import train
-from training.tuning.loop import FolderCheckpoints, export
+from training.tuning.checkpoints import FolderCheckpoints, export
 
 
 def config(**changes):

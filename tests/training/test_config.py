@@ -9,8 +9,8 @@ def test_ours_can_be_loaded(file):
     assert (SelectorConfig if file.stem.startswith("selector") else GeneratorConfig).load(file, given).corpora
 
 
-def test_mistakes_are_to_be_named():
-    with pytest.raises(ConfigError, match="only_candidates: there are no texts"):
+def test_only_candidates_needs_candidates():
+    with pytest.raises(ConfigError, match="only_candidates: there would be no texts"):
         SelectorConfig.load(CONFIGS / "selector-mistakes.yaml")
 
 
@@ -29,8 +29,8 @@ def test_overrides_are_yaml_and_reach_inside():
         ("corpora.genia.share=-1", "corpora.genia.share"),
         ("corpora={}", "corpora"),
         ("corpora.mine={}", "corpora: the given shares leave nothing"),
-        ("fold=0", "fold: there is no such part"),
-        ("folds=2 fold=2", "fold: there is no such part"),
+        ("fold=0", "fold: there is no such fold"),
+        ("folds=2 fold=2", "fold: there is no such fold"),
         ("scheme=question", "scheme: `question` has no F1"),
         ("scheme=labelled", "scheme: `labelled` has no F1"),
         ("export_rank=8", "export_rank: only `tuning: full`"),

@@ -37,7 +37,7 @@ def test_without_ray_there_is_one_worker(tmp_path):
 
 
 @pytest.mark.parametrize("call", [job.run, job.run_here])
-def test_what_is_wrong_is_told_before_ray_is_started(tmp_path, monkeypatch, call):
+def test_errors_are_raised_before_ray_is_started(tmp_path, monkeypatch, call):
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("started"))
     with pytest.raises(CorpusError, match="no folder `none`"):
         call(config(corpora={"none": {}}), Settings(), tmp_path)
@@ -59,7 +59,7 @@ def test_a_node_of_our_own_listens_on_loopback_only(tmp_path, monkeypatch):
     assert started.value.args[0]["_node_ip_address"] == "127.0.0.1"
 
 
-def test_causes_are_our_own_messages_and_nobody_elses():
+def test_only_our_own_messages_are_quoted():
     failures = {0: CorpusError("corpus: no folder"), 1: ValueError("fever")}
     wrapped = {rank: UserExceptionWithTraceback(error, "") for rank, error in failures.items()}
     told = job._causes(WorkerGroupError("", wrapped))

@@ -1,1 +1,1 @@
-"""What is trained to be compared with, and not served."""
+"""Baselines that are trained for comparison and never served."""

@@ -1,15 +1,14 @@
-"""A second question to the model, as in the paper: is the marked part a mention of the type?
+"""Asks the model a second question, as in the paper: is the marked span a mention of the type?
 
-The text with brackets around one candidate and the name of a type; the answer is the first token of a line, where it
-would begin with a bracket or with ` -`. It costs a reading of the whole text for every candidate. It is trained to be
-compared with (``scheme: question``), and not served.
+The prompt is the text with brackets around one candidate, and the name of a type; the answer is the first token of a
+line, which begins with a bracket or with ` -`. Each candidate costs a pass over the whole text. Trained as a baseline
+(``scheme: question``), never served.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,18 +26,8 @@ from training.data.lines import Item, Line, pack
 from training.data.mixing import grouped
 
 
-@dataclass(frozen=True, slots=True)
-class _Counts:
-    """As many wrong spans as right ones, and some from elsewhere."""
-
-    boundary: int = 1
-    inner: int = 0
-    wrong_types: int = 0
-    elsewhere: int = 1
-
-
 def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
-    """One item a question: each mention, one with a moved boundary, and one span from anywhere in the segment."""
+    """One item per question: each mention, a copy with a moved boundary, and one random span of the segment."""
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     out = []
     for example in examples:
@@ -46,7 +35,7 @@ def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) ->
         found = spans.items([example], tokens, example.types, max_units)
         for (start, end), item in zip(segments, found, strict=True):
             pieces = split(example.text[start:end])
-            for span in item.drawn(_Counts(), draw).spans:
+            for span in item.drawn(spans.FewNegatives(), draw).spans:
                 name = entity_types.get(example.types[span.type]).name(example.lang)
                 out.append(_question(tokens, pieces, span.start, span.end, name, span.right))
     return out
@@ -63,7 +52,7 @@ def _question(tokens: PerTypeTokens, pieces: Pieces, start: int, end: int, name:
 
 @torch.inference_mode()
 def ask(model: Any, tokens: PerTypeTokens, candidates: Sequence[Candidate], batch_tokens: int = 4096) -> list[float]:
-    """The log-odds that each candidate is right, by a causal model with packed attention."""
+    """The log-odds that each candidate is correct, from a causal model with packed attention."""
     embedding = model.get_output_embeddings().weight
     answers = []
     for group in grouped(_asked(tokens, candidates), batch_tokens):

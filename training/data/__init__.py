@@ -1,1 +1,1 @@
-"""Corpora, and batches made of them."""
+"""Corpora, and the batches made from them."""

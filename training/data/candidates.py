@@ -1,8 +1,8 @@
-"""A generator's candidates on a corpus, as right or wrong: what a selector for it learns from. They hold no text.
+"""A generator's candidates on a corpus, labelled correct or wrong, without text: training data for its selector.
 
-The generator must not have been trained on the texts, else it makes fewer mistakes there than it will. By cross-fitting
-(``folds`` and ``fold`` of a run, and of ``biobracket candidates``) a corpus is used up all the same: for each part a
-generator that was trained on the others.
+The generator must not have been trained on these texts, or it makes fewer mistakes than on unseen ones. Cross-fitting
+(``folds`` and ``fold`` of a run and of ``biobracket candidates``) still uses the whole corpus: each part gets a
+generator trained on the others.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from training.data.corpora import CorpusError, Example, Mention
 
 
 class Row(BaseModel):
-    """A candidate. Offsets into the text whose hex SHA-256 it has."""
+    """A candidate, with offsets into the text that has this SHA-256 (hex)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,14 +32,14 @@ class Row(BaseModel):
 
 
 def digest(text: str) -> str:
-    """What a row knows a text by."""
+    """The SHA-256 by which rows refer to a text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def rows(examples: Sequence[Example], candidates: Sequence[Iterable[Candidate]]) -> list[Row]:
     """The candidates of each example."""
     found = []
-    for example, of in zip(examples, candidates, strict=True):
+    for example, proposed in zip(examples, candidates, strict=True):
         gold = {(m.start, m.end, m.type) for m in example.mentions}
         found += [
             Row(
@@ -51,18 +51,18 @@ def rows(examples: Sequence[Example], candidates: Sequence[Iterable[Candidate]])
                 confidence=c.generator_confidence,
                 greedy=c.greedy,
             )
-            for c in of
+            for c in proposed
         ]
     return found
 
 
 def write(file: Path, found: Iterable[Row]) -> None:
-    """One JSON object a line."""
+    """Writes one JSON object per line."""
     file.write_text("".join(row.model_dump_json() + "\n" for row in found), encoding="utf-8")
 
 
 def files(given: Iterable[Path]) -> list[Path]:
-    """Files, and those of folders, in order. CorpusError where a folder has none."""
+    """The files given and those in given folders, in order. Raises CorpusError if a folder has none."""
     found: list[Path] = []
     for path in given:
         inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
@@ -73,9 +73,9 @@ def files(given: Iterable[Path]) -> list[Path]:
 
 
 def wrong(given: Iterable[Path]) -> dict[str, list[Mention]]:
-    """The wrong candidates of each text in files that :func:`write` made, by its digest. CorpusError.
+    """The wrong candidates by :func:`digest` of their text, from files that :func:`write` made, or folders of them.
 
-    ``given``: files, and folders of them.
+    Raises CorpusError if a file is not one.
     """
     found: dict[str, list[Mention]] = {}
     for file in files(given):
@@ -83,9 +83,9 @@ def wrong(given: Iterable[Path]) -> dict[str, list[Mention]]:
             with file.open("rb") as lines:
                 for line in lines:
                     row = Row.model_validate_json(line)
-                    of = found.setdefault(row.text_sha256, [])
+                    mistakes = found.setdefault(row.text_sha256, [])
                     if not row.right:
-                        of.append(Mention(row.start, row.end, row.type))
+                        mistakes.append(Mention(row.start, row.end, row.type))
         except (OSError, ValidationError):
             raise CorpusError(
                 f"candidates: {file} is not a file of candidates; make it with `biobracket candidates`"

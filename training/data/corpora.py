@@ -1,7 +1,6 @@
-"""Readers of corpora, one JSON object a line: ``{"id", "text", "lang", "entities"}``, of which each is
-``{"start", "end", "type", "text"}``.
+"""Corpora in JSON Lines: ``{"id", "text", "lang", "entities"}``, each entity ``{"start", "end", "type", "text"}``.
 
-Offsets count Unicode code points, ``end`` is exclusive. Types are mapped to the shared inventory on reading.
+Offsets count Unicode code points, ``end`` is exclusive. Types are mapped to the shared inventory.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from shared.text.language import detect
 
 
 class CorpusError(ValueError):
-    """A corpus cannot be read; the message names file, line, field and remedy, never its text."""
+    """A corpus cannot be read; the message names file, line, field and remedy, without text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """A gold mention: offsets into the text, type by canonical key."""
+    """A gold mention: offsets into the text, and the key of its type."""
 
     start: int
     end: int
@@ -35,7 +34,7 @@ class Mention:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A text with its gold mentions and the types that its corpus annotates (an absent one is a true negative)."""
+    """A text with its gold mentions and the types its corpus annotates (one without mentions is a true negative)."""
 
     id: str
     text: str
@@ -47,7 +46,7 @@ class Example:
 
 
 def corpus_folder(name: str, settings: Settings) -> Path:
-    """The folder of a corpus given as a path or as a name below the folder that ``settings.corpora`` names."""
+    """The folder of a corpus, given as a path or as a name below ``settings.corpora``."""
     below = [settings.corpora / name] if settings.corpora else []
     for folder in [Path(name), *below]:
         if folder.is_dir():
@@ -79,9 +78,9 @@ def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[
 
 
 def read_all(given: str, split: str, settings: Settings) -> dict[str, list[Example]]:
-    """A split of several corpora, by the name of their folders, of ``name,name=number,…``: all or the first texts.
+    """A split of several corpora by folder name, given as ``name,name=number,…``: all texts, or the first ones.
 
-    CorpusError where it is not that, or a corpus cannot be read.
+    Raises CorpusError if it cannot be parsed, or a corpus cannot be read.
     """
     found = {}
     for part_ in given.split(","):
@@ -96,17 +95,17 @@ def read_all(given: str, split: str, settings: Settings) -> dict[str, list[Examp
 
 
 def part(examples: Sequence[Example], folds: int, fold: int, *, inside: bool) -> list[Example]:
-    """Those ``inside`` or outside of one of ``folds`` parts, from 0; a text is always in the same part of as many."""
+    """The examples ``inside`` or outside fold ``fold`` of ``folds``; a text's fold only depends on the text."""
     return [e for e in examples if (int(hashlib.sha256(e.text.encode()).hexdigest()[:8], 16) % folds == fold) is inside]
 
 
 def documents_of(examples: Sequence[Example]) -> list[Document]:
-    """The texts as documents. The place in the list is the id: a corpus may use one twice."""
+    """The texts as documents, with their position as id: a corpus may use an id twice."""
     return [Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)]
 
 
 def _mapping(file: Path, labels: set[str], given: dict[str, str]) -> dict[str, str]:
-    """The key of each label, empty where it is left out."""
+    """The key of each label, empty if it is left out."""
     known = CORPUS_TYPES.get(file.parent.name)
     if known is None or not labels <= known.keys() | given.keys():  # a folder of one's own may have the name of another
         known = {label: key for label in sorted(labels) if (key := entity_types.key_of(label))}
@@ -136,7 +135,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if line.strip():
                 try:
                     row = json.loads(line)
-                    row["text"].encode()  # a lone surrogate is no text
+                    row["text"].encode()  # fails on a lone surrogate
                     well_formed = "id" in row and all(
                         isinstance(m["start"], int) and isinstance(m["end"], int) and isinstance(m["type"], str)
                         for m in row["entities"]

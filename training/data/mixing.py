@@ -1,4 +1,4 @@
-"""From corpora to a stream of groups of items that fill batches, whatever an item is; its length is in tokens."""
+"""Mixes corpora into an endless stream of groups of items that fill batches; an item's length is in tokens."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from training.data.corpora import Example, corpus_folder, part, read
 T = TypeVar("T", bound=Sized)
 
 Items = Callable[[Sequence[Example]], list[T]]
-"""Makes the items of examples."""
+"""Turns examples into items."""
 
 
 def check(config: RunConfig, settings: Settings) -> None:
-    """What is wrong with corpora and labels is told here, before any worker starts: CorpusError or ConfigError."""
+    """Checks corpora and labels before any worker starts. Raises CorpusError or ConfigError."""
     for name, corpus in config.corpora.items():
         for split in ("train", "dev"):
             read(corpus_folder(name, settings), split, corpus.types)
@@ -35,9 +35,9 @@ def load(
     vary: Callable[[T, random.Random], T] = lambda item, _: item,
     keep: Callable[[Example], bool] = lambda _: True,
 ) -> tuple[Mixer[T], dict[str, list[list[T]]], dict[str, Any]]:
-    """The training stream, the groups of each dev split, and what the manifest says of the data.
+    """The training stream, the groups of each dev split, and the manifest's entry on the data.
 
-    ``keep``: which texts are trained on, of the parts that the configuration asks for.
+    ``keep``: which texts to train on, among those of the configured folds.
     """
     found: dict[str, list[T]] = {}
     dev: dict[str, list[list[T]]] = {}
@@ -56,13 +56,13 @@ def load(
 
 
 def kept(examples: list[Example], config: RunConfig) -> list[Example]:
-    """Those that are trained on: all, or those outside of a fold."""
+    """The examples to train on: all, or those outside the configured fold."""
     return examples if config.fold is None else part(examples, config.folds, config.fold, inside=False)
 
 
 @contextlib.contextmanager
 def _uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would look through millions of objects that stay, time and again."""
+    """Suspends garbage collection, which would scan millions of long-lived objects again and again."""
     was = gc.isenabled()
     gc.disable()
     try:
@@ -73,9 +73,9 @@ def _uncollected() -> Iterator[None]:
 
 
 def dev_groups(name: str, examples: Sequence[Example], items: Items[T], config: RunConfig) -> list[list[T]]:
-    """``dev_batches`` groups of a dev split, fewer where it is smaller; no more of it is tokenised than that takes.
+    """Up to ``dev_batches`` groups of a dev split; no more of it is tokenised than they take.
 
-    The same texts whatever the run's seed, so that losses can be compared.
+    The texts do not depend on the run's seed, so losses of runs can be compared.
     """
     shuffled = random.Random(0).sample(examples, len(examples))  # noqa: S311 - an order, not a secret
     found = (item for example in shuffled for item in items([example]))
@@ -95,11 +95,10 @@ def sha256(file: Path) -> str:
 def shares(
     corpora: Mapping[str, Sequence[Sized]], given: Mapping[str, float | None], temperature: float
 ) -> dict[str, float]:
-    """The share of each corpus, which sum to one.
+    """The share of each corpus; they sum to one.
 
-    Those without a given share have ``tokens ** (1 / temperature)`` of what the given ones leave of one, which must be
-    something; where all or none are given, they are relative to one another. (Temperature sampling as in multilingual
-    BERT.)
+    Corpora without a given share divide what the given ones leave, in proportion to ``tokens ** (1 / temperature)``
+    (temperature sampling as in multilingual BERT). If all or none are given, they are relative to one another.
     """
     sizes = {n: sum(map(len, corpora[n])) ** (1 / temperature) for n in corpora if given.get(n) is None}
     fixed = {n: s for n in corpora if (s := given.get(n)) is not None}
@@ -109,7 +108,7 @@ def shares(
 
 
 def grouped(found: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Items one after the other in groups that fit a batch; the last one need not fill it."""
+    """Groups consecutive items so that each group fits a batch."""
     group: list[T] = []
     used = 0
     for item in found:
@@ -125,8 +124,8 @@ def grouped(found: Iterable[T], size: int) -> Iterator[list[T]]:
 class Mixer(Generic[T]):
     """An endless stream of item groups that fill batches, drawn from corpora by share of tokens.
 
-    Each corpus is shuffled anew when it is used up. Items longer than a batch are left out and counted in ``skipped``.
-    ``vary`` makes of an item what this time is seen of it. The order is a function of the seed.
+    A corpus is reshuffled whenever it is used up. Items longer than a batch are left out and counted in ``skipped``.
+    ``vary`` augments an item each time it is drawn. The order is a function of the seed.
     """
 
     def __init__(
@@ -159,9 +158,9 @@ class Mixer(Generic[T]):
         return grouped(self.drawn(), self._size)
 
     def drawn(self) -> Iterator[T]:
-        """The items one by one."""
+        """The items, one at a time."""
         while True:
-            # The corpus furthest behind its share of tokens is next: shares hold at any moment, not only on the mean.
+            # The corpus furthest behind its share comes next: shares hold at every moment, not only on average.
             name = min(self._shares, key=lambda n: self.seen[n] / self._shares[n])
             item = next(self._orders[name])
             self.seen[name] += len(item)

@@ -1,4 +1,4 @@
-"""From examples to packed batches for the span encoder: segments, each with right and wrong spans."""
+"""Packed batches for the span encoder: segments with correct and wrong spans (positives and negatives)."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from training.data.candidates import digest
 from training.data.corpora import Example, Mention
 from training.data.lines import fill
 
-# How far the two ends of a mention are moved, in pieces.
+# Moves of the two ends of a mention, in pieces.
 _MOVES = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if (a, b) != (0, 0)]
-# A generator is mostly wrong by one piece at one end.
+# A generator's boundary errors are mostly one piece at one end.
 _MOVE_WEIGHTS = [1.0 / (abs(a) + abs(b)) ** 2 for a, b in _MOVES]
-# Of spans drawn anywhere, in pieces.
+# Lengths of spans drawn anywhere, in pieces.
 _LENGTHS = (1, 1, 1, 2, 2, 3, 4, 6)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A half-open piece range, a type by its place in the head's table, and whether it is a mention of that type."""
+    """A half-open piece range, a type by its index in the head's table, and whether it is a mention of that type."""
 
     start: int
     end: int
@@ -39,8 +39,8 @@ class Span:
     right: bool
 
 
-class Counts(Protocol):
-    """How many wrong spans are drawn: see :class:`training.config.SelectorConfig`, which is one."""
+class NegativeCounts(Protocol):
+    """How many wrong spans are drawn, as in :class:`training.config.SelectorConfig`."""
 
     @property
     def boundary(self) -> int: ...
@@ -53,10 +53,18 @@ class Counts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FewNegatives:
+    """About as many wrong spans as correct ones, see :class:`NegativeCounts`."""
+
+    boundary: int = 1
+    inner: int = 0
+    wrong_types: int = 0
+    elsewhere: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class SpanItem:
-    """A segment with its mentions, the types that its corpus annotates, a generator's mistakes, and the spans that are
-    learnt from.
-    """
+    """A segment with its mentions, its corpus's types, a generator's mistakes, and the spans to train on."""
 
     tokens: SegmentTokens
     gold: tuple[Span, ...]
@@ -67,8 +75,8 @@ class SpanItem:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def drawn(self, counts: Counts, draw: random.Random) -> SpanItem:
-        """The item with its mentions and with wrong spans, drawn anew."""
+    def drawn(self, counts: NegativeCounts, draw: random.Random) -> SpanItem:
+        """The item with its mentions, mistakes and freshly drawn wrong spans."""
         pieces = len(self.tokens.first)
         taken = {(s.start, s.end, s.type) for s in (*self.gold, *self.mistakes)}
         wrong: list[Span] = []
@@ -105,10 +113,10 @@ def items(
     mistakes: Mapping[str, Sequence[Mention]] | None = None,
     way: Way = "both-ways",
 ) -> list[SpanItem]:
-    """One item a segment. A mention that crosses a segment or a piece boundary cannot be learnt from.
+    """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries.
 
-    ``types``: keys, in the order of the head's table; ``mistakes``: a generator's, as
-    :func:`training.data.candidates.wrong` gives them; ``way``: how a segment is read.
+    ``types``: keys, in the order of the head's table; ``mistakes``: a generator's, from
+    :func:`training.data.candidates.wrong`; ``way``: how a segment is read.
     """
     begun = {} if way == "both-ways" else {lang: headers(tokens, types, lang) for lang in LANGS}
     place = {key: i for i, key in enumerate(types)}
@@ -118,13 +126,13 @@ def items(
         made = mistakes.get(digest(example.text), ()) if mistakes else ()
         for start, end in segment(example.text, example.lang, max_units):
             pieces = split(example.text[start:end])
-            gold, wrong = (_spans(pieces, of, start, end, place) for of in (example.mentions, made))
+            gold, wrong = (_spans(pieces, found, start, end, place) for found in (example.mentions, made))
             out.append(
                 SpanItem(
                     SegmentTokens.of(tokens, pieces, begun.get(example.lang)),
                     tuple(Span(*span, True) for span in gold),
                     known,
-                    # What the corpus has since made a mention is no mistake.
+                    # The corpus may have been corrected since: its mentions are no mistakes.
                     tuple(Span(*span, False) for span in wrong if span not in gold),
                 )
             )
@@ -134,7 +142,7 @@ def items(
 def _spans(
     pieces: Pieces, mentions: Sequence[Mention], start: int, end: int, place: Mapping[str, int]
 ) -> list[tuple[int, int, int]]:
-    """Piece ranges and types of those mentions that lie in the segment from ``start`` to ``end``, each once."""
+    """Piece ranges and types of the distinct mentions that lie in the segment ``start:end``."""
     inside = [m for m in mentions if start <= m.start and m.end <= end and m.type in place]
     return list(
         dict.fromkeys(
@@ -147,10 +155,10 @@ def _spans(
 
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
-    """A packed stream of exactly T tokens, with N spans.
+    """A packed stream of T tokens with N spans.
 
-    ``ids``, ``positions``: (T,); ``at``: (N, 4) tokens before, at both ends of, and after each span; ``types``: (N,)
-    places in the head's table; ``right``: (N,) true for mentions.
+    ``ids``, ``positions``: (T,); ``at``: (N, 4) the tokens before, first in, last in and after each span; ``types``:
+    (N,) indexes into the head's table; ``right``: (N,) true for mentions.
     """
 
     ids: Tensor
@@ -165,18 +173,18 @@ class SpanBatch:
 def pack(
     chosen: Sequence[SpanItem], size: int, window: int | None = None, device: torch.device | str = "cpu"
 ) -> SpanBatch:
-    """Items one after the other in a stream of ``size`` tokens; ``window``: of the base model's sliding layers."""
+    """Packs items into a stream of ``size`` tokens; ``window``: that of the base model's sliding-window layers."""
     ids: list[int] = []
     positions: list[int] = []
     layout: list[Block] = []
     at: list[list[int]] = []
     spans: list[Span] = []
     for item in chosen:
-        begin, read = len(ids), item.tokens.read(span.type for span in item.spans)
-        ids += read.ids
-        positions += read.positions
-        layout.append(read.block(begin, window, device))
-        at += ([begin + token for token in read.boundaries(s.type, s.start, s.end)] for s in item.spans)
+        begin, packed = len(ids), item.tokens.packed(span.type for span in item.spans)
+        ids += packed.ids
+        positions += packed.positions
+        layout.append(packed.block(begin, window, device))
+        at += ([begin + token for token in packed.boundaries(s.type, s.start, s.end)] for s in item.spans)
         spans += item.spans
     tokens = len(ids)
     fill(ids, positions, layout, size, device)

@@ -1,4 +1,4 @@
-"""Extractions on disk, one JSON object a line in the order of their documents, to be scored again later."""
+"""Predictions on disk: one extraction per line, in the order of the documents, to be scored again later."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from shared.messages import Document, Extraction, check_offsets
 
 
 class PredictionsError(ValueError):
-    """Predictions cannot be read, or are of other texts; the message names file, line and remedy, never a text."""
+    """Predictions are unreadable or of other texts; the message names file, line and remedy, without text."""
 
 
 def write(file: Path, extractions: Iterable[Extraction]) -> None:
-    """Writes the extractions. They hold the text of their mentions."""
+    """Writes the extractions, including the text of their mentions."""
     file.write_text("".join(e.model_dump_json() + "\n" for e in extractions), encoding="utf-8")
 
 
 def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
     """The extractions of exactly these documents, in their order.
 
-    PredictionsError unless there is one for each document, of that very text (by its SHA-256), for the types it asks
-    for, and with offsets that give the mentions' text. Ids may differ.
+    Raises PredictionsError unless there is one for each document, made of the same text (by SHA-256) and for the same
+    types, with offsets that match the mentions' text. Ids may differ.
     """
     try:
         lines = file.read_bytes().splitlines()
@@ -31,7 +31,7 @@ def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
         raise PredictionsError(
             f"predictions: cannot read {file} ({error.strerror}); name a predictions.jsonl that `--report` wrote"
         ) from None
-    remedy = "give the --corpus, --split, --limit and --map it was made with, or make it anew with --report"
+    remedy = "give the --corpus, --split, --limit and --map it was made with, or make it again with --report"
     if len(lines) != len(documents):
         raise PredictionsError(f"predictions: {file} has {len(lines)} lines for {len(documents)} texts; {remedy}")
     found = []
@@ -40,13 +40,13 @@ def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
         try:
             extraction = Extraction.model_validate_json(line)
         except ValidationError:
-            # `from None`: the cause would carry text of the line.
-            raise PredictionsError(f"{place}: no extraction of this version; make it anew with --report") from None
+            # `from None`: the cause would quote the line.
+            raise PredictionsError(f"{place}: not an extraction of this version; make it again with --report") from None
         if extraction.text_sha256 != document.sha256:
             raise PredictionsError(f"{place}: made of another text; {remedy}")
         if document.types is not None and set(extraction.types) != set(document.types):
             raise PredictionsError(f"{place}: made for other types; {remedy}")
         if not all(check_offsets(document.text, entity) for entity in extraction.entities):
-            raise PredictionsError(f"{place}: offsets do not give the mention's text; make it anew with --report")
+            raise PredictionsError(f"{place}: offsets do not match the mention's text; make it again with --report")
         found.append(extraction)
     return found

@@ -1,6 +1,6 @@
-"""What a run scored on a corpus, to be read: as one JSON object, as tables, as Markdown and as plots.
+"""Reports of a run's scores on a corpus, as JSON, tables, Markdown and plots.
 
-No text of a document and no mention is in any of them.
+They contain no document text and no mentions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PREDICTIONS, SCORES, PAGE = "predictions.jsonl", "scores.json", "scores.md"
 
-# Told apart without colours too: light, middle, dark.
+# Distinguishable without colour: light, medium, dark.
 _SHADES = ("#9ecae1", "#4292c6", "#08519c")
 
 
@@ -30,7 +30,7 @@ class ReportError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What was run. ``seconds`` is none where the extractions were made earlier, ``mapping`` is what ``--map`` gave."""
+    """What was run. ``seconds``: None if the extractions were made earlier; ``mapping``: what ``--map`` gave."""
 
     corpus: str
     split: str
@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How the F1 of a run differs from that of another one, by measure (:func:`.significance.compare`)."""
+    """Differences in F1 from another run, by measure (:func:`.significance.compare`)."""
 
     file: str
     model_revision: str
@@ -55,7 +55,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table of cells that are ready to print, with a note on how to read it."""
+    """A table of formatted cells, with a note on how to read it."""
 
     title: str
     columns: tuple[str, ...]
@@ -63,7 +63,7 @@ class Table:
     note: str
 
     def markdown(self) -> str:
-        """The table under its title; the first column to the left, the others to the right."""
+        """The table as Markdown under its title, first column left-aligned, the others right-aligned."""
         lines = (self.columns, ("---", *("---:" for _ in self.columns[1:])), *self.rows)
         return f"## {self.title}\n\n{self.note}\n\n" + "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
@@ -79,7 +79,7 @@ class Report:
     comparison: Comparison | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as one object for JSON. ``micro.f1`` is the strict micro F1."""
+        """The whole report as a JSON object. ``micro.f1`` is the strict micro F1."""
         run, other = self.run, self.comparison
         return {
             "corpus": run.corpus,
@@ -102,7 +102,7 @@ class Report:
         }
 
     def overview(self) -> Table:
-        """The scores of all types together."""
+        """Scores over all types."""
         scores, none = self.scores, ("", "")
         rows = [
             _row("micro", scores.micro),
@@ -121,18 +121,18 @@ class Report:
         return Table("Overview", ("", "precision", "recall", "F1", "gold", "predicted"), rows, note)
 
     def types(self) -> Table:
-        """Strict scores of each type, those with most gold mentions first."""
+        """Strict scores of each type, most frequent first."""
         rows = [(*_row(key, s), _within(self.intervals[f"types.{key}.f1"])) for key, s in self._by_gold()]
         return Table("Types", ("", "precision", "recall", "F1", "gold", "predicted", "95 % of F1"), rows, "Strict.")
 
     def lengths(self) -> Table:
-        """Strict scores by length of the mention."""
+        """Strict scores by mention length."""
         rows = [_row(name, score) for name, score in self._by_length()]
         note = "Strict. A piece is a run of letters, a run of digits or any other character."
         return Table("Lengths", ("pieces", "precision", "recall", "F1", "gold", "predicted"), rows, note)
 
     def errors(self) -> Table:
-        """How many mentions are right, and how many are wrong in which way."""
+        """Numbers of correct mentions and of each kind of error."""
         micro = self.scores.micro
         rows = [
             (kind, *_part(said, micro.predicted), *_part(true, micro.gold)) for kind, said, true in self._by_error()
@@ -144,7 +144,7 @@ class Report:
         return Table("Errors", ("", "predicted", "share", "gold", "share"), rows, note)
 
     def against(self) -> Table | None:
-        """The differences from the other run; none without one."""
+        """The differences from the other run; None without one."""
         if self.comparison is None:
             return None
         rows = [
@@ -159,7 +159,7 @@ class Report:
         return Table(title, ("", "difference", "95 %", "p"), rows, note)
 
     def markdown(self) -> str:
-        """All tables, and the plots by their file names."""
+        """All tables, with links to the plots."""
         mapped = ", ".join(f"{label} {f'as {key}' if key else 'left out'}" for label, key in self.run.mapping.items())
         parts = [
             f"# {self.run.corpus} {self.run.split}\n",
@@ -193,7 +193,7 @@ class Report:
         return [(name, self.scores.lengths.get(name, Score())) for name in LENGTHS]
 
     def _by_error(self) -> list[tuple[str, int | None, int | None]]:
-        """Each kind with the number of predicted and of gold mentions; none where a side cannot have it."""
+        """Each kind of error with its number of predicted and gold mentions; None where a side cannot have it."""
         micro, errors = self.scores.micro, self.scores.errors
         return [
             ("right", micro.correct, micro.correct),
@@ -203,7 +203,7 @@ class Report:
         ]
 
     def _plot_types(self, axes: Axes) -> None:
-        types = self._by_gold()[::-1]  # the lowest bar is the first
+        types = self._by_gold()[::-1]  # bars are drawn from the bottom up
         axes.barh([f"{key} ({s.gold})" for key, s in types], [s.f1 for _, s in types], color=_SHADES[0])
         for at, (key, _) in enumerate(types):
             if (interval := self.intervals[f"types.{key}.f1"]) is not None:
@@ -231,7 +231,7 @@ class Report:
 
 
 def prepare(folder: Path) -> None:
-    """Makes the folder of a report. ReportError where none can be written: better before a long run than after it."""
+    """Creates a report's folder. Raises ReportError if it cannot be written to: better before a long run than after."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ReportError("report: needs matplotlib; `make setup` installs it, or `pip install matplotlib`")
     try:
@@ -250,7 +250,9 @@ def _plot(file: Path, draw: Callable[[Axes], None], height: float = 4.0) -> None
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)  # above, where no bar can be
+    axes.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False
+    )  # above the plot, clear of the bars
 
 
 def _row(name: str, s: Score | NestedScore) -> tuple[str, ...]:
@@ -262,5 +264,5 @@ def _within(interval: Interval | None, sign: str = "") -> str:
 
 
 def _part(count: int | None, whole: int) -> tuple[str, str]:
-    """A count and its share of the whole; blank where there is no such count."""
+    """A count and its share of the whole; blank without a count."""
     return ("", "") if count is None else (str(count), f"{count / whole:.1%}" if whole else "")

@@ -1,7 +1,7 @@
 """Scores of predicted against gold mentions, at document offsets.
 
-The measure to report is strict: a mention is right where boundaries and type are exact. The others say where a model
-fails: on which types and lengths, on boundaries or on types, and by which kind of error.
+The main measure is strict: a mention is correct if its boundaries and type are exact. The others show where a model
+fails: on which types and lengths, on boundaries or types, and with which kinds of errors.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int, str]  # start, end, canonical type
 
-# Mention lengths that are counted together, by name, with the largest number of pieces in each.
+# Bins of mention lengths, each with its largest number of pieces.
 LENGTHS = {"1": 1, "2": 2, "3-4": 4, "5-8": 8, "9+": math.inf}
 
-# Errors of a mention that overlaps one of the other side, which is all of them but `spurious` and `missed`.
+# Errors of mentions that overlap one of the other side: all kinds but `spurious` and `missed`.
 NEAR = ("type", "boundary", "boundary and type")
 
 
 @dataclass
 class Score:
-    """Counts and what follows from them. A share of nothing is 0."""
+    """Counts, and the scores that follow from them; 0 where the denominator is 0."""
 
     correct: int = 0
     predicted: int = 0
@@ -56,10 +56,10 @@ class Score:
 
 @dataclass
 class NestedScore:
-    """Mentions that lie inside another mention or around one.
+    """Scores of mentions that lie inside or around another mention.
 
-    Precision over the predicted mentions that are nested among the predicted ones, recall over the gold mentions that
-    are nested among the gold ones: a mention found without its neighbour counts for recall, not for precision.
+    Precision is over predicted mentions that are nested among the predicted ones, recall over gold mentions that are
+    nested among the gold ones: a nested mention found without its partner counts for recall, not for precision.
     """
 
     right: int = 0
@@ -93,18 +93,18 @@ class NestedScore:
 
 @dataclass
 class Errors:
-    """The mentions that are not right, each under exactly one kind.
+    """The errors, each of exactly one kind.
 
     A predicted mention that is not gold is
 
-    - ``type`` where a gold mention has exactly its span, with another type; else
-    - ``boundary`` where it overlaps a gold mention of its type; else
-    - ``boundary and type`` where it overlaps a gold mention, of another type then; else
+    - ``type`` if a gold mention has exactly its span, with another type; else
+    - ``boundary`` if it overlaps a gold mention of its type; else
+    - ``boundary and type`` if it overlaps a gold mention of another type; else
     - ``spurious``.
 
-    A gold mention that is not predicted is one of the same, with the sides swapped, the last being ``missed``. To
-    overlap is to share a code point. A mention that is itself right can be what another one overlaps: a wrong part of
-    a mention that was found is a boundary error.
+    A gold mention that is not predicted is classified the same way with the sides swapped, the last kind being
+    ``missed``. Spans overlap if they share a code point. The mention that an error overlaps may itself be correct: a
+    wrongly predicted part of a mention that was also found is a boundary error.
     """
 
     predicted: Counter[str] = field(default_factory=Counter)
@@ -122,13 +122,13 @@ class Errors:
 
 @dataclass
 class Scores:
-    """Scores of a document or, added up, of a corpus.
+    """Scores of a document or, summed, of a corpus.
 
-    ``micro``, ``types``, ``nested`` and ``lengths`` are strict. A mention's length is the number of its pieces
-    (:mod:`shared.text.pieces`), whatever the language; precision is over the predicted mentions of that length, recall
-    over the gold ones. ``boundaries`` ignores types: a predicted mention is right where a gold one has exactly its
-    span, one for one. ``overlaps`` ignores boundaries: it is right where it overlaps a gold mention of its type, one
-    for one, as many pairs as can be formed. Neither is ever below ``micro``.
+    ``micro``, ``types``, ``nested`` and ``lengths`` are strict. A mention's length is its number of pieces
+    (:mod:`shared.text.pieces`) in either language; precision is over the predicted mentions of that length, recall over
+    the gold ones. ``boundaries`` ignores types: a predicted mention is correct if a gold one has the same span, one to
+    one. ``overlaps`` ignores boundaries: it is correct if it overlaps a gold mention of its type, in a maximum one to
+    one matching. Neither is ever below ``micro``.
     """
 
     micro: Score = field(default_factory=Score)
@@ -142,7 +142,7 @@ class Scores:
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 of the types that have gold mentions; 0 where none has."""
+        """The mean F1 of the types that have gold mentions; 0 if none has."""
         found = [s.f1 for s in self.types.values() if s.gold]
         return sum(found) / len(found) if found else 0.0
 
@@ -173,17 +173,17 @@ class Scores:
 
 
 def score(text: str, gold: Iterable[Span], predicted: Iterable[Span]) -> Scores:
-    """Scores of one document; ``sum(…, Scores())`` of several is that of a corpus.
+    """Scores of one document; ``sum(…, Scores())`` gives those of a corpus.
 
-    Spans lie within the text and are not empty. A mention given twice counts once.
+    Spans must lie within the text and not be empty. Duplicate mentions count once.
     """
     truth, said = set(gold), set(predicted)
     scores = Scores(documents=1)
     for spans, name in ((truth, "gold"), (said, "predicted"), (truth & said, "correct")):
         for start, end, type_ in spans:
-            of_type = scores.types.setdefault(type_, Score())
-            of_length = scores.lengths.setdefault(_length(text[start:end]), Score())
-            for counted in (scores.micro, of_type, of_length):
+            by_type = scores.types.setdefault(type_, Score())
+            by_length = scores.lengths.setdefault(_length(text[start:end]), Score())
+            for counted in (scores.micro, by_type, by_length):
                 setattr(counted, name, getattr(counted, name) + 1)
     nested_truth, nested_said = nested(truth), nested(said)
     scores.nested = NestedScore(
@@ -207,7 +207,7 @@ def score(text: str, gold: Iterable[Span], predicted: Iterable[Span]) -> Scores:
 
 
 def score_all(examples: Sequence[Example], extractions: Sequence[Extraction]) -> list[Scores]:
-    """The scores of each text of a corpus. ValueError where there are not as many extractions."""
+    """The scores of each text of a corpus. Raises ValueError if the number of extractions differs."""
     return [
         score(
             example.text,
@@ -219,7 +219,7 @@ def score_all(examples: Sequence[Example], extractions: Sequence[Extraction]) ->
 
 
 def nested(spans: Iterable[Span]) -> set[Span]:
-    """The mentions that contain another one or lie inside one, of whatever type; the same stretch twice is neither."""
+    """The mentions that contain or lie inside another one, of any type; two with the same span are not nested."""
     ordered = sorted(set(spans), key=lambda s: (s[0], -s[1]))
     found: set[Span] = set()
     for i, outer in enumerate(ordered):
@@ -232,10 +232,10 @@ def nested(spans: Iterable[Span]) -> set[Span]:
 
 
 def overlapping_pairs(some: Iterable[Span], others: Iterable[Span]) -> int:
-    """The most pairs that overlap, with one span of each side and each span in one pair at most.
+    """The size of a maximum matching between overlapping spans of two sides.
 
-    Taking the span that ends first, and with it the first to end of those that it overlaps, is optimal: what overlaps
-    the partner and is still free also overlaps every later partner.
+    Greedily matching the span that ends first with the first-ending span that overlaps it is optimal: any free span
+    that overlaps this partner also overlaps every later one.
     """
     waiting = sorted([(end, start, 0) for start, end, _ in some] + [(end, start, 1) for start, end, _ in others])
     pairs = 0
@@ -249,7 +249,7 @@ def overlapping_pairs(some: Iterable[Span], others: Iterable[Span]) -> int:
 
 
 def _error(span: Span, others: Iterable[Span]) -> str | None:
-    """The kind of error (:class:`Errors`) of a span that is not among the others; none where it overlaps none."""
+    """The kind of error (:class:`Errors`) of a span that is not among the others; None if it overlaps none of them."""
     start, end, type_ = span
     near = [other for other in others if other[0] < end and start < other[1]]
     if any(other[:2] == (start, end) for other in near):

@@ -1,14 +1,12 @@
-"""How far scores would differ on other texts: intervals of one run, and the comparison of two runs on the same texts.
+"""Statistical significance: confidence intervals of one run, and comparison of two runs on the same texts.
 
-Intervals are 95 % percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13). Documents are what is
-resampled, because mentions of one document are not independent; two runs are resampled alike (paired). The p value is
-that of the two-sided approximate randomisation test (Noreen 1989; Yeh 2000): how often a difference at least as large
-arises where each document's outputs are swapped between the runs by a coin. It is not corrected for the number of
-measures that are looked at. Both say something about texts like those of the corpus and nothing about others, or about
-other seeds of training.
+Intervals are 95 % percentile bootstrap intervals (Efron and Tibshirani 1993, chapter 13). Documents are resampled,
+because mentions of one document are not independent; for two runs the resamples are paired. The p value is that of the
+two-sided approximate randomisation test (Noreen 1989; Yeh 2000): how often a difference at least as large arises when
+each document's outputs are randomly swapped between the runs. It is not corrected for multiple comparisons. Both apply
+to texts like those of the corpus, not to other texts or other training seeds.
 
-Everything rests on the counts of each document, so that a resample is a row of a matrix product. The same seed gives
-the same numbers.
+Scores are functions of counts per document, so resampling is a matrix product. The same seed gives the same numbers.
 """
 
 from __future__ import annotations
@@ -26,16 +24,16 @@ LEVEL = 0.95
 RESAMPLES = 1000
 SEED = 13
 
-# Resamples times documents that are held at once: 32 MB.
+# Resamples times documents in memory at once: 32 MB.
 _CELLS = 2**22
-# Differences of F1 that are this close are one; sums in another order differ by less.
+# Differences of F1 this small count as equal; summing in another order changes them by less.
 _SAME = 1e-12
 
 Floats = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Where a value lies with 95 % confidence."""
+    """A 95 % confidence interval."""
 
     low: float
     high: float
@@ -43,7 +41,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much higher a run's F1 is than another's, and the probability of as large a difference by chance."""
+    """How much higher one run's F1 is than another's, and the probability of such a difference by chance."""
 
     value: float
     interval: Interval | None
@@ -54,11 +52,11 @@ def intervals(
     documents: Sequence[Scores], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Interval | None]:
     """The intervals of ``micro.precision``, ``micro.recall``, ``micro.f1``, ``macro.f1``, ``nested.f1`` and
-    ``types.<key>.f1``, from the scores of each document; there must be one at least.
+    ``types.<key>.f1``, from the scores of at least one document.
 
-    A resample without gold mentions of a type says nothing of the type's F1 and is left out of its interval; its macro
-    F1 is that of the other types. Where fewer than two documents have gold mentions of it there is no interval:
-    resampling cannot tell how documents differ. Below some twenty such documents percentile intervals are too narrow.
+    A resample without gold mentions of a type is left out of the interval of that type's F1; its macro F1 is over the
+    other types. There is no interval if fewer than two documents have gold mentions of the type: resampling then cannot
+    tell how documents differ. Below some twenty such documents, percentile intervals are too narrow.
     """
     types = _types(documents)
     counts = _counts(documents, types)
@@ -70,9 +68,9 @@ def intervals(
 def compare(
     documents: Sequence[Scores], others: Sequence[Scores], *, resamples: int = RESAMPLES, seed: int = SEED
 ) -> dict[str, Difference]:
-    """How the F1 of a run differs from that of another run on the same documents, by measure as in :func:`intervals`.
+    """The differences in F1 between two runs on the same documents, by measure as in :func:`intervals`.
 
-    Measures without gold mentions are left out. ValueError where the runs have not the same gold mentions.
+    Measures without gold mentions are left out. Raises ValueError if the gold mentions of the runs differ.
     """
     types = _types([*documents, *others])
     counts, other_counts = _counts(documents, types), _counts(others, types)
@@ -93,7 +91,7 @@ def compare(
     found: dict[str, Difference] = {}
     for name, (value,) in differences(totals, other_totals).items():
         if np.isfinite(value):
-            # The runs as they are count as one arrangement: a p of 0 would claim more than was tried.
+            # The actual assignment counts as one: a p of 0 would claim more than was tried.
             as_large = 1 + np.count_nonzero(np.abs(by_chance[name]) >= abs(value) - _SAME)
             interval = _interval(resampled[name], single[name])
             found[name] = Difference(float(value), interval, float(as_large / (resamples + 1)))
@@ -105,7 +103,7 @@ def _types(documents: Iterable[Scores]) -> list[str]:
 
 
 def _counts(documents: Sequence[Scores], types: Sequence[str]) -> Floats:
-    """A row a document: correct, predicted and gold of each type; right, predicted, found and gold of nested ones."""
+    """A row per document: correct, predicted and gold by type; right, predicted, found and gold of nested mentions."""
     none = Score()
     rows = [
         [
@@ -118,11 +116,11 @@ def _counts(documents: Sequence[Scores], types: Sequence[str]) -> Floats:
 
 
 def _measures(counts: Floats, types: Sequence[str]) -> dict[str, Floats]:
-    """The measures of each row of counts; not a number where it has no gold mention of what is measured."""
-    of_types = counts[:, :-4].reshape(len(counts), len(types), 3)
-    correct, predicted, gold = np.moveaxis(of_types, 2, 0)
+    """The measures of each row of counts; NaN where a row has no gold mentions for the measure."""
+    by_type = counts[:, :-4].reshape(len(counts), len(types), 3)
+    correct, predicted, gold = np.moveaxis(by_type, 2, 0)
     f1 = _share(2 * correct, predicted + gold)
-    all_correct, all_predicted, all_gold = of_types.sum(axis=1).T
+    all_correct, all_predicted, all_gold = by_type.sum(axis=1).T
     right, nested_predicted, found, nested_gold = counts[:, -4:].T
     precision, recall = _share(right, nested_predicted), _share(found, nested_gold)
     measured = {
@@ -133,7 +131,7 @@ def _measures(counts: Floats, types: Sequence[str]) -> dict[str, Floats]:
         "nested.f1": (_share(2 * precision * recall, precision + recall), nested_gold),
         **{f"types.{type_}.f1": (f1[:, i], gold[:, i]) for i, type_ in enumerate(types)},
     }
-    return {name: np.where(of > 0, values, np.nan) for name, (values, of) in measured.items()}
+    return {name: np.where(gold_count > 0, values, np.nan) for name, (values, gold_count) in measured.items()}
 
 
 def _share(part: Floats, whole: Floats) -> Floats:
@@ -141,7 +139,7 @@ def _share(part: Floats, whole: Floats) -> Floats:
 
 
 def _interval(drawn: Floats, single: Floats) -> Interval | None:
-    """The interval of drawn values, if at least two of the single documents can be measured."""
+    """The percentile interval of resampled values, if at least two single documents can be measured."""
     drawn = drawn[np.isfinite(drawn)]
     if np.count_nonzero(np.isfinite(single)) < 2 or not drawn.size:
         return None
@@ -150,19 +148,19 @@ def _interval(drawn: Floats, single: Floats) -> Interval | None:
 
 
 def _drawn(documents: int, seed: int) -> Callable[[int], Floats]:
-    """How often each document is drawn, with replacement: one row a resample."""
+    """How often each document is drawn with replacement: one row per resample."""
     random = np.random.default_rng(seed)
     return lambda rows: random.multinomial(documents, [1 / documents] * documents, size=rows).astype(np.float64)
 
 
 def _swapped(documents: int, seed: int) -> Callable[[int], Floats]:
-    """Whether each document's outputs are swapped: one row an arrangement."""
+    """Whether each document's outputs are swapped: one row per permutation."""
     random = np.random.default_rng(seed)
     return lambda rows: (random.random((rows, documents)) < 0.5).astype(np.float64)
 
 
 def _products(weights: Callable[[int], Floats], counts: Floats, resamples: int) -> Floats:
-    """Weights times counts, one row a resample. Sums of counts are whole numbers, hence exact."""
+    """Weights times counts, one row per resample. Sums of counts are integers, hence exact."""
     most = max(1, _CELLS // max(1, len(counts)))
     sizes = [min(most, resamples - done) for done in range(0, resamples, most)]
     return np.concatenate([weights(size) @ counts for size in sizes])

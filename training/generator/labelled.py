@@ -28,10 +28,10 @@ from training.data.corpora import Example, corpus_folder, read
 from training.data.labelled import PLAIN, Item, Source, Texts, Variation
 from training.generator.rows import NAME, Arrays, Builder, Rows, arrays, grouped, line_loss, on_device, states
 from training.generator.task import Measure, build, parts, plain, write_model
-from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
 from training.tuning.loop import Measured
 from training.tuning.merged_lora import MergedLora
+from training.tuning.optimizer import whole
 
 
 class LabelledObjective(nn.Module):
@@ -60,7 +60,7 @@ class LabelledObjective(nn.Module):
 
 
 class LabelledTask:
-    """See :class:`training.loop.Task`. A line of labelled brackets for each segment (:mod:`shared.labelled`)."""
+    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.labelled`)."""
 
     shared_out = False
 
@@ -151,7 +151,7 @@ class LabelledTask:
         del masters
         adapter = self._config.tuning != "full"
         named = self.objective.named_parameters()
-        return {name: loop.whole(p).clone() for name, p in named if p.requires_grad or not adapter}
+        return {name: whole(p).clone() for name, p in named if p.requires_grad or not adapter}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         del last

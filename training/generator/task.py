@@ -24,9 +24,9 @@ from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
 from training.data.lines import Batch, Item, pack
 from training.generator import low_rank
-from training.tuning import loop
-from training.tuning.loop import Checkpoints, Measured, Report
+from training.tuning.loop import Measured
 from training.tuning.merged_lora import MergedLora
+from training.tuning.optimizer import whole
 
 Measure = Callable[[Any], dict[str, float]]
 """F1 on the dev split of each corpus, of a model as it stands."""
@@ -62,21 +62,6 @@ def parts(model: Any) -> tuple[Any, Any]:
     """The decoder and the output embedding of a causal model, which may have an adapter."""
     causal_model = plain(model)
     return causal_model.get_decoder(), causal_model.get_output_embeddings()
-
-
-def train(
-    config: GeneratorConfig,
-    settings: Settings,
-    checkpoints: Checkpoints,
-    report: Callable[[Report], None] = lambda _: None,
-    measure: Measure | None = None,
-    command: Sequence[str] = (),
-) -> None:
-    """:func:`training.tuning.loop.train` of a generator; ``measure`` is what ``measure_every`` calls."""
-    from training.generator.labelled import LabelledTask  # builds on what is here
-
-    task = LabelledTask if config.scheme == "labelled" else GeneratorTask
-    loop.train(lambda device: task(config, settings, device, measure), config, settings, checkpoints, report, command)
 
 
 class GeneratorTask:
@@ -120,7 +105,7 @@ class GeneratorTask:
         if not self._config.export_rank:
             return _weights(self._model)
         names = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
-        return {name: loop.whole(m).clone() for name, m in zip(names, masters, strict=True)}
+        return {name: whole(m).clone() for name, m in zip(names, masters, strict=True)}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         if not self._config.export_rank:
@@ -199,7 +184,7 @@ def _weights(model: Any) -> dict[str, Tensor]:
     """Whole tensors on the CPU by name: an adapter's, else all of the model's. All workers must call it."""
     adapter = hasattr(model, "peft_config")
     # Clones: those on the CPU would change with the next step.
-    return {n: loop.whole(p).clone() for n, p in model.named_parameters() if p.requires_grad or not adapter}
+    return {n: whole(p).clone() for n, p in model.named_parameters() if p.requires_grad or not adapter}
 
 
 def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, settings: Settings) -> None:

@@ -1,9 +1,8 @@
-"""Fits the calibration of a generator on its candidates for a dev split, and measures how calibrated it is.
+"""Fits the calibration of a generator on its candidates for a dev split, and measures calibration.
 
-Platt scaling (Platt 1999) by Newton's method with a weak Gaussian prior: around no change for all types together, and
-around what all types together gave for each single type, so that a rare type borrows from the others. Thresholds
-maximise the F1 that the probabilities lead to expect (Lipton et al. 2014): labels would say the same with more noise.
-No randomness anywhere.
+Platt scaling (Platt 1999) by Newton's method with a weak Gaussian prior: centred on no change for all types pooled, and
+on the pooled fit for each single type, so that rare types borrow strength from the others. Thresholds maximise the F1
+expected from the probabilities (Lipton et al. 2014); the labels would give the same with more noise. Deterministic.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from numpy.typing import NDArray
 
 from shared.selection.calibration import Calibration, Judgement, Scaling, TypeCalibration
 
-# With fewer candidates a type takes the numbers of all types together. Below it, two parameters rest on chance.
+# A type with fewer candidates gets the pooled parameters: its own would be left to chance.
 MIN_OBSERVATIONS = 30
-# Strength of the prior on slope and intercept: that of about one observation, enough to keep separable data finite.
+# Strength of the prior, about one observation: enough to keep parameters finite for separable data.
 PRIOR = 1.0
 
 Floats = NDArray[np.float64]
@@ -28,7 +27,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """One candidate of the dev split and whether it is a gold mention, boundaries and type exact."""
+    """A candidate of the dev split, and whether it is exactly a gold mention, boundaries and type."""
 
     type: str
     known: Judgement
@@ -36,11 +35,11 @@ class Observation:
 
 
 def fit(observations: Sequence[Observation], gold: Mapping[str, int]) -> Calibration:
-    """The calibration of all types that were seen.
+    """The calibration of all types observed.
 
-    ``gold`` is the number of gold mentions a type, found or not, so that recall counts the missed ones. A type with
-    fewer than ``MIN_OBSERVATIONS`` candidates, or without any gold mention, gets the numbers of all types together. The
-    order of the observations does not matter. ValueError where a type has more correct candidates than gold mentions.
+    ``gold``: the number of gold mentions per type, found or not, so that recall counts the missed ones. A type with
+    fewer than ``MIN_OBSERVATIONS`` candidates, or without gold mentions, gets the pooled parameters. The order of the
+    observations does not matter. Raises ValueError if a type has more correct candidates than gold mentions.
     """
     correct = Counter(o.type for o in observations if o.correct)
     for type_, n in sorted(correct.items()):
@@ -76,10 +75,10 @@ def _fit_type(observations: Sequence[Observation], gold: int, prior: TypeCalibra
 
 
 def _platt(observations: Sequence[Observation], prior: Scaling) -> Scaling:
-    """Factors and intercept of a logistic regression, drawn weakly towards the prior; no factor negative."""
+    """A logistic regression with non-negative factors, shrunk weakly towards the prior."""
     terms = np.array([o.known.terms for o in observations], dtype=np.float64)
     y = np.array([o.correct for o in observations], dtype=np.float64)
-    # Sums in the order of the values, so that the order of the observations cannot change the last digit.
+    # Summed in sorted order, so that the order of the observations cannot change the last digit.
     order = np.lexsort(np.vstack((y, terms.T[::-1])))
     design, y = np.column_stack((terms, np.ones_like(y)))[order], y[order]
     mean = np.array((*prior.factors, prior.intercept))
@@ -96,7 +95,7 @@ def _platt(observations: Sequence[Observation], prior: Scaling) -> Scaling:
 
 
 def _newton(design: Floats, y: Floats, mean: Floats) -> Floats:
-    """The weights of greatest posterior, by Newton's method with step halving (reweighted least squares)."""
+    """The maximum a posteriori weights, by Newton's method with step halving."""
 
     def loss(w: Floats) -> float:
         z = design @ w
@@ -118,10 +117,9 @@ def _newton(design: Floats, y: Floats, mean: Floats) -> Floats:
 
 
 def best_threshold(probabilities: Floats, gold: int) -> float:
-    """The threshold of greatest expected F1, which is half of that F1 (Lipton et al. 2014, arXiv 1402.1892).
+    """The threshold that maximises expected F1, which is half of that F1 (Lipton et al. 2014, arXiv 1402.1892).
 
-    ``probabilities`` are the candidates', ``gold`` the number of mentions there are to find. 0.5 where nothing can be
-    expected.
+    ``probabilities``: of the candidates; ``gold``: the number of mentions to find. 0.5 if there is nothing to expect.
     """
     p = np.sort(probabilities)[::-1]
     if gold == 0 or not p.any():
@@ -131,17 +129,17 @@ def best_threshold(probabilities: Floats, gold: int) -> float:
 
 
 def expected_calibration_error(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 15) -> float:
-    """Mean distance between probability and rate of correctness over bins of equal width (Guo et al. 2017), in 0..1.
+    """Expected calibration error over bins of equal width (Guo et al. 2017), in 0..1.
 
-    0 for no candidates. ValueError where the lengths differ.
+    0 without candidates. Raises ValueError if the lengths differ.
     """
     found = reliability(probabilities, labels, bins)
-    total = sum(of.size for of in found)
-    return sum(of.size * abs(of.probability - of.correct) for of in found) / total if total else 0.0
+    total = sum(each.size for each in found)
+    return sum(each.size * abs(each.probability - each.correct) for each in found) / total if total else 0.0
 
 
 class Bin(NamedTuple):
-    """Candidates of about one probability: how many, their mean probability, and the share of them that is right."""
+    """Candidates of similar probability: how many, their mean probability, and the share that is correct."""
 
     size: int
     probability: float
@@ -149,9 +147,9 @@ class Bin(NamedTuple):
 
 
 def reliability(probabilities: Sequence[float], labels: Sequence[bool], bins: int = 15) -> list[Bin]:
-    """Those of ``bins`` of equal width that hold candidates. ValueError where the lengths differ."""
+    """The non-empty ones of ``bins`` of equal width. Raises ValueError if the lengths differ."""
     if len(probabilities) != len(labels):
-        raise ValueError(f"labels: {len(labels)} for {len(probabilities)} probabilities; give one a probability")
+        raise ValueError(f"labels: {len(labels)} for {len(probabilities)} probabilities; give one per probability")
     p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     bin_of = np.clip((p * bins).astype(int), 0, bins - 1)
     return [

@@ -1,10 +1,9 @@
-"""Exemplars of a corpus for the selector's index: its mentions, and a generator's mistakes or drawn wrong spans."""
+"""Exemplars of a corpus for the selector's index: its mentions, and a generator's mistakes or sampled wrong spans."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,22 +16,12 @@ from shared.text.pieces import split
 from shared.text.segmentation import segment
 from training.data.candidates import digest
 from training.data.corpora import Example, Mention
-from training.data.spans import items
+from training.data.spans import FewNegatives, items
 
-_TEXTS = 64  # that are encoded at once
-
-
-@dataclass(frozen=True)
-class Counts:
-    """See :class:`training.data.spans.Counts`: about as many wrong exemplars as right ones."""
-
-    boundary: int = 1
-    inner: int = 0
-    wrong_types: int = 0
-    elsewhere: int = 1
+_TEXTS = 64  # encoded at once
 
 
-_NONE = Counts(boundary=0, elsewhere=0)
+_NO_NEGATIVES = FewNegatives(boundary=0, elsewhere=0)
 
 
 def of_corpus(
@@ -45,11 +34,11 @@ def of_corpus(
     texts: bool,
     mistakes: Mapping[str, Sequence[Mention]] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[Exemplar]]]:
-    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether an exemplar has the words of its mention.
+    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mention.
 
-    ``mistakes``: of a generator, as :func:`training.data.candidates.wrong` gives them: then these are the wrong ones,
-    and texts that it was not asked for are left out. Types that the encoder was not trained on are left out. The same
-    corpus gives the same exemplars.
+    ``mistakes``: a generator's, from :func:`training.data.candidates.wrong`; they then serve as the rejected exemplars,
+    and texts the generator was not run on are left out. Types the encoder was not trained on are left out.
+    Deterministic.
     """
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     known_texts = [
@@ -92,7 +81,7 @@ def _candidates(
         text = example.text[start:end]
         pieces = split(text)
         within = Segment(document_id=str(number), index=index, start=start, end=end, text=text, lang=example.lang)
-        for span in item.drawn(Counts() if mistakes is None else _NONE, draw).spans:
+        for span in item.drawn(FewNegatives() if mistakes is None else _NO_NEGATIVES, draw).spans:
             first, last = pieces.cores[span.start], pieces.ends[span.end - 1]
             yield (
                 Candidate(

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from shared.selection.gazetteer import Counts, Gazetteer, normal
+from shared.selection.gazetteer import Gazetteer, WordCounts, normal
 from shared.text.pieces import split
 from training.data.corpora import Example
 
-MOST_PIECES = 14  # in words that are counted though they are never a mention
-LEAST = 3  # how often they must come up
+MOST_PIECES = 14  # longest words counted that are never a mention
+LEAST = 3  # occurrences below which they are dropped
 
 
 def count(corpora: Mapping[str, Sequence[Example]]) -> Gazetteer:
-    """Of the mentions and words of corpora, by name."""
+    """The gazetteer of corpora, given by name."""
     mentions: dict[str, Counter[str]] = {}
-    words: dict[str, Counts] = {}
+    words: dict[str, WordCounts] = {}
     types: dict[str, tuple[str, ...]] = {}
     for name, examples in corpora.items():
         types[name] = tuple(sorted({type_ for example in examples for type_ in example.types}))
@@ -25,10 +25,10 @@ def count(corpora: Mapping[str, Sequence[Example]]) -> Gazetteer:
             for start, end, type_ in {(m.start, m.end, m.type) for m in example.mentions}:
                 own[type_][normal(example.text[start:end])] += 1
         texts = [_normal_pieces(example.text) for example in examples]
-        words[name] = Counts.of(_words(texts, {words for of in own.values() for words in of}))
-        for type_, of in own.items():
-            mentions.setdefault(type_, Counter()).update(of)
-    return Gazetteer(types, {type_: Counts.of(of) for type_, of in mentions.items()}, words)
+        words[name] = WordCounts.of(_words(texts, {words for counted in own.values() for words in counted}))
+        for type_, counted in own.items():
+            mentions.setdefault(type_, Counter()).update(counted)
+    return Gazetteer(types, {type_: WordCounts.of(counted) for type_, counted in mentions.items()}, words)
 
 
 def _normal_pieces(text: str) -> list[str]:
@@ -37,10 +37,10 @@ def _normal_pieces(text: str) -> list[str]:
 
 
 def _words(texts: Sequence[Sequence[str]], mentions: Iterable[str]) -> Counter[str]:
-    """How often all words of up to ``MOST_PIECES`` come up, of those that do so ``LEAST`` times or are a mention.
+    """Counts of all n-grams of up to ``MOST_PIECES`` pieces that occur at least ``LEAST`` times or are a mention.
 
-    Longer ones are made of shorter ones that are frequent enough (Agrawal and Srikant 1994): what is rare is dropped
-    before it takes memory.
+    Level by level (Apriori, Agrawal and Srikant 1994): an n-gram is only counted if both of its parts are frequent, so
+    rare ones never take memory.
     """
     found: Counter[str] = Counter()
     wanted = set(mentions)

@@ -1,9 +1,9 @@
-"""Training of the selector's span encoder: an adapter that reads both ways, and a head.
+"""Training of the selector's span encoder: an adapter with bidirectional attention, and a head.
 
-Two losses on the same embeddings. The head's: binary cross-entropy of whether a span is a mention of its type. The
-contrastive one (supervised InfoNCE, Khosla et al. 2020, arXiv 2004.11362): mentions of a type, of any document and
-language, come near one another, and away from wrong spans of that type (boundaries moved by one to three pieces, parts
-of a mention, the right span with a wrong type, spans from elsewhere) and from mentions of other types.
+Two losses on the same embeddings. The head's is the binary cross-entropy of whether a span is a mention of its type.
+The contrastive one (supervised InfoNCE, Khosla et al. 2020, arXiv 2004.11362) pulls mentions of a type together, across
+documents and languages, and pushes them away from wrong spans of that type (boundaries moved by one to three pieces,
+parts of a mention, the right span with a wrong type, random spans) and from mentions of other types.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ from training.data.spans import SpanBatch, SpanItem
 from training.generator.task import lora, parts, plain, write_model
 from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
-from training.tuning.loop import Checkpoints, Measured, Report
+from training.tuning.loop import Checkpoints, Measured, Progress
 from training.tuning.merged_lora import MergedLora
+from training.tuning.optimizer import whole
 
 
 def train(
     config: SelectorConfig,
     settings: Settings,
     checkpoints: Checkpoints,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> None:
     """:func:`training.tuning.loop.train` of a selector."""
@@ -48,7 +49,7 @@ def train(
 
 
 class SelectorObjective(nn.Module):
-    """The sum of both losses of a batch."""
+    """The weighted sum of both losses of a batch."""
 
     def __init__(self, model: Any, head: SpanHead, config: SelectorConfig) -> None:
         super().__init__()
@@ -119,9 +120,9 @@ class SelectorTask:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Of adapter and head, by their names in the objective."""
+        """The weights of adapter and head, by their names in the objective."""
         named = self.objective.named_parameters()
-        return {name: loop.whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
+        return {name: whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         below: dict[str, dict[str, Tensor]] = {"model": {}, "head": {}}
@@ -134,7 +135,7 @@ class SelectorTask:
 
     @torch.no_grad()
     def measure(self) -> Measured:
-        """F1 of the head alone on the drawn spans of the dev batches, and how their embeddings lie."""
+        """F1 of the head alone on the sampled spans of the dev batches, and the geometry of their embeddings."""
         f1: dict[str, float] = {}
         more: dict[str, dict[str, float]] = {}
         for name, batches in self.dev.items():
@@ -153,11 +154,11 @@ def _f1(judged: Tensor, right: Tensor) -> float:
 
 
 def geometry(embeddings: Tensor, types: Tensor, right: Tensor, k: int = 10) -> dict[str, float]:
-    """How well neighbours tell mentions from wrong spans: embeddings (N, size) of length one, types (N,), right (N,).
+    """How well neighbours tell mentions from wrong spans: embeddings (N, size) of norm 1, types (N,), right (N,).
 
-    ``recall_at_1`` and ``recall_at_k``: the share of mentions whose nearest, or one of whose k nearest, among all spans
-    of their type is a mention. ``separation``: how much greater the mean cosine of two mentions of a type is than that
-    of a mention and a wrong span of it.
+    ``recall_at_1`` and ``recall_at_k``: the share of mentions for which the nearest span of the type, or one of the k
+    nearest, is a mention. ``separation``: the mean cosine of two mentions of a type, less that of a mention and a wrong
+    span of it.
     """
     alike = types[:, None] == types[None, :]
     others = alike & ~torch.eye(len(types), dtype=torch.bool, device=types.device)
@@ -177,7 +178,7 @@ def geometry(embeddings: Tensor, types: Tensor, right: Tensor, k: int = 10) -> d
 
 
 def _types(config: SelectorConfig, settings: Settings) -> tuple[str, ...]:
-    """The types that any of the corpora annotates, in an order that depends on nothing else."""
+    """The types that the corpora annotate, sorted."""
     found = {
         key
         for name, corpus in config.corpora.items()

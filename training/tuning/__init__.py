@@ -1,1 +1,1 @@
-"""The loop of a training run and what generator and selector share in it."""
+"""The training loop and what generator and selector share."""

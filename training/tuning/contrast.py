@@ -1,4 +1,4 @@
-"""The contrastive loss of spans (supervised InfoNCE, Khosla et al. 2020, arXiv 2004.11362)."""
+"""A contrastive loss for spans (supervised InfoNCE, Khosla et al. 2020, arXiv 2004.11362)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def contrastive_loss(embeddings: Tensor, types: Tensor, right: Tensor, temperature: float) -> Tensor:
-    """Supervised InfoNCE: embeddings (N, size) of length one, types (N,), right (N,) to a mean in nats.
+    """The mean loss in nats of embeddings (N, size) of norm 1, with types (N,) and right (N,).
 
-    Each mention is told from what is not one of its type, beside all other mentions of its type. A mention alone of its
-    type has nothing to come near to, and counts for nothing.
+    Anchors are mentions. Positives are the other mentions of the type; negatives are wrong spans of the type and
+    mentions of other types. A mention without positives does not count.
     """
     alike = types[:, None] == types[None, :]
     others = ~torch.eye(len(types), dtype=torch.bool, device=types.device)

@@ -1,18 +1,16 @@
-"""The loop of a training run, whatever it trains: steps, losses and scores on dev, checkpoints, and going on from them.
+"""The training loop: steps, losses and scores on dev, checkpoints, resuming.
 
-What is trained is a :class:`Task`, which :mod:`training.generator.task` and :mod:`training.selector.task` make. The
-loop is a plain function that every worker of a run calls; with one worker it needs neither Ray nor a process group
-(:mod:`training.job` is the Ray Train job around it).
+It trains a :class:`Task`, such as those of :mod:`training.generator.task` and :mod:`training.selector.task`.
+:func:`train` is a plain function that every worker of a run calls; with one worker it needs neither Ray nor a process
+group (:mod:`training.job` is the Ray Train job around it).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import platform
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,22 +21,20 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from shared.settings import Settings
 from training.config import RunConfig, TrainingError
+from training.tuning.checkpoints import read_state, write_state
+from training.tuning.optimizer import MasterAdamW
 
-MANIFEST = "training.json"
-_STATE = "state.pt"
-_BEST = "best.safetensors"
 _PACKAGES = ("biobracket", "torch", "transformers", "peft")
+_STEPS_PER_REPORT = 10
 
 
 @dataclass(frozen=True)
-class Report:
-    """A line of progress. ``tokens`` are those of all workers."""
+class Progress:
+    """One line of progress; ``tokens`` are those of all workers, ``loss`` is the mean since the line before."""
 
     step: int
     tokens: int
@@ -51,54 +47,54 @@ class Report:
 
 
 class Measured(NamedTuple):
-    """Scores on the dev splits, by corpus, of which a greater mean is better; and further measures, by name."""
+    """Scores on the dev splits by corpus, higher being better, and further measures by name and corpus."""
 
     f1: dict[str, float]
     more: dict[str, dict[str, float]] | None = None
 
 
 class Checkpoints(Protocol):
-    """Where a run keeps what it can be resumed from."""
+    """Where a run keeps what it resumes from."""
 
     def latest(self) -> contextlib.AbstractContextManager[Path | None]:
-        """A folder with the newest checkpoint, for as long as the context lasts; none where there is none."""
+        """The folder of the newest checkpoint, valid while the context lasts; None if there is none."""
         ...
 
     def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        """Keeps what ``write`` puts into the folder that it is given. Called by all workers; the first's is kept."""
+        """Keeps what ``write`` puts into the folder it is given. All workers call it; the first one's is kept."""
         ...
 
 
 class Batch(Protocol):
-    """What a step sees of the corpora."""
+    """The input of one forward and backward pass."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has, without padding."""
+        """Tokens in the batch, without padding."""
         ...
 
 
 class Task(Protocol):
-    """What a run trains. Every worker makes its own of the same configuration."""
+    """What a run trains. Every worker makes its own from the same configuration."""
 
     @property
     def objective(self) -> nn.Module:
-        """From a batch to its mean loss; what is trained in it requires gradients."""
+        """Maps a batch to its mean loss; the parameters to train require gradients."""
         ...
 
     @property
     def layers(self) -> Iterable[nn.Module]:
-        """The layers of its model, which are compiled or shared out one by one."""
+        """The layers of the model, which are compiled or sharded one by one."""
         ...
 
     @property
     def shared_out(self) -> bool:
-        """Whether several workers share the model out (FSDP), and do not each have all of it (DDP)."""
+        """Whether several workers shard the model (FSDP) rather than each holding all of it (DDP)."""
         ...
 
     @property
     def data(self) -> dict[str, Any]:
-        """What the manifest says of the corpora."""
+        """What the manifest says about the corpora."""
         ...
 
     @property
@@ -107,7 +103,7 @@ class Task(Protocol):
         ...
 
     def groups(self) -> Iterator[Any]:
-        """What makes a batch each, without end; a function of the seed."""
+        """An endless stream of groups, each the content of one batch; a function of the seed."""
         ...
 
     def batch(self, group: Any) -> Batch:
@@ -119,89 +115,19 @@ class Task(Protocol):
         ...
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Copies of what is left of a run, whole and on the CPU, by name. ``masters``: the trained weights in float32.
+        """Copies of the weights to keep, unsharded and on the CPU, by name. ``masters``: the trained ones in float32.
 
         All workers must call it.
         """
         ...
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
-        """Writes what :meth:`weights` gave as it is served, and returns what the manifest says beyond."""
+        """Writes what :meth:`weights` returned in the format it is served in; returns additions to the manifest."""
         ...
 
     def measure(self) -> Measured | None:
-        """How good it is; none where the task cannot tell."""
+        """Scores on the dev splits; None where the task has none."""
         ...
-
-
-class MasterAdamW:
-    """AdamW on float32 copies of the parameters: a bfloat16 weight loses updates below 1/256 of its size."""
-
-    def __init__(self, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
-        self.parameters = parameters
-        self.masters = [p.detach().float().clone() for p in parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.masters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, foreach=True
-        )
-
-    def step(self, learning_rate: float, clip: float) -> None:
-        for master, parameter in zip(self.masters, self.parameters, strict=True):
-            master.grad = parameter.grad.float() if parameter.grad is not None else None
-            parameter.grad = None
-        torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True if self.masters[0].is_cuda else None)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-        with torch.no_grad():
-            for master, parameter in zip(self.masters, self.parameters, strict=True):
-                parameter.copy_(master)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything as whole tensors on the CPU, whatever is shared out. All workers must call it."""
-        state = [self.optimizer.state[m] for m in self.masters]
-        return {
-            "masters": [whole(m) for m in self.masters],
-            "state": [{name: whole(value) for name, value in one.items()} for one in state],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        with torch.no_grad():
-            for master, parameter, saved, one in zip(
-                self.masters, self.parameters, state["masters"], state["state"], strict=True
-            ):
-                master.copy_(_like(saved, master))
-                parameter.copy_(master)
-                if one:
-                    self.optimizer.state[master] = {
-                        name: _like(value, master) if value.shape == saved.shape and value.dim() else value.clone()
-                        for name, value in one.items()
-                    }
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that may be shared out, on the CPU. All workers must call it."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return full.detach().cpu()
-
-
-def _like(whole: Tensor, other: Tensor) -> Tensor:
-    whole = whole.to(other.device)
-    if isinstance(other, DTensor):
-        return distribute_tensor(whole, other.device_mesh, other.placements)
-    return whole.clone()
-
-
-@dataclass
-class _Progress:
-    """What a checkpoint holds beside weights and optimiser; the same in every worker."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: float = -1.0
-    worse: int = 0  # scores since the best one
-    losses: list[float] = field(default_factory=list)  # since the last line
 
 
 def train(
@@ -209,202 +135,245 @@ def train(
     config: RunConfig,
     settings: Settings,
     checkpoints: Checkpoints,
-    report: Callable[[Report], None] = lambda _: None,
+    report: Callable[[Progress], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> None:
-    """Trains, and leaves the result as the last checkpoint: see :func:`export`. Goes on from the newest one.
+    """Trains, resuming from the newest checkpoint; the last checkpoint holds the result, see
+    :func:`training.tuning.checkpoints.export`.
 
     Every worker of an initialised process group calls it with the same arguments; ``report`` is called in the first
-    one alone. ``command`` is what the manifest names as such.
+    one alone. ``command`` is the command line to note in the manifest.
     """
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     random.seed(config.seed)
     torch.manual_seed(config.seed)
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    task = make(device)
-    if config.compile:
-        for layer in task.layers:
-            layer.forward = torch.compile(layer.forward, dynamic=False)
-    objective: Any = task.objective
-    if size > 1 and task.shared_out:
-        _share_out(task)
-    elif size > 1:
-        objective = nn.parallel.DistributedDataParallel(objective)
-    parameters = [p for p in task.objective.parameters() if p.requires_grad]
-    optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
+    worker = _Worker.current()
+    task = make(worker.device)
+    trainer = _Trainer(task, config, settings, checkpoints, report, command, worker)
+    trainer.resume()
+    trainer.run()
+    trainer.finish()
 
-    now = _Progress()
-    best: dict[str, Tensor] = {}
-    with checkpoints.latest() as found:
-        if found is not None:
-            state = torch.load(found / _STATE, weights_only=True)
-            optimizer.load_state_dict(state.pop("optimizer"))
-            now = _Progress(**state)
-            if (found / _BEST).is_file():
-                best = load_file(found / _BEST)
-    task.updated()
 
-    def save(*, last: bool = False) -> None:
-        # Here, and not in `write`: what is shared out is gathered by all workers together.
-        state = {"optimizer": optimizer.state_dict(), **asdict(now)}
-        given = best or task.weights(optimizer.masters)
+class _Worker(NamedTuple):
+    """This process among those of the run."""
 
-        def write(folder: Path) -> None:
-            torch.save(state, folder / _STATE)
-            if best:
-                save_file(best, folder / _BEST)
-            manifest = _manifest(config, settings, task.data, size) | {"command": list(command)}
-            manifest |= {"history": now.history} | task.write(given, folder, last=last)
-            (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    rank: int
+    size: int
+    device: torch.device
 
-        checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
+    @classmethod
+    def current(cls) -> _Worker:
+        rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        cuda = torch.cuda.is_available()
+        return cls(rank, size, torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
 
-    def tell(rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
-        nonlocal best
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all workers."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return [float(v) for v in tensor.tolist()]
+
+
+@dataclass
+class _RunState:
+    """What a checkpoint holds besides weights and optimiser; the same in every worker."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    worse: int = 0  # scores since the best one
+    losses: list[float] = field(default_factory=list)  # since the last report
+
+    def done(self, config: RunConfig) -> float:
+        """The share of the run that is done; it ends at 1."""
+        return max(self.seconds / (60 * config.minutes), self.tokens / config.max_tokens)
+
+
+def learning_rate(config: RunConfig, step: int, done: float) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, constant, then a linear cooldown to zero.
+
+    ``done``: the share of the run that is done, 0..1.
+    """
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    return config.learning_rate * warm * min(1.0, (1.0 - done) / config.cooldown)
+
+
+class _Trainer:
+    """A task on its way through a run, in one worker."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        settings: Settings,
+        checkpoints: Checkpoints,
+        report: Callable[[Progress], None],
+        command: Sequence[str],
+        worker: _Worker,
+    ) -> None:
+        self._task, self._config, self._settings, self._worker = task, config, settings, worker
+        self._checkpoints, self._report, self._command = checkpoints, report, command
+        self._objective = _parallel(task, config, worker)
+        parameters = [p for p in task.objective.parameters() if p.requires_grad]
+        self._optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
+        self._now = _RunState()
+        self._best: dict[str, Tensor] = {}  # weights with the best scores; empty until something was measured
+
+    def resume(self) -> None:
+        """Goes back to the newest checkpoint, if there is one."""
+        with self._checkpoints.latest() as found:
+            if found is not None:
+                state, self._best = read_state(found)
+                self._optimizer.load_state_dict(state.pop("optimizer"))
+                self._now = _RunState(**state)
+        self._task.updated()
+
+    def run(self) -> None:
+        """Trains until minutes, tokens or patience are used up."""
+        config, now = self._config, self._now
+        # The order is a function of the seed. Worker r of n takes every n-th group from the r-th on, after those seen.
+        seen = now.step * config.accumulate * self._worker.size
+        groups = islice(self._task.groups(), seen + self._worker.rank, None, self._worker.size)
+        before, begun, saved = now.seconds, time.monotonic(), now.seconds
+        while (done := now.done(config)) < 1.0:
+            if config.patience and now.worse >= config.patience:
+                break
+            rate = learning_rate(config, now.step, done)
+            loss, tokens = self._step(groups, rate)
+            self._count(loss, tokens, before + time.monotonic() - begun)
+            measure = bool(config.measure_every) and now.step % config.measure_every == 0
+            if now.step % _STEPS_PER_REPORT == 0 or measure:
+                dev = self._dev_loss() if now.step % config.dev_every == 0 else None
+                self._tell(rate, dev, self._measured() if measure else None)
+            if now.seconds - saved > 60 * config.save_minutes:
+                saved = now.seconds
+                self._save()
+
+    def finish(self) -> None:
+        """Measures the last weights, which are mostly the best, and saves the result."""
+        # By the history, which all workers have, so that it also holds for a run that had already ended.
+        history = self._now.history
+        measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
+        if self._config.measure_every and not measured and (scores := self._measured()) is not None:
+            self._tell(0.0, None, scores)
+        self._save(last=True)
+
+    def _step(self, groups: Iterator[Any], rate: float) -> tuple[float, int]:
+        """One optimiser step over ``accumulate`` batches; this worker's mean loss, and its tokens."""
+        count, total, tokens = self._config.accumulate, 0.0, 0
+        for i in range(1, count + 1):
+            batch = self._task.batch(next(groups))
+            # DDP need not reduce gradients before the last batch.
+            unsynced = i < count and hasattr(self._objective, "no_sync")
+            with self._objective.no_sync() if unsynced else contextlib.nullcontext():
+                loss = self._objective(batch) / count
+                loss.backward()
+            total += loss.item()
+            tokens += batch.tokens
+        self._optimizer.step(rate, self._config.clip)
+        self._task.updated()
+        return total, tokens
+
+    def _count(self, loss: float, tokens: int, seconds: float) -> None:
+        """Adds a step of all workers to the state. Raises TrainingError if the loss is no longer finite."""
+        # The first worker's clock counts for all of them, so that all end at the same step.
+        clock = 0.0 if self._worker.rank else seconds
+        mean, tokens_of_all, elapsed = self._worker.sum([loss / self._worker.size, tokens, clock])
+        now = self._now
+        now.losses.append(mean)
+        now.step, now.tokens, now.seconds = now.step + 1, now.tokens + round(tokens_of_all), elapsed
+        if not math.isfinite(mean):
+            raise TrainingError("learning_rate: the loss is no longer finite; lower it")
+
+    def _tell(self, rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
+        """Adds a line to the history, keeps the weights if they are the best, and reports the line."""
+        now = self._now
         if now.losses:
             loss = sum(now.losses) / len(now.losses)
             now.losses.clear()
-        else:  # no step since the last line, of which this is the rest
-            part = now.history.pop()
-            loss, rate, dev = (part[name] for name in ("loss", "learning_rate", "dev"))
-        line = Report(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
+        else:  # no step since the last line: its scores have come, so it is replaced
+            last = now.history.pop()
+            loss, rate, dev = (last[name] for name in ("loss", "learning_rate", "dev"))
+        line = Progress(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
         now.history.append(asdict(line))
         if scores is not None:
             mean = sum(scores.f1.values()) / len(scores.f1)
             now.worse = 0 if mean > now.best else now.worse + 1
             if mean > now.best:
-                now.best, best = mean, task.weights(optimizer.masters)
-        if rank == 0:
-            report(line)
+                now.best, self._best = mean, self._task.weights(self._optimizer.masters)
+        if self._worker.rank == 0:
+            self._report(line)
 
-    # The order is a function of the seed: worker r of n takes every n-th group from the r-th, after those seen.
-    groups = islice(task.groups(), now.step * config.accumulate * size + rank, None, size)
-    before, begun, saved = now.seconds, time.monotonic(), now.seconds
-    while (progress := max(now.seconds / (60 * config.minutes), now.tokens / config.max_tokens)) < 1.0:
-        if config.patience and now.worse >= config.patience:
-            break
-        warm = min(1.0, (now.step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-        rate = config.learning_rate * warm * min(1.0, (1.0 - progress) / config.cooldown)
-        loss, tokens = _step(objective, (task.batch(next(groups)) for _ in range(config.accumulate)), config.accumulate)
-        optimizer.step(rate, config.clip)
-        task.updated()
-        # The first worker's clock is everybody's, so that all of them end at the same step.
-        told = _sum([loss / size, tokens, 0.0 if rank else before + time.monotonic() - begun], device)
-        now.losses.append(told[0])
-        now.step, now.tokens, now.seconds = now.step + 1, now.tokens + round(told[1]), told[2]
-        if not math.isfinite(told[0]):
-            raise TrainingError("learning_rate: the loss is no longer finite; lower it")
-        due = config.measure_every and now.step % config.measure_every == 0
-        if now.step % 10 == 0 or due:
-            dev = _dev_loss(objective, task.dev) if now.step % config.dev_every == 0 else None
-            tell(rate, dev, _measured(objective, task, rank) if due else None)
-        if now.seconds - saved > 60 * config.save_minutes:
-            saved = now.seconds
-            save()
-    # The last weights are mostly the best. By the history, which all workers have, also those of a run that had ended.
-    measured = now.history and now.history[-1]["step"] == now.step and now.history[-1]["f1"] is not None
-    if config.measure_every and not measured and (scores := _measured(objective, task, rank)) is not None:
-        tell(0.0, None, scores)
-    save(last=True)
+    @torch.no_grad()
+    def _dev_loss(self) -> dict[str, float]:
+        """The mean loss on each dev split. Every worker computes all of it: a sharded model needs all of them."""
+        return {
+            name: sum(self._objective(batch).item() for batch in batches) / len(batches)
+            for name, batches in self._task.dev.items()
+        }
 
+    def _measured(self) -> Measured | None:
+        """Scores on the dev splits: by the first worker alone, or by all where the model is sharded."""
+        objective, sharded = self._objective, hasattr(self._objective, "unshard")
+        found: list[Any] = [None]
+        if self._worker.rank == 0 or sharded:
+            if sharded:
+                objective.unshard()
+            objective.eval()
+            with torch.compiler.set_stance("force_eager"):  # its shapes are not those of the batches
+                found = [self._task.measure()]
+            objective.train()
+            if sharded:
+                objective.reshard()
+        if dist.is_initialized():
+            dist.broadcast_object_list(found)
+        scores: Measured | None = found[0]
+        return scores
 
-def _share_out(task: Task) -> None:
-    """Each worker keeps its share of every layer (FSDP2), in place; what is outside of them stays whole once used."""
-    from torch.distributed.fsdp import fully_shard
+    def _save(self, *, last: bool = False) -> None:
+        now, best = self._now, self._best
+        # Gathered here and not in `write`: all workers must take part in unsharding.
+        state = {"optimizer": self._optimizer.state_dict(), **asdict(now)}
+        weights = best or self._task.weights(self._optimizer.masters)
 
-    for layer in task.layers:
-        fully_shard(layer)
-    fully_shard(task.objective, reshard_after_forward=False)
+        def write(folder: Path) -> None:
+            manifest = self._manifest() | self._task.write(weights, folder, last=last)
+            write_state(folder, state, best, manifest)
 
+        self._checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
 
-def _step(objective: Any, batches: Iterator[Batch], count: int) -> tuple[float, int]:
-    """Gradients of a step of so many batches; the worker's mean loss and tokens."""
-    total, tokens = 0.0, 0
-    for i, batch in enumerate(batches, 1):
-        quiet = objective.no_sync() if i < count and hasattr(objective, "no_sync") else contextlib.nullcontext()
-        with quiet:
-            loss = objective(batch) / count
-            loss.backward()
-        total += loss.item()
-        tokens += batch.tokens
-    return total, tokens
-
-
-def _sum(values: list[float], device: torch.device) -> list[float]:
-    """Sums over all workers."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return values
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return [float(v) for v in tensor.tolist()]
+    def _manifest(self) -> dict[str, Any]:
+        """What the run was made of, and its history."""
+        # An adapter to start from has its own rank and scale, in its configuration.
+        hidden = {"storage", "init"} | ({"rank", "alpha"} if self._config.init is not None else set())
+        return {
+            "config": self._config.model_dump(mode="json", exclude=hidden),
+            "base_model": self._settings.base_model,
+            "workers": self._worker.size,
+            "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "data": self._task.data,
+            "command": list(self._command),
+            "history": self._now.history,
+        }
 
 
-@torch.no_grad()
-def _dev_loss(objective: Any, batches: Mapping[str, Sequence[Batch]]) -> dict[str, float]:
-    """Every worker computes the same: where the model is shared out, none can do without the others."""
-    return {name: sum(objective(batch).item() for batch in found) / len(found) for name, found in batches.items()}
+def _parallel(task: Task, config: RunConfig, worker: _Worker) -> Any:
+    """The task's objective, compiled layer by layer if so configured, and spread over the workers if there are more."""
+    if config.compile:
+        for layer in task.layers:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+    if worker.size > 1 and task.shared_out:
+        from torch.distributed.fsdp import fully_shard
 
-
-def _measured(objective: Any, task: Task, rank: int) -> Measured | None:
-    """Scores on the dev splits: by the first worker alone, but by all where each has only a share of the model."""
-    shared_out = hasattr(objective, "unshard")
-    told: list[Any] = [None]
-    if rank == 0 or shared_out:
-        if shared_out:
-            objective.unshard()
-        objective.eval()
-        with torch.compiler.set_stance("force_eager"):  # its shapes are not those of the batches
-            told = [task.measure()]
-        objective.train()
-        if shared_out:
-            objective.reshard()
-    if dist.is_initialized():
-        dist.broadcast_object_list(told)
-    scores: Measured | None = told[0]
-    return scores
-
-
-def _manifest(config: RunConfig, settings: Settings, data: dict[str, Any], workers: int) -> dict[str, Any]:
-    """What a run was made of."""
-    # Where there is an adapter to go on from, rank and scale are its own: they stand in the adapter's configuration.
-    hidden = {"storage", "init"} | ({"rank", "alpha"} if config.init is not None else set())
-    return {
-        "config": config.model_dump(mode="json", exclude=hidden),
-        "base_model": settings.base_model,
-        "workers": workers,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "data": data,
-    }
-
-
-class FolderCheckpoints:
-    """The newest checkpoint in a folder; replaced at once: a killed run leaves a whole one."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @contextlib.contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield self._folder if self._folder.is_dir() else None
-
-    def save(self, metrics: dict[str, float], write: Callable[[Path], None]) -> None:
-        del metrics
-        new, old = self._folder.with_suffix(".new"), self._folder.with_suffix(".old")
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
-        new.mkdir(parents=True)
-        write(new)
-        if self._folder.is_dir():
-            self._folder.rename(old)
-        new.rename(self._folder)
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def export(checkpoint: Path, out: Path) -> Path:
-    """Copies model and manifest of a checkpoint into ``out``, without what only a resumed run needs."""
-    out.mkdir(parents=True, exist_ok=True)
-    for file in checkpoint.iterdir():
-        if file.is_file() and file.name not in (_STATE, _BEST):
-            shutil.copyfile(file, out / file.name)
-    return out
+        # FSDP2, in place. What lies outside the layers stays unsharded after its first use.
+        for layer in task.layers:
+            fully_shard(layer)
+        fully_shard(task.objective, reshard_after_forward=False)
+    elif worker.size > 1:
+        return nn.parallel.DistributedDataParallel(task.objective)
+    return task.objective

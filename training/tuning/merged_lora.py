@@ -1,9 +1,9 @@
-"""LoRA layers as one matrix product: a few percent faster than two, in training on a CPU.
+"""LoRA layers as a single matrix product, which trains a few percent faster on a CPU.
 
-``peft`` adds the adapter's output to the base layer's: two thin products, a scaling and a sum more in the forward pass,
-and their gradients. Here the weight ``W + s B A`` is computed once a step and used for all of its tokens; only the
-gradients of ``A`` and ``B`` stay thin products (they need no gradient of the whole weight). The rounded sum is also
-what is served, where the adapter is merged into the base.
+``peft`` adds the adapter's output to the base layer's, at the cost of two thin products, a scaling and a sum in the
+forward pass, and their gradients. Here the weight ``W + s B A`` is computed once per step; only the gradients of ``A``
+and ``B`` remain thin products (they do not need the gradient of the whole weight). The rounded sum is also what is
+served once the adapter is merged into the base.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, None, Tensor, Tensor, None]:
         x, merged, a, b = ctx.saved_tensors
-        given, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-        of_a = (flat @ b).t() @ given * ctx.scaling
-        of_b = flat.t() @ (given @ a.t()) * ctx.scaling
-        of_x = gradient @ merged if ctx.needs_input_grad[0] else None
-        return of_x, None, None, of_a, of_b, None
+        inputs, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+        grad_a = (flat @ b).t() @ inputs * ctx.scaling
+        grad_b = flat.t() @ (inputs @ a.t()) * ctx.scaling
+        grad_x = gradient @ merged if ctx.needs_input_grad[0] else None
+        return grad_x, None, None, grad_a, grad_b, None
 
 
 class _Layer:
-    """The forward pass of one ``peft`` LoRA layer, in its place."""
+    """Replaces the forward pass of one ``peft`` LoRA layer."""
 
     def __init__(self, layer: Any) -> None:
         (name,) = layer.active_adapters
@@ -56,7 +56,7 @@ class _Layer:
 
 
 class MergedLora:
-    """All LoRA layers of a model, switched in place. :meth:`refresh` must follow every change of the adapter."""
+    """All LoRA layers of a model, replaced in place. Call :meth:`refresh` after every change of the adapter."""
 
     def __init__(self, model: Any) -> None:
         self.layers: list[_Layer] = []
@@ -69,6 +69,6 @@ class MergedLora:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """The merged weights from the adapter as it is."""
+        """Recomputes the merged weights."""
         for layer in self.layers:
             layer.refresh()

@@ -1,38 +1,43 @@
-"""Learning curves: TensorBoard events while a run goes on, a picture of them when it is over."""
+"""Learning curves: TensorBoard events during a run, a plot after it."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from training.tuning.loop import MANIFEST, Report
+from training.tuning.checkpoints import MANIFEST
+from training.tuning.loop import Progress
 
 
 class TensorBoard:
-    """Writes reports as TensorBoard events into a folder or URI, by step."""
+    """Writes progress as TensorBoard events into a folder or URI."""
 
     def __init__(self, folder: str) -> None:
         from tensorboardX import SummaryWriter  # type: ignore[import-untyped]
 
         self._writer = SummaryWriter(folder, flush_secs=5)
 
-    def add(self, report: Report) -> None:
-        """Losses, learning rate, tokens and scores of a report."""
-        scalars = {"loss/train": report.loss, "learning_rate": report.learning_rate, "tokens": float(report.tokens)}
-        scalars |= {f"loss/dev/{name}": loss for name, loss in (report.dev or {}).items()}
-        scalars |= {f"f1/dev/{name}": score for name, score in (report.f1 or {}).items()}
-        for measure, by_corpus in (report.more or {}).items():
+    def add(self, progress: Progress) -> None:
+        """Adds losses, learning rate, tokens and scores."""
+        scalars = {
+            "loss/train": progress.loss,
+            "learning_rate": progress.learning_rate,
+            "tokens": float(progress.tokens),
+        }
+        scalars |= {f"loss/dev/{name}": loss for name, loss in (progress.dev or {}).items()}
+        scalars |= {f"f1/dev/{name}": score for name, score in (progress.f1 or {}).items()}
+        for measure, by_corpus in (progress.more or {}).items():
             scalars |= {f"{measure}/dev/{name}": value for name, value in by_corpus.items()}
         for name, value in scalars.items():
-            self._writer.add_scalar(name, value, report.step)
+            self._writer.add_scalar(name, value, progress.step)
 
     def close(self) -> None:
-        """Writes what is waiting; :meth:`add` does so within seconds."""
+        """Flushes pending events; otherwise they are written within seconds."""
         self._writer.close()
 
 
 def plot(folder: Path) -> Path:
-    """``curves.png`` in the folder of a trained model, from its manifest: losses and measures, against tokens seen."""
+    """Writes ``curves.png`` into the folder of a trained model: losses and scores against tokens, from its manifest."""
     from matplotlib.figure import Figure
 
     history = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["history"]

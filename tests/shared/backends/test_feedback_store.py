@@ -1,4 +1,4 @@
-"""What reviewers say, on one Valkey server and on a cluster of three."""
+"""The feedback store, on one Valkey server and on a cluster of three."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 
 from shared.backends.feedback_store import FeedbackStore
 from shared.errors import StoreError
-from shared.selection.feedback import Feedback, Opinion
+from shared.selection.feedback import Feedback, NewFeedback
 from tests.support.servers import Target
 
 TEXT = "The patient was kept in a cold room."
 
 
-def opinion(**fields: object) -> Opinion:
-    return Opinion.model_validate({"text": TEXT, "start": 26, "end": 30, "type": "disease", "accepted": False} | fields)
+def new_feedback(**fields: object) -> NewFeedback:
+    return NewFeedback.model_validate(
+        {"text": TEXT, "start": 26, "end": 30, "type": "disease", "accepted": False} | fields
+    )
 
 
 def feedback(id_: str, at: float = 1.0, **fields: object) -> Feedback:
-    return opinion(id=id_, time=at, **fields).feedback(now=0.0)
+    return new_feedback(id=id_, time=at, **fields).feedback(now=0.0)
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def ids(store: FeedbackStore) -> list[str]:
     return [each.id for each in store.page().feedback]
 
 
-def test_the_later_opinion_counts_and_a_repeated_one_does_not(store: FeedbackStore) -> None:
+def test_later_feedback_counts_and_repeated_feedback_does_not(store: FeedbackStore) -> None:
     assert store.version() == 0
     assert store.put(feedback("a", 1.0))
     assert not store.put(feedback("a", 1.0))
@@ -48,12 +50,12 @@ def test_the_later_opinion_counts_and_a_repeated_one_does_not(store: FeedbackSto
     assert (kept.accepted, kept.time) == (True, 2.0)
 
 
-def test_what_was_taken_back_does_not_return(store: FeedbackStore) -> None:
+def test_withdrawn_feedback_does_not_return(store: FeedbackStore) -> None:
     store.put(feedback("a", 5.0))
     assert store.undo("a", at=6.0)
     assert not store.undo("a")
     assert not store.undo("b")
-    assert not store.put(feedback("a", 5.0))  # a record that is read again
+    assert not store.put(feedback("a", 5.0))  # a record read twice
     assert ids(store) == []
     assert store.put(feedback("a", 7.0))
     assert not store.undo("a", at=6.0)  # so is this
@@ -62,7 +64,7 @@ def test_what_was_taken_back_does_not_return(store: FeedbackStore) -> None:
     assert ids(store) == []
 
 
-def test_what_is_taken_back_before_it_comes_is_refused(store: FeedbackStore) -> None:
+def test_feedback_withdrawn_before_it_arrives_is_refused(store: FeedbackStore) -> None:
     assert store.undo("a", at=6.0)
     assert not store.undo("a", at=6.0)
     assert not store.put(feedback("a", 5.0))
@@ -70,13 +72,13 @@ def test_what_is_taken_back_before_it_comes_is_refused(store: FeedbackStore) -> 
     assert store.changes().gone == ("a",)
 
 
-def test_one_that_is_ahead_of_the_clock_can_be_taken_back(store: FeedbackStore) -> None:
+def test_feedback_from_the_future_can_be_withdrawn(store: FeedbackStore) -> None:
     store.put(feedback("a", 9e10))
     assert store.undo("a")
     assert not store.put(feedback("a", 9e10))
 
 
-def test_pages_hold_all_the_newest_first(store: FeedbackStore) -> None:
+def test_pages_hold_everything_newest_first(store: FeedbackStore) -> None:
     for n in range(7):
         store.put(feedback(str(n)))
     store.undo("3")
@@ -92,9 +94,7 @@ def test_pages_hold_all_the_newest_first(store: FeedbackStore) -> None:
 
 
 @pytest.mark.parametrize("page", [2, 500])
-def test_changes_since_a_version_are_all_there_is_to_learn(
-    store: FeedbackStore, monkeypatch: pytest.MonkeyPatch, page: int
-) -> None:
+def test_changes_since_a_version_are_complete(store: FeedbackStore, monkeypatch: pytest.MonkeyPatch, page: int) -> None:
     monkeypatch.setattr("shared.backends.feedback_store._PAGE", page)
     for n in range(5):
         store.put(feedback(str(n)))
@@ -108,7 +108,7 @@ def test_changes_since_a_version_are_all_there_is_to_learn(
     assert ids(store) == ["2", "4", "3", "0"]
 
 
-def test_a_store_that_began_anew_is_noticed(store: FeedbackStore, target: Target) -> None:
+def test_an_emptied_store_is_noticed(store: FeedbackStore, target: Target) -> None:
     for n in range(3):
         store.put(feedback(str(n)))
     target.everywhere("FLUSHALL")
@@ -120,9 +120,7 @@ def test_a_store_that_began_anew_is_noticed(store: FeedbackStore, target: Target
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.booleans(), st.integers(0, 5), st.booleans()), max_size=12))
 @hypothesis_settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whoever_follows_the_changes_knows_what_is_there(
-    target: Target, history: list[tuple[str, bool, int, bool]]
-) -> None:
+def test_following_the_changes_gives_what_is_stored(target: Target, history: list[tuple[str, bool, int, bool]]) -> None:
     target.everywhere("FLUSHALL")
     store = FeedbackStore.from_settings(target.settings)
     known: dict[str, Feedback] = {}
@@ -142,7 +140,7 @@ def test_whoever_follows_the_changes_knows_what_is_there(
     store.close()
 
 
-def test_a_store_that_is_away_is_told(target: Target) -> None:
+def test_an_unreachable_store_names_the_setting(target: Target) -> None:
     settings = target.settings.model_copy(update={"redis_cluster": False})
     away = FeedbackStore.from_settings(
         settings.model_copy(update={"redis": type(settings.redis)("redis://127.0.0.1:1")})

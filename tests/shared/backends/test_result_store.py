@@ -71,14 +71,14 @@ def _extraction(document_id: str, revision: str, *mentions: tuple[str, str]) -> 
     )
 
 
-def test_a_result_comes_back(store: ResultStore) -> None:
+def test_a_stored_result_can_be_read(store: ResultStore) -> None:
     extraction = _extraction("病历 1", "r1", ("右肺腺癌", "disease"), ("CD28", "protein"))
     assert store.get("病历 1") is None
     assert store.put(extraction) is True
     assert store.get("病历 1") == extraction
 
 
-def test_writing_twice_changes_nothing(store: ResultStore, target: Target) -> None:
+def test_writing_is_idempotent(store: ResultStore, target: Target) -> None:
     extraction = _extraction("d", "r1", ("cancer", "disease"))
     assert store.put(extraction) is True
     keys = sorted(target.keys())
@@ -100,7 +100,7 @@ def test_a_newer_result_replaces_the_older(store: ResultStore, target: Target) -
     assert len([key for key in target.keys() if key.startswith(b"bb:m:")]) == 2  # noqa: SIM118 - not a dict
 
 
-def test_an_older_key_does_not_come_back(store: ResultStore) -> None:
+def test_an_older_key_is_not_written_again(store: ResultStore) -> None:
     old = _extraction("d", "r1", ("cancer", "disease"))
     new = _extraction("d", "r2", ("tumour", "disease"))
     store.put(old)
@@ -135,7 +135,7 @@ def test_mentions_respect_the_limit_across_pages(store: ResultStore, monkeypatch
     assert store.mentions("fever", limit=0) == []
 
 
-def test_a_writer_that_died_half_way_shows_nothing_and_can_go_on(store: ResultStore) -> None:
+def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store: ResultStore) -> None:
     extraction = _extraction("d", "r", ("fever", "disease"))
     store._index("d", module._mentioned(extraction))
     assert store.mentions("fever") == []
@@ -143,7 +143,9 @@ def test_a_writer_that_died_half_way_shows_nothing_and_can_go_on(store: ResultSt
     assert len(store.mentions("fever")) == 1
 
 
-def test_stale_entries_go_when_read(store: ResultStore, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stale_entries_are_dropped_when_read(
+    store: ResultStore, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store._index("gone", module._mentioned(_extraction("gone", "r", ("fever", "disease"))))
     index = module._index_key("fever", None)
     store.mentions("fever")
@@ -192,7 +194,7 @@ def test_results_stay_for_good_by_default(store: ResultStore, target: Target) ->
     assert {target.client.ttl(key) for key in target.keys()} == {-1}  # noqa: SIM118 - not a dict
 
 
-def test_no_text_stands_in_a_key(store: ResultStore, target: Target) -> None:
+def test_keys_contain_no_text(store: ResultStore, target: Target) -> None:
     store.put(_extraction("patient", "r", ("fever", "disease")))
     store.put_segments({"a fever": b"1"})
     assert not [key for key in target.keys() if b"fever" in key or b"patient" in key]  # noqa: SIM118 - not a dict
@@ -227,7 +229,7 @@ def test_ping(store: ResultStore) -> None:
     assert store.ping() is None
 
 
-def test_a_wrong_password_is_told_without_it(target: Target) -> None:
+def test_a_wrong_password_is_reported_without_quoting_it(target: Target) -> None:
     url = target.settings.redis.get_secret_value()
     wrong = url.replace(url.split(":")[2].split("@")[0], "secret-word")
     settings = target.settings.model_copy(update={"redis": SecretStr(wrong)})
@@ -245,7 +247,7 @@ def test_no_server_is_one_clear_error(cluster: bool) -> None:
     assert "secret-word" not in str(failed.value)
 
 
-def test_what_is_no_url_is_told_without_it() -> None:
+def test_an_invalid_url_is_reported_without_quoting_it() -> None:
     with pytest.raises(StoreError, match="BIOBRACKET_REDIS") as failed:
         # Settings refuse most of it; what they let through is told here.
         ResultStore.from_settings(Settings().model_copy(update={"redis": SecretStr("secret-word@host")}))
@@ -284,7 +286,7 @@ def test_work_goes_on_after_a_restart(tmp_path: Path) -> None:
         max_size=8,
     )
 )
-def test_the_store_is_what_its_history_says(target: Target, history: list[Any]) -> None:
+def test_the_store_agrees_with_its_history(target: Target, history: list[Any]) -> None:
     target.everywhere("FLUSHALL")
     store = ResultStore.from_settings(target.settings)
     newest: dict[str, Extraction] = {}

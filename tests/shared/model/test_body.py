@@ -8,7 +8,7 @@ from tests.support.tiny import make_tiny_model
 
 
 @torch.inference_mode()
-def test_what_a_stream_is_padded_with_changes_nothing(tmp_path):
+def test_padding_changes_nothing(tmp_path):
     folder = make_tiny_model(tmp_path, window=6)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval().get_decoder()
     body = Packed(use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()))

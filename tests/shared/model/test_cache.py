@@ -23,8 +23,8 @@ class Slots(RuleBasedStateMachine):
         assert not set(range(first, first + slots)) & {
             slot for begin, (length, _) in self.taken.items() for slot in range(begin, begin + length)
         }
-        self.cache.kept[:, :, :, first : first + slots] = mark
-        self.cache.steps[:, :, :, first : first + slots] = float(mark)
+        self.cache.kv[:, :, :, first : first + slots] = mark
+        self.cache.scales[:, :, :, first : first + slots] = float(mark)
         self.taken[first] = slots, mark
 
     @precondition(lambda self: self.taken)
@@ -39,9 +39,9 @@ class Slots(RuleBasedStateMachine):
         source, to = data.draw(st.permutations(sorted(self.taken)))[:2]
         slots = min(self.taken[source][0], self.taken[to][0])
         self.cache.copy(source, to, slots)
-        assert (self.cache.kept[:, :, :, to : to + slots] == self.taken[source][1]).all()
-        self.cache.kept[:, :, :, to : to + slots] = self.taken[to][1]
-        self.cache.steps[:, :, :, to : to + slots] = float(self.taken[to][1])
+        assert (self.cache.kv[:, :, :, to : to + slots] == self.taken[source][1]).all()
+        self.cache.kv[:, :, :, to : to + slots] = self.taken[to][1]
+        self.cache.scales[:, :, :, to : to + slots] = float(self.taken[to][1])
 
     @rule()
     def clear(self):
@@ -53,8 +53,8 @@ class Slots(RuleBasedStateMachine):
         assert self.cache.used >= sum(slots for slots, _ in self.taken.values())
         assert self.taken or self.cache.used == 0
         for first, (slots, mark) in self.taken.items():
-            assert (self.cache.kept[:, :, :, first : first + slots] == mark).all()
-            assert (self.cache.steps[:, :, :, first : first + slots] == mark).all()
+            assert (self.cache.kv[:, :, :, first : first + slots] == mark).all()
+            assert (self.cache.scales[:, :, :, first : first + slots] == mark).all()
 
 
 TestSlots = Slots.TestCase
@@ -65,9 +65,9 @@ def test_memory_is_used_again():
     cache = Cache(SimpleNamespace(num_hidden_layers=1, num_key_value_heads=1, head_dim=4), torch.float32)
     for _ in range(10):
         first = [cache.take(n) for n in (3, 100, 70)]
-        there = cache.kept.shape[3]
+        there = cache.kv.shape[3]
         for slot, n in zip(first, (3, 100, 70), strict=True):
             cache.give_back(slot, n)
-    assert cache.kept.shape[3] == there
+    assert cache.kv.shape[3] == there
     cache.clear()
     assert cache.take(3) == 0

@@ -10,7 +10,7 @@ def write(path):
     path.write_text("made", encoding="utf-8")
 
 
-def test_it_is_made_and_then_only_found(tmp_path):
+def test_it_is_built_once(tmp_path):
     target = tmp_path / "cache" / "weights.bin"
     assert build_once(target, write) == target
     assert build_once(target, lambda _: pytest.fail("made again")) == target
@@ -25,7 +25,7 @@ def test_a_folder(tmp_path):
     assert (build_once(tmp_path / "model", make) / "config.json").read_text() == "made"
 
 
-def test_of_many_at_once_one_makes_it(tmp_path):
+def test_concurrent_callers_build_it_once(tmp_path):
     made = []
 
     def make(path):
@@ -42,7 +42,7 @@ def test_of_many_at_once_one_makes_it(tmp_path):
     assert (tmp_path / "weights.bin").read_text() == "made"
 
 
-def test_what_fails_leaves_nothing_and_is_tried_again(tmp_path):
+def test_a_failed_build_leaves_nothing_and_can_be_retried(tmp_path):
     def fail(path):
         write(path)
         raise RuntimeError("no memory")
@@ -55,7 +55,7 @@ def test_what_fails_leaves_nothing_and_is_tried_again(tmp_path):
     assert build_once(target, write).read_text() == "made"
 
 
-def test_what_is_there_is_found_in_a_folder_that_nothing_may_be_written_to(tmp_path):
+def test_an_existing_file_is_found_in_a_read_only_folder(tmp_path):
     target = build_once(tmp_path / "weights.bin", write)
     (tmp_path / "weights.bin.lock").unlink()
     build_once(target, write)

@@ -1,4 +1,4 @@
-"""Layers in 8 bits against the same model in float32."""
+"""The int8 model against the same model in float32."""
 
 import numpy as np
 import pytest
@@ -51,8 +51,8 @@ def error(got, expected):
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 300])  # 300: more than go through the products together
-def test_is_the_model_but_for_rounding(bodies, length):
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 300])  # 300: well beyond the window
+def test_matches_the_float_model_within_rounding(bodies, length):
     torch.manual_seed(length)
     ids = torch.randint(3, 200, (length,)).tolist()
     expected, got = (body(ids, list(range(length)), [block(0, length)], range(length)) for body in bodies)
@@ -61,29 +61,29 @@ def test_is_the_model_but_for_rounding(bodies, length):
 
 
 def product(linear, x):
-    """What a layer makes of its quantised weights and input."""
+    """A quantised layer's output."""
     rows = x * linear["smooth"]
     for row in rows.numpy():
-        int8_kernels._spread(row, np.empty_like(row))
-    step = rows.abs().amax(1, keepdim=True) / 127
-    return (rows / step).round() @ linear["weight"].float() * step * linear["scale"]
+        int8_kernels._hadamard(row, np.empty_like(row))
+    scale = rows.abs().amax(1, keepdim=True) / 127
+    return (rows / scale).round() @ linear["weight"].float() * scale * linear["scale"]
 
 
 @torch.no_grad()
-def test_large_inputs_leave_the_others_their_steps():
+def test_an_outlier_channel_costs_the_others_no_precision():
     torch.manual_seed(0)
     layers = [nn.Linear(64, 48, bias=False), nn.Linear(64, 16, bias=False)]
     x = torch.randn(40, 64)
     x[:, 5] *= 100.0
     others = x.clone()
     others[:, 5] = 0
-    expected, said = (torch.cat([layer(of) for layer in layers], dim=1) for of in (x, others))
+    expected, said = (torch.cat([layer(inputs) for layer in layers], dim=1) for inputs in (x, others))
     smooth, plain = (int8._linear(layers, peaks) for peaks in (x.abs().amax(0), torch.ones(64)))
     assert error(product(smooth, x) - expected + said, said) < error(product(plain, x) - expected + said, said) / 2
 
 
 @torch.no_grad()
-def test_inputs_that_were_never_seen_do_no_harm():
+def test_uncalibrated_inputs_do_no_harm():
     layer = nn.Linear(64, 48, bias=False)
     x = torch.randn(40, 64)
     assert error(product(int8._linear([layer], torch.zeros(64)), x), layer(x)) < 0.02
@@ -92,7 +92,7 @@ def test_inputs_that_were_never_seen_do_no_harm():
 @torch.inference_mode()
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_a_token_does_not_depend_on_what_else_is_in_the_stream(bodies, lengths):
+def test_a_token_does_not_depend_on_the_rest_of_the_stream(bodies, lengths):
     body = bodies[1]
     torch.manual_seed(sum(lengths))
     texts = [torch.randint(3, 200, (n,)).tolist() for n in lengths]
@@ -107,7 +107,7 @@ def test_a_token_does_not_depend_on_what_else_is_in_the_stream(bodies, lengths):
 
 
 @torch.inference_mode()
-def test_kept_tokens_stand_for_themselves(bodies):
+def test_cached_tokens_give_the_same_states(bodies):
     body = bodies[1]
     ids = torch.randint(3, 200, (20,)).tolist()
     whole = body(ids, list(range(20)), [block(0, 20)], range(20))
@@ -120,7 +120,7 @@ def test_kept_tokens_stand_for_themselves(bodies):
 
 @torch.inference_mode()
 @pytest.mark.parametrize("wanted", [[3], [19, 0, 7], []])
-def test_only_what_is_wanted_comes_back(bodies, wanted):
+def test_only_wanted_tokens_are_returned(bodies, wanted):
     ids = torch.randint(3, 200, (20,)).tolist()
     for body in bodies:
         whole = body(ids, list(range(20)), [block(0, 20)], range(20))
@@ -129,14 +129,14 @@ def test_only_what_is_wanted_comes_back(bodies, wanted):
 
 
 @torch.inference_mode()
-def test_attention_can_look_both_ways(bodies):
+def test_attention_can_be_bidirectional(bodies):
     ids = torch.randint(3, 200, (20,)).tolist()
     expected, got = (body(ids, list(range(20)), [Block(0, 20, *both_ways(20, WINDOW))], range(20)) for body in bodies)
     assert error(got, expected) < 0.06
 
 
 @torch.inference_mode()
-def test_many_threads_can_use_it(bodies):
+def test_threads_do_not_interfere(bodies):
     from concurrent.futures import ThreadPoolExecutor
 
     texts = [torch.randint(3, 200, (n,)).tolist() for n in range(20, 60)]
@@ -150,7 +150,7 @@ def test_many_threads_can_use_it(bodies):
             torch.testing.assert_close(got, one(ids), atol=2e-2, rtol=0)
 
 
-def test_only_layers_of_this_kind_can_be_had_in_8_bits(bodies, model, tmp_path):
+def test_only_gemma_3_is_supported(bodies, model, tmp_path):
     assert supports(model.config)
     assert not supports(load(make_tiny_model(tmp_path, architecture="qwen3")).config)
-    assert not any(module._forward_pre_hooks for module in model.modules())  # those that looked at the inputs are gone
+    assert not any(module._forward_pre_hooks for module in model.modules())  # calibration has removed its hooks

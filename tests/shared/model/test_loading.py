@@ -26,7 +26,7 @@ def body(settings: Settings, dtype: str, revision: str = "r") -> Any:
     return load_body(settings, None, revision, dtype, example)
 
 
-def test_weights_in_8_bits_are_made_once_for_a_base_and_a_revision(tmp_path: Path) -> None:
+def test_int8_weights_are_made_once_per_base_and_revision(tmp_path: Path) -> None:
     base = make_tiny_model(tmp_path / "base")
     settings = Settings(base_model=str(base), adapter="", cache=tmp_path / "cache")
     assert isinstance(body(settings, "int8"), Int8Body)
@@ -40,7 +40,7 @@ def test_weights_in_8_bits_are_made_once_for_a_base_and_a_revision(tmp_path: Pat
     assert len(list(settings.cache.glob("int8-*.safetensors"))) == 3
 
 
-def test_which_number_formats_are_8_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_dtypes_give_an_int8_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gemma, other = (
         Settings(base_model=str(make_tiny_model(tmp_path / name, architecture=name)), adapter="", cache=tmp_path / "c")
         for name in ("gemma3", "qwen3")
@@ -51,5 +51,5 @@ def test_which_number_formats_are_8_bits(tmp_path: Path, monkeypatch: pytest.Mon
         assert isinstance(body(gemma, "int8"), Int8Body)
         assert isinstance(body(gemma, "bfloat16"), Packed)
         assert isinstance(body(other, "auto"), Packed)
-    with pytest.raises(ValueError, match=r"^dtype: int8 is for Gemma 3"):
+    with pytest.raises(ValueError, match=r"^dtype: int8 needs Gemma 3"):
         body(other, "int8")

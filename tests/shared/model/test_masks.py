@@ -3,13 +3,13 @@ import torch
 from shared.model.masks import block_mask, both_ways, causal, sliding
 
 
-def test_no_window_where_it_does_not_bite():
+def test_no_window_mask_where_it_makes_no_difference():
     mask = causal(5)
     assert sliding(mask, torch.arange(5), torch.arange(5), 6) is None
     assert sliding(mask, torch.arange(5), torch.arange(5), None) is None
 
 
-def test_the_mask_lets_lines_share_the_prefix_and_nothing_else():
+def test_lines_share_the_prefix_and_nothing_else():
     mask = block_mask(2, [2, 1])
     assert mask.int().tolist() == [
         [1, 0, 0, 0, 0],
@@ -20,7 +20,7 @@ def test_the_mask_lets_lines_share_the_prefix_and_nothing_else():
     ]
 
 
-def test_a_block_both_ways_sees_all_of_itself_and_no_further_than_the_window():
+def test_a_bidirectional_block_sees_itself_within_the_window():
     mask, window = both_ways(4, 2)
     assert mask.all()
     assert window.int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1]]

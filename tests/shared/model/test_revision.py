@@ -34,7 +34,7 @@ def test_a_base_alone_has_a_revision() -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_the_revision_changes_with_what_the_generator_is(folder: Path, name: str) -> None:
+def test_the_revision_changes_with_the_generator(folder: Path, name: str) -> None:
     before = revision(folder)
     assert revision(folder) == before
     (folder / name).write_bytes(b'{"r": 8}')
@@ -46,7 +46,7 @@ def test_the_revision_changes_with_the_base(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "training.json", "calibration.json"])
-def test_what_does_not_change_the_generator_does_not_change_its_revision(folder: Path, name: str) -> None:
+def test_other_files_do_not_change_the_generators_revision(folder: Path, name: str) -> None:
     before = revision(folder)
     (folder / name).write_text("another")
     assert revision(folder) == before

@@ -46,7 +46,7 @@ def _records(out: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
-def test_a_record_is_one_json_object_a_line(out: io.StringIO) -> None:
+def test_a_record_is_one_json_object_per_line(out: io.StringIO) -> None:
     get_logger("services.x").info("document_done", entities=3, seconds=0.1234567891, lang="zh", in_flight=0)
     (record,) = _records(out)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", record.pop("time"))
@@ -83,7 +83,7 @@ def test_unknown_fields_are_dropped_and_counted(out: io.StringIO) -> None:
     assert NOTE not in out.getvalue()
 
 
-def test_exceptions_are_told_by_class_and_place(out: io.StringIO) -> None:
+def test_exceptions_are_reported_by_class_and_location(out: io.StringIO) -> None:
     def fail() -> None:
         raise ValueError(NOTE)
 
@@ -112,7 +112,7 @@ def test_other_libraries_lose_their_messages(out: io.StringIO) -> None:
     assert "cancer" not in out.getvalue()
 
 
-def test_handlers_of_others_see_no_more(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_handlers_see_no_more(caplog: pytest.LogCaptureFixture) -> None:
     get_logger("x").warning("retry", reason=NOTE, attempt=1)
     assert caplog.messages == ["retry reason=? attempt=1"]
 
@@ -123,7 +123,7 @@ def test_an_unknown_level_is_refused() -> None:
 
 
 @given(text=st.text(min_size=1), number=st.integers(), fraction=st.floats())
-def test_no_text_gets_through(text: str, number: int, fraction: float) -> None:
+def test_no_text_gets_into_the_logs(text: str, number: int, fraction: float) -> None:
     note = f"{text} \n{text}"  # a space and a line break, which no code has
     fields: dict[str, Any] = dict.fromkeys(logs.Fields.__annotations__, note)
     fields |= {"lag": number, "seconds": fraction, note: note, "error": ValueError(note)}

@@ -13,7 +13,7 @@ def test_every_metric_is_listed_once() -> None:
     assert set(METRICS) == {value for value in vars(metrics).values() if isinstance(value, Metric)}
 
 
-def test_names_and_tags_are_fit_for_prometheus() -> None:
+def test_names_and_tags_are_valid_for_prometheus() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"biobracket(_[a-z]+)+", metric.name)
         assert not metric.name.endswith("_total")  # Ray adds it to counters

@@ -24,7 +24,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return told
 
 
-def test_every_metric_is_one_of_rays_with_its_description_and_tags() -> None:
+def test_every_metric_becomes_a_ray_metric_with_description_and_tags() -> None:
     made = RayObserver()._metrics
     assert set(made) == {metric.name for metric in METRICS}
     for metric in METRICS:
@@ -33,7 +33,7 @@ def test_every_metric_is_one_of_rays_with_its_description_and_tags() -> None:
         assert tuple(made[metric.name].info["tag_keys"]) == metric.tags
 
 
-def test_observations_go_where_their_kind_wants_them(seen: list[tuple[Any, ...]]) -> None:
+def test_observations_reach_ray_by_kind(seen: list[tuple[Any, ...]]) -> None:
     observe = RayObserver()
     observe(ENTITIES, 3, {"type": "protein"})
     observe(ENTITIES, 0, {"type": "dna"})  # Ray refuses it

@@ -27,7 +27,7 @@ def test_unfitted_keeps_a_greedy_confidence(confidence):
     assert Calibration.default().threshold("protein") == 0.5
 
 
-def test_unfitted_asks_more_of_a_span_beyond_greedy():
+def test_unfitted_demands_more_of_spans_beyond_the_greedy_line():
     calibration = Calibration.default()
     assert (
         calibration.probability("protein", Judgement(0.85, False))
@@ -42,7 +42,7 @@ def test_scaling_gives_probabilities_and_keeps_the_ranking(scaling, one, other):
     assert 0.0 <= scaling.probability(Judgement(low, True)) <= scaling.probability(Judgement(high, True)) <= 1.0
 
 
-def test_each_type_has_its_own_numbers():
+def test_each_type_has_its_own_parameters():
     fitted = TypeCalibration(greedy=Scaling(intercept=1.0), beyond=Scaling(intercept=-1.0), threshold=0.4)
     calibration = Calibration(types={"protein": fitted})
     assert calibration.threshold("protein") == 0.4
@@ -58,7 +58,7 @@ def test_save_and_load_are_inverse(tmp_path_factory, calibration):
     assert Calibration.load(path) == calibration
 
 
-def test_an_adapter_without_a_file_has_the_default(tmp_path):
+def test_an_adapter_without_a_calibration_file_gets_the_default(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     own = Settings(adapter=str(tmp_path), selector="")
     none = Settings(adapter="", selector="")

@@ -80,7 +80,7 @@ def test_an_exemplar_finds_itself(index):
     assert found.accepted[:, 0].tolist() == [exemplar.accepted for exemplar in everything]
 
 
-def test_each_kind_is_what_it_says_and_small_types_are_flat(tmp_path, index, kind):
+def test_indexes_have_the_requested_kind_and_small_types_are_flat(tmp_path, index, kind):
     assert isinstance(faiss.read_index(str(tmp_path / "index" / "protein.faiss")), CLASSES[kind])
     assert isinstance(faiss.read_index(str(tmp_path / "index" / "disease.faiss")), faiss.IndexFlatIP)
 
@@ -97,7 +97,7 @@ def test_fewer_than_k_are_padded(index):
     assert index.search("protein", np.empty((0, DIM)), 4).positions.shape == (0, 4)
 
 
-def test_what_is_in_it(index, kind):
+def test_the_index_reports_its_contents(index, kind):
     assert len(index) == 420
     assert index.counts() == {"protein": (266, 134), "disease": (13, 7)}
     assert list(index.ids()) == [exemplar.id for exemplar in index.items()]
@@ -106,7 +106,7 @@ def test_what_is_in_it(index, kind):
     }
     manifest = index.manifest
     assert (manifest.version, manifest.kind, manifest.dim, manifest.encoder) == (1, kind, DIM, ENCODER)
-    assert {type_: (of.count, of.accepted) for type_, of in manifest.types.items()} == {
+    assert {type_: (has.count, has.accepted) for type_, has in manifest.types.items()} == {
         "protein": (400, 266),
         "disease": (20, 13),
     }
@@ -137,7 +137,7 @@ def test_changes_are_searched_and_saved(tmp_path, index, kind):
     assert isinstance(faiss.read_index(str(tmp_path / "saved" / "protein.faiss")), CLASSES[kind])
 
 
-def test_a_position_that_was_found_stays_when_it_is_removed(index):
+def test_a_found_position_stays_readable_after_removal(index):
     new = unit(7, 2)
     index.add(new, [Exemplar(id=id_, type="protein", accepted=True) for id_ in ("one", "two")])
     base, added = (int(index.search("protein", one, 1).positions[0, 0]) for one in (proteins()[9:10], new[1:]))
@@ -156,7 +156,7 @@ def test_removed_neighbours_make_room_for_the_next(index, kind):
     assert found == exact if kind == "flat" else len({*found} & {*exact}) >= 8
 
 
-def test_all_can_go(tmp_path, index):
+def test_everything_can_be_removed(tmp_path, index):
     assert index.remove([*index.ids()]) == 420
     assert (len(index), index.counts(), [*index.items()]) == (0, {}, [])
     assert (index.search("protein", unit(0, 1), 5).positions == -1).all()
@@ -229,7 +229,7 @@ def test_flat_search_is_exact_after_any_changes(tmp_path_factory, size, steps, k
 
 
 def check(index, expected, k):
-    assert {exemplar.id: exemplar for exemplar in index.items()} == {id_: of for id_, (of, _) in expected.items()}
+    assert {exemplar.id: exemplar for exemplar in index.items()} == {id_: given for id_, (given, _) in expected.items()}
     queries = unit(1, 4, 8)
     for type_ in "ab":
         of_type = {id_: vector for id_, (exemplar, vector) in expected.items() if exemplar.type == type_}
@@ -279,7 +279,7 @@ def test_files_are_mapped(tmp_path, index):
     assert all(str(tmp_path / "index" / file) in names for file in ("protein.faiss", "protein.jsonl", "disease.faiss"))
 
 
-def test_the_old_index_is_there_until_the_new_one_is(tmp_path):
+def test_the_old_index_stays_until_the_new_one_is_complete(tmp_path):
     folder = tmp_path / "index"
     build(folder, (unit(0, 5), labelled(5)))
     old = load(folder)
@@ -295,7 +295,7 @@ def test_the_old_index_is_there_until_the_new_one_is(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_a_build_that_fails_leaves_the_old_index_and_nothing_else(tmp_path):
+def test_a_failed_build_leaves_the_old_index_and_no_leftovers(tmp_path):
     folder = tmp_path / "index"
     build(folder, (unit(0, 5), labelled(5)))
 
@@ -309,7 +309,7 @@ def test_a_build_that_fails_leaves_the_old_index_and_nothing_else(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_a_system_that_cannot_exchange_folders(tmp_path, monkeypatch):
+def test_replacing_a_folder_without_renameat2(tmp_path, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     for n in (5, 3):
         build(tmp_path / "index", (unit(0, n), labelled(n)))
@@ -317,7 +317,7 @@ def test_a_system_that_cannot_exchange_folders(tmp_path, monkeypatch):
         assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_something_else_is_not_replaced(tmp_path):
+def test_other_files_are_not_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ExemplarError, match=rf"no index: {MANIFEST}.*name another folder"):
         build(tmp_path, (unit(0, 5), labelled(5)))
@@ -350,19 +350,19 @@ def test_bad_vectors_are_refused(tmp_path, vectors, named):
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
-def test_vectors_of_another_width_are_not_searched(index):
+def test_vectors_of_another_dimension_are_refused(index):
     with pytest.raises(ExemplarError, match="vectors: shape"):
         index.search("protein", unit(0, 3, DIM + 1), 1)
     with pytest.raises(ExemplarError, match="norm"):
         index.search("protein", 2 * unit(0, 3), 1)
 
 
-def test_nearly_unit_vectors_of_other_floats_will_do(tmp_path):
+def test_nearly_normalised_vectors_of_other_float_types_are_accepted(tmp_path):
     build(tmp_path / "index", (unit(0, 3).astype(np.float16), labelled(3)))
     assert found_ids(load(tmp_path / "index"), "protein", unit(0, 3).astype(np.float64), 1) == [["e0"], ["e1"], ["e2"]]
 
 
-def test_ids_are_unique_in_a_build(tmp_path):
+def test_duplicate_ids_are_refused(tmp_path):
     with pytest.raises(ExemplarError, match="id: exemplar 7, counted from 0"):
         build(tmp_path / "index", (unit(0, 5), labelled(5)), (unit(1, 5), labelled(2, prefix="f") + labelled(5)[2:]))
 
@@ -393,7 +393,7 @@ def test_an_index_of_another_encoder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("manifest", [None, "not json", "{}", '{"version": 2}', "[]"])
-def test_what_is_no_index_is_refused(tmp_path, manifest):
+def test_an_invalid_index_is_refused(tmp_path, manifest):
     if manifest is not None:
         (tmp_path / MANIFEST).write_text(manifest)
     with pytest.raises(ExemplarError, match=f"{MANIFEST}.*; build it again with `biobracket index build`"):
@@ -420,16 +420,16 @@ def test_damage_is_found(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize(("name", "damage"), [("faiss", b"none"), ("jsonl", b"\n\n\n\n"), ("jsonl", b"    ")])
-def test_files_of_the_right_size_that_are_not_right(tmp_path, name, damage):
+def test_corrupt_files_of_the_right_size_are_refused(tmp_path, name, damage):
     build(tmp_path, (unit(0, 200), labelled(200)))
     file = tmp_path / f"protein.{name}"
     whole = file.read_bytes()
     file.write_bytes(damage + whole[4:] if name == "faiss" else whole[:-4] + damage)
-    with pytest.raises(ExemplarError, match=r"protein\.faiss (or|and) protein\.jsonl (cannot be read|do not fit)"):
+    with pytest.raises(ExemplarError, match=r"protein\.faiss (or|and) protein\.jsonl (cannot be read|do not match)"):
         load(tmp_path)
 
 
-def test_an_index_that_is_replaced_while_it_is_read_is_not_mixed(tmp_path, monkeypatch):
+def test_an_index_replaced_while_loading_is_refused(tmp_path, monkeypatch):
     build(tmp_path / "index", (unit(0, 5), labelled(5)))
     read = faiss.read_index
 
@@ -472,13 +472,13 @@ def test_any_text_comes_back(tmp_path, text):
     assert index.remove([exemplar.id]) == 1
 
 
-def test_a_position_that_never_was_is_refused(index):
+def test_an_unknown_position_is_refused(index):
     for type_, position in (("protein", 400), ("protein", -1), ("symptom", 0)):
         with pytest.raises(ExemplarError, match=f"{type_}: no exemplar at position {position}"):
             index.exemplar(type_, position)
 
 
-def test_ids_with_equal_hashes_are_told_apart(tmp_path, monkeypatch):
+def test_ids_with_equal_hashes_are_distinguished(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "hash", lambda _: 7, raising=False)
     build(tmp_path / "index", (unit(0, 9), labelled(9)))
     index = load(tmp_path / "index")
@@ -486,7 +486,7 @@ def test_ids_with_equal_hashes_are_told_apart(tmp_path, monkeypatch):
     assert [*index.ids()] == ["e0", "e1", "e2", "e4", "e6", "e7", "e8"]
 
 
-def test_a_search_sees_no_half_change(tmp_path):
+def test_a_search_never_sees_a_partial_change(tmp_path):
     build(tmp_path / "index", (unit(0, 300), labelled(300)))
     index = load(tmp_path / "index")
     near = unit(1, 1)
@@ -514,7 +514,7 @@ def test_a_search_sees_no_half_change(tmp_path):
     assert len(index) == 305
 
 
-def test_a_gpu_is_used_where_there_is_one(tmp_path, monkeypatch):
+def test_a_gpu_is_used_if_there_is_one(tmp_path, monkeypatch):
     asked = []
 
     class OnGpu:
@@ -537,7 +537,7 @@ def test_a_gpu_is_used_where_there_is_one(tmp_path, monkeypatch):
     assert asked == [1, 1]  # flat and IVF; a graph stays off it
 
 
-def test_the_manifest_is_json_that_people_can_read(tmp_path):
+def test_the_manifest_is_indented_json(tmp_path):
     build(tmp_path / "index", (unit(0, 3), labelled(3)), kind="hnsw")
     manifest = json.loads((tmp_path / "index" / MANIFEST).read_text())
     assert manifest["types"] == {"protein": {"count": 3, "accepted": 2}}

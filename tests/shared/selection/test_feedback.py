@@ -6,22 +6,24 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from shared.messages import encodable
-from shared.selection.feedback import Opinion
+from shared.selection.feedback import NewFeedback
 from shared.text.segmentation import segment
 
 TEXT = "The patient was kept in a cold room."
 
 
-def opinion(**fields: object) -> Opinion:
-    return Opinion.model_validate({"text": TEXT, "start": 26, "end": 30, "type": "disease", "accepted": False} | fields)
+def new_feedback(**fields: object) -> NewFeedback:
+    return NewFeedback.model_validate(
+        {"text": TEXT, "start": 26, "end": 30, "type": "disease", "accepted": False} | fields
+    )
 
 
-def test_an_opinion_gets_what_it_lacks() -> None:
-    made = opinion().feedback(now=7.5)
+def test_identifier_and_time_are_filled_in() -> None:
+    made = new_feedback().feedback(now=7.5)
     assert (made.time, made.mention) == (7.5, "cold")
-    assert made.id == opinion(accepted=True, reviewer="b", time=9.0).feedback(now=8.0).id
-    assert made.id != opinion(type="symptom").feedback(now=7.5).id
-    assert opinion(id="mine", time=3.0).feedback(now=7.5).id == "mine"
+    assert made.id == new_feedback(accepted=True, reviewer="b", time=9.0).feedback(now=8.0).id
+    assert made.id != new_feedback(type="symptom").feedback(now=7.5).id
+    assert new_feedback(id="mine", time=3.0).feedback(now=7.5).id == "mine"
 
 
 @pytest.mark.parametrize(
@@ -38,22 +40,22 @@ def test_an_opinion_gets_what_it_lacks() -> None:
         ({"time": float("nan")}, "time"),
     ],
 )
-def test_a_wrong_opinion_is_refused_without_its_text(fields: dict[str, object], named: str) -> None:
+def test_invalid_feedback_is_refused_without_quoting_its_text(fields: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        opinion(**fields)
+        new_feedback(**fields)
     first = refused.value.errors()[0]
     assert named in (*first["loc"], first["msg"].removeprefix("Value error, ").partition(":")[0])
     assert "patient" not in str(refused.value)
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=60), st.data())
-def test_the_selector_meets_it_as_in_a_document(text: str, data: st.DataObject) -> None:
+def test_its_candidate_is_what_a_document_would_give(text: str, data: st.DataObject) -> None:
     places = [n for n, character in enumerate(text) if not character.isspace()]
     if not places:
         return
     start = data.draw(st.sampled_from(places))
     end = data.draw(st.sampled_from([n for n in places if n >= start])) + 1
-    candidate = opinion(text=encodable(text), start=start, end=end, lang="en").feedback(now=0.0).candidate()
+    candidate = new_feedback(text=encodable(text), start=start, end=end, lang="en").feedback(now=0.0).candidate()
     assert candidate.text == text[start:end]
     assert candidate.segment.start <= start < end <= candidate.segment.end
     assert text[candidate.segment.start : candidate.segment.end] == candidate.segment.text

@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import SelectorError
-from shared.selection.gazetteer import GAZETTEER_FILE, Counts, Gazetteer
+from shared.selection.gazetteer import GAZETTEER_FILE, Gazetteer, WordCounts
 
 GIVEN = Gazetteer(
     {"one": ("protein", "dna"), "two": ("protein",)},
-    {"protein": Counts.of({"il-2": 3, "p53": 1}), "dna": Counts.of({"il-2gene": 2})},
-    {"one": Counts.of({"il-2": 5, "il-2gene": 2, "cells": 9}), "two": Counts.of({"cells": 4, "p53": 1})},
+    {"protein": WordCounts.of({"il-2": 3, "p53": 1}), "dna": WordCounts.of({"il-2gene": 2})},
+    {"one": WordCounts.of({"il-2": 5, "il-2gene": 2, "cells": 9}), "two": WordCounts.of({"cells": 4, "p53": 1})},
 )
 
 
@@ -28,7 +28,7 @@ GIVEN = Gazetteer(
         ("disease", "cells", (0, 0)),
     ],
 )
-def test_counts_are_of_words_whatever_their_case_and_space(tmp_path, type_, text, counts):
+def test_counts_ignore_case_and_white_space(tmp_path, type_, text, counts):
     GIVEN.save(tmp_path)
     loaded = Gazetteer.load(tmp_path)
     for gazetteer in (GIVEN, loaded):
@@ -37,22 +37,22 @@ def test_counts_are_of_words_whatever_their_case_and_space(tmp_path, type_, text
     assert len(loaded) == len(GIVEN) == 5
 
 
-def test_the_file_holds_no_words(tmp_path):
+def test_the_file_contains_no_words(tmp_path):
     GIVEN.save(tmp_path)
     content = (tmp_path / GAZETTEER_FILE).read_bytes()
     assert not any(words in content for words in (b"il-2", b"p53", b"cells"))
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers(1, 2**32 - 1)))
-def test_every_count_is_found_again(counted):
+def test_every_count_can_be_looked_up(counted):
     from shared.selection.gazetteer import key
 
-    counts = Counts.of(counted)
+    counts = WordCounts.of(counted)
     assert {words: counts.get(key(words)) for words in counted} == counted
     assert counts.get(key("longer than five")) == 0
 
 
-def test_none_and_a_wrong_file(tmp_path):
+def test_a_missing_and_an_invalid_file(tmp_path):
     assert Gazetteer.load(tmp_path) is None
     for content in (b"", b"not one", (2).to_bytes(8, "little") + b"{}"):
         (tmp_path / GAZETTEER_FILE).write_bytes(content)

@@ -36,14 +36,14 @@ def test_no_adapter_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", CALIBRATION_FILE])
-def test_the_revision_changes_with_what_the_model_is(folder: Path, name: str) -> None:
+def test_the_revision_changes_with_the_model(folder: Path, name: str) -> None:
     before = revision(folder)
     assert revision(folder) == before
     (folder / name).write_bytes(b'{"r": 8}')
     assert revision(folder) != before
 
 
-def test_the_generator_has_a_revision_of_its_own(folder: Path) -> None:
+def test_the_generator_has_its_own_revision(folder: Path) -> None:
     settings = Settings(adapter=str(folder), base_model="base", selector="")
     before = generator_revision(settings)
     (folder / CALIBRATION_FILE).write_text("{}")
@@ -55,7 +55,7 @@ def test_the_generator_has_a_revision_of_its_own(folder: Path) -> None:
     assert generator_revision(settings) != before
 
 
-def test_our_selector_is_taken_where_it_was_fitted(
+def test_auto_finds_our_selector_if_it_was_fitted_to_the_generator(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = tmp_path / "ours"
@@ -78,7 +78,7 @@ def test_the_revision_changes_with_the_base(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["README.md", "training.json"])
-def test_the_card_and_the_manifest_are_no_part_of_the_revision(folder: Path, name: str) -> None:
+def test_card_and_manifest_do_not_change_the_revision(folder: Path, name: str) -> None:
     before = revision(folder)
     (folder / name).write_text("another")
     assert revision(folder) == before

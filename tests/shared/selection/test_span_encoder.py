@@ -104,7 +104,7 @@ def test_any_span_is_within_pieces(text, data):
     assert pieces.ends[last - 1] >= end or text[pieces.ends[last - 1] : end].isspace()
 
 
-def test_files_that_are_no_selector_name_the_remedy(tmp_path):
+def test_invalid_selector_files_name_the_remedy(tmp_path):
     with pytest.raises(SelectorError, match="BIOBRACKET_SELECTOR"):
         SelectorFile.load(tmp_path)
     (tmp_path / "selector.json").write_text('{"types": []}')

@@ -15,7 +15,7 @@ def candidate(start, end, type_):
     )
 
 
-def test_wrong_ones_are_found_by_their_text(tmp_path):
+def test_wrong_candidates_are_looked_up_by_text(tmp_path):
     found = rows([EXAMPLE, EXAMPLE], [[candidate(4, 8, "protein"), candidate(4, 13, "protein")], []])
     assert [(row.start, row.end, row.right) for row in found] == [(4, 8, True), (4, 13, False)]
     write(tmp_path / "a.jsonl", found)
@@ -31,7 +31,7 @@ def test_wrong_ones_are_found_by_their_text(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "not JSON", None])
-def test_a_file_that_is_none_is_named(tmp_path, content):
+def test_an_invalid_file_is_named(tmp_path, content):
     if content is not None:
         (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(CorpusError, match=r"a\.jsonl.*biobracket candidates"):

@@ -27,8 +27,8 @@ def test_parts_are_disjoint_and_make_up_the_whole(tmp_path):
     rows = [ROW | {"id": str(n), "text": f"The EGFR gene {n}"} for n in range(50)]
     examples = read(write(tmp_path / "genia", *rows), "train")
     inside = [part(examples, 3, fold, inside=True) for fold in range(3)]
-    assert sorted(e.id for of in inside for e in of) == sorted(e.id for e in examples)
-    assert all(of for of in inside)
+    assert sorted(e.id for fold in inside for e in fold) == sorted(e.id for e in examples)
+    assert all(fold for fold in inside)
     assert [e for e in examples if e not in inside[1]] == part(examples, 3, 1, inside=False)
 
 

@@ -33,14 +33,14 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(settings, tmp_path):
         check(config(), settings)
 
 
-def test_a_part_that_is_held_back_is_not_trained_on(settings):
+def test_a_held_out_fold_is_not_trained_on(settings):
     whole = load(config(), settings, words)[2]["toy"]["segments"]
     parts = [load(config(folds=2, fold=fold), settings, words)[2]["toy"]["segments"] for fold in range(2)]
     assert sum(parts) == whole
     assert min(parts) > 0
 
 
-def test_dev_texts_are_the_same_for_every_seed_and_no_more_than_needed(settings):
+def test_dev_texts_do_not_depend_on_the_seed_and_only_those_needed_are_read(settings):
     seen = []
 
     def counted(examples):
@@ -58,7 +58,7 @@ def test_dev_texts_are_the_same_for_every_seed_and_no_more_than_needed(settings)
         dev_groups("toy", examples, words, config().model_copy(update={"batch_tokens": 4}))
 
 
-def test_what_is_seen_of_an_item_may_vary():
+def test_items_can_be_augmented():
     mixer = Mixer({"a": ["x" * 9]}, {"a": 1.0}, 9, seed=1, vary=lambda item, draw: item[: draw.randint(1, 8)])
     groups = iter(mixer)
     assert len({len(text) for _ in range(20) for text in next(groups)}) > 1
@@ -73,7 +73,7 @@ def test_the_mixer_keeps_shares_and_size():
     assert mixer.seen["a"] / mixer.seen["b"] == pytest.approx(3.0, rel=0.05)
 
 
-def test_the_mixer_leaves_out_what_fits_no_batch():
+def test_the_mixer_leaves_out_items_longer_than_a_batch():
     item = "x" * 9
     assert Mixer({"a": [item, "x"]}, {"a": 1.0}, len(item) - 1, seed=1).skipped == 1
     with pytest.raises(ValueError, match="batch_tokens"):
@@ -94,7 +94,7 @@ def test_shares_sum_to_one_and_keep_the_order_of_sizes(drawn, temperature):
     assert [s for _, s in free] == pytest.approx(sorted(s for _, s in free))
 
 
-def test_temperature_evens_shares_out():
+def test_temperature_evens_out_the_shares():
     corpora = {"small": ["x" * 9], "large": ["x" * 99]}
     by_size = shares(corpora, {}, 1.0)
     assert by_size["large"] == pytest.approx(99 / 108)

@@ -29,7 +29,7 @@ def item(tokens):
 
 def said(item, span, tokenizer):
     """What stands before, in and after a span, by its boundary tokens."""
-    read = item.tokens.read([span.type])
+    read = item.tokens.packed([span.type])
     before, first, last, after = read.boundaries(span.type, span.start, span.end)
     ids = list(read.ids)
     return [tokenizer.decode(part) for part in (ids[before:first], ids[first : last + 1], ids[last + 1 : after + 1])]
@@ -42,14 +42,14 @@ def test_boundaries_are_those_of_the_mention(item, tokenizer):
     assert said(item, item.gold[0], tokenizer) == ["e", " CD28", " "]
 
 
-def test_a_mention_at_either_end_has_something_outside(tokens, tokenizer):
+def test_a_mention_at_either_end_has_tokens_outside_it(tokens, tokenizer):
     example = Example("1", "CD28", "en", (Mention(0, 4, "protein"),), ("protein",))
     (item,) = items([example], tokens, TYPES, 160)
     assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
 
 
 @given(st.data())
-def test_what_is_drawn_is_wrong_and_there_once(item, data):
+def test_negatives_are_wrong_and_distinct(item, data):
     counts = {name: data.draw(st.integers(0, 5)) for name in ("boundary", "inner", "wrong_types", "elsewhere")}
     seed, given = data.draw(st.integers()), config(**counts)
     drawn = item.drawn(given, random.Random(seed))
@@ -64,7 +64,7 @@ def test_what_is_drawn_is_wrong_and_there_once(item, data):
         assert type_ in item.types  # of one that the corpus does not annotate nothing is known
 
 
-def test_a_generators_mistakes_are_learnt_from_each_time(tokens):
+def test_a_generators_mistakes_are_always_among_the_negatives(tokens):
     wrong = [Mention(4, 13, "protein"), Mention(21, 25, "protein"), Mention(4, 8, "rna"), Mention(5, 8, "dna")]
     wrong += [Mention(4, 8, "disease")]
     (item,) = items([EXAMPLE], tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
@@ -86,7 +86,7 @@ def test_a_batch_points_at_the_same_tokens(item):
     half = len(drawn.spans)
     assert (batch.at[half:] == batch.at[:half] + len(item)).all()
     first = drawn.spans[0]
-    assert batch.at[0].tolist() == list(item.tokens.read([]).boundaries(first.type, first.start, first.end))
+    assert batch.at[0].tolist() == list(item.tokens.packed([]).boundaries(first.type, first.start, first.end))
     assert batch.right.tolist() == 2 * [span.right for span in drawn.spans]
     assert batch.layout[0].mask.all()
     assert batch.layout[0].window is None
@@ -95,13 +95,13 @@ def test_a_batch_points_at_the_same_tokens(item):
         pack([drawn], len(item) - 1)
 
 
-def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tokenizer):
+def test_reading_like_the_generator_takes_a_line_per_type(tokens, tokenizer):
     (item,) = items([EXAMPLE], tokens, TYPES, 160, way="copy")
     for span, mention in zip(item.gold, ("CD28", "CD28 gene", "IL-2"), strict=True):
         before, inside, after = said(item, span, tokenizer)
         assert inside.strip() == mention
         assert len(before) == len(after) == 1
-    read = item.tokens.read([1, 0])
+    read = item.tokens.packed([1, 0])
     text = EXAMPLE.text
     assert tokenizer.decode(list(read.ids)) == f"<bos>{text}\nProtein:{text}\nDNA:{text}\n"
     assert len(read.ids) <= len(item)
@@ -111,7 +111,7 @@ def test_what_is_read_as_the_generator_does_has_a_line_for_each_type(tokens, tok
     assert mask[-1, :prefix].all()
     assert not mask[-1, prefix : prefix + line].any()
     drawn = item.drawn(config(), random.Random(1))
-    assert pack([drawn], len(item)).tokens == len(drawn.tokens.read(s.type for s in drawn.spans).ids)
+    assert pack([drawn], len(item)).tokens == len(drawn.tokens.packed(s.type for s in drawn.spans).ids)
     asked = replace(EXAMPLE, types=(*TYPES, "cell_line", "cell_type"))
     (many,) = items([asked], tokens, asked.types, 160, way="copy")
     types = {s.type for s in many.drawn(config(elsewhere=50), random.Random(2)).spans}

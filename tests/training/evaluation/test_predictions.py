@@ -12,13 +12,13 @@ def document(text=TEXT, types=("protein",)):
     return Document(id="any", text=text, lang="en", types=types)
 
 
-def extraction(of, *spans):
+def extraction(document, *spans):
     entities = tuple(
         Entity(
             id=entity_id(type_, start, end),
             start=start,
             end=end,
-            text=of.text[start:end],
+            text=document.text[start:end],
             type=type_,
             confidence=0.5,
             generator_confidence=0.5,
@@ -27,15 +27,15 @@ def extraction(of, *spans):
     )
     return Extraction(
         document_id="0",
-        text_sha256=of.sha256,
+        text_sha256=document.sha256,
         lang="en",
-        types=of.types,
+        types=document.types,
         entities=entities,
         model_revision="r",
     )
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_predictions_can_be_read(tmp_path):
     documents = [document(), document("患者\u2028\x85 abc"), document("")]
     extractions = [extraction(documents[0], (7, 10, "protein")), *map(extraction, documents[1:])]
     write(tmp_path / "p", extractions)
@@ -64,10 +64,10 @@ def test_other_documents_are_refused_with_the_remedy(tmp_path, documents, says):
 
 
 @pytest.mark.parametrize("change", [{"v": 2}, {"entities": "secret"}, {"text_sha256": None}, None])
-def test_what_is_no_extraction_is_refused_without_its_text(tmp_path, change):
+def test_invalid_lines_are_refused_without_quoting_them(tmp_path, change):
     row = extraction(document()).model_dump(mode="json")
     (tmp_path / "p").write_text("secret" if change is None else json.dumps(row | change), encoding="utf-8")
-    with pytest.raises(PredictionsError, match=r"line 1: no extraction .*--report") as error:
+    with pytest.raises(PredictionsError, match=r"line 1: not an extraction .*--report") as error:
         read(tmp_path / "p", [document()])
     assert "secret" not in str(error.value)
     assert error.value.__cause__ is None

@@ -57,7 +57,7 @@ def test_the_object_is_json_with_scores_intervals_and_differences():
     assert json.loads(json.dumps(EMPTY.as_dict(), allow_nan=False))["against"] is None
 
 
-def test_tables_say_what_the_scores_say():
+def test_tables_agree_with_the_scores():
     scores = REPORT.scores
     assert rows(REPORT.overview())["micro"][2] == f"{scores.micro.f1:.4f}"
     assert rows(REPORT.overview())["macro"][2] == f"{scores.macro_f1:.4f}"
@@ -88,7 +88,7 @@ def test_markdown_has_every_table_and_plot():
 
 
 @pytest.mark.parametrize("report", [REPORT, EMPTY])
-def test_saved_files_are_what_they_are_called(tmp_path, report):
+def test_saved_files_match_their_names(tmp_path, report):
     folder = tmp_path / "a" / "b"
     prepare(folder)
     report.save(folder)
@@ -112,7 +112,7 @@ def picture(file):
         return image.size
 
 
-def test_a_folder_that_cannot_be_is_told_before(tmp_path):
+def test_an_unwritable_folder_is_reported_early(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ReportError, match="name another folder"):
         prepare(tmp_path / "file" / "report")
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_is_told_before(tmp_path):
         prepare(tmp_path / "taken")
 
 
-def test_without_matplotlib_the_remedy_is_told(tmp_path, monkeypatch):
+def test_a_missing_matplotlib_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ReportError, match="pip install matplotlib"):
         prepare(tmp_path)

@@ -38,13 +38,13 @@ def test_counts_by_hand():
     assert scores.documents == 2
 
 
-def test_right_boundaries_with_the_wrong_type_are_wrong_but_boundaries():
+def test_correct_boundaries_with_a_wrong_type_only_count_as_boundaries():
     scores = score(TEXT, [(0, 4, "a")], [(0, 4, "b")])
     assert scores.micro.f1 == scores.overlaps.f1 == 0.0
     assert scores.boundaries.f1 == 1.0
 
 
-def test_right_type_with_the_wrong_boundaries_is_wrong_but_an_overlap():
+def test_a_correct_type_with_wrong_boundaries_only_counts_as_an_overlap():
     scores = score(TEXT, [(0, 4, "a")], [(2, 6, "a"), (3, 5, "a")])
     assert scores.micro.f1 == scores.boundaries.f1 == 0.0
     assert (scores.overlaps.correct, scores.overlaps.predicted, scores.overlaps.gold) == (1, 2, 1)
@@ -78,14 +78,14 @@ def test_errors_by_hand():
     }
 
 
-def test_an_exact_span_of_another_type_goes_before_an_overlap_of_its_own():
+def test_a_type_error_takes_precedence_over_a_boundary_error():
     scores = score(TEXT, [(0, 4, "a"), (0, 6, "b")], [(0, 4, "b")])
     assert scores.errors.predicted == {"type": 1}
     assert scores.errors.gold == {"type": 1, "boundary": 1}
 
 
 @given(spans, spans)
-def test_every_wrong_mention_is_of_exactly_one_kind_as_defined(gold, said):
+def test_every_error_is_of_exactly_one_kind(gold, said):
     truth, answers = set(gold), set(said)
 
     def expected(wrong, others, alone):
@@ -113,7 +113,7 @@ def test_every_wrong_mention_is_of_exactly_one_kind_as_defined(gold, said):
 
 
 @given(pairs)
-def test_right_and_wrong_mentions_add_up(drawn):
+def test_correct_mentions_and_errors_add_up(drawn):
     scores = total(drawn)
     kinds = scores.as_dict()["errors"]
     assert scores.micro.correct + sum(kinds["predicted"].values()) == scores.micro.predicted
@@ -129,7 +129,7 @@ def test_swapping_the_sides_swaps_the_errors(gold, said):
 
 
 @given(st.lists(spans, max_size=4))
-def test_gold_against_itself_is_perfect(documents):
+def test_gold_scored_against_itself_is_perfect(documents):
     scores = total([(d, d) for d in documents])
     perfect = 1.0 if any(documents) else 0.0
     assert scores.micro.f1 == scores.macro_f1 == scores.boundaries.f1 == scores.overlaps.f1 == perfect
@@ -158,7 +158,7 @@ def test_ignoring_types_or_boundaries_never_hurts(drawn):
 
 
 @given(spans, spans)
-def test_the_order_of_mentions_and_giving_them_twice_change_nothing(gold, said):
+def test_order_and_duplicates_of_mentions_do_not_matter(gold, said):
     assert score(TEXT, gold, said) == score(TEXT, [*reversed(gold), *gold], sorted(said))
 
 
@@ -174,7 +174,7 @@ crowded = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)).map(lambda s:
 
 @example([(0, 9, "a"), (1, 3, "a")], [(1, 2, "a"), (4, 5, "a")])  # the first to begin must not take the first it meets
 @given(crowded, crowded)
-def test_pairs_are_the_most_there_can_be(some, others):
+def test_pairs_are_a_maximum_matching(some, others):
     def most(left, right):
         if not left:
             return 0
@@ -186,7 +186,7 @@ def test_pairs_are_the_most_there_can_be(some, others):
 
 
 @given(spans)
-def test_nested_is_what_pairs_say(drawn):
+def test_nested_agrees_with_checking_all_pairs(drawn):
     def inside(a, b):
         return b[0] <= a[0] and a[1] <= b[1] and a[:2] != b[:2]
 

@@ -38,7 +38,7 @@ def total(documents):
     return sum(documents, Scores())
 
 
-def test_intervals_hold_the_scores_and_are_the_same_again():
+def test_intervals_contain_the_scores_and_are_reproducible():
     documents = run(60, 1)
     scores, found = total(documents), intervals(documents)
     values = {
@@ -57,7 +57,7 @@ def test_intervals_hold_the_scores_and_are_the_same_again():
     assert intervals(documents, seed=2) != found
 
 
-def test_a_share_of_independent_mentions_has_the_interval_of_theory():
+def test_the_interval_for_independent_mentions_agrees_with_theory():
     documents = [score(TEXT, [(0, 1, "a")], [(0, 1, "a")] if right else []) for right in (True, False) * 200]
     half = 1.96 * np.sqrt(0.5 * 0.5 / 400)
     assert intervals(documents)["micro.recall"] == pytest.approx((0.5 - half, 0.5 + half), abs=0.01)
@@ -72,7 +72,7 @@ def test_more_documents_give_narrower_intervals():
     assert width(run(640, 1)) == pytest.approx(width(run(40, 1)) / 4, rel=0.4)
 
 
-def test_about_nineteen_of_twenty_intervals_hold_the_truth():
+def test_about_nineteen_of_twenty_intervals_contain_the_truth():
     population = run(2000, 1)
     truth = total(population).micro.f1
     random = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_documents_are_resampled_whole():
     assert intervals(few)["micro.recall"] == pytest.approx(intervals(many)["micro.recall"])
 
 
-def test_what_one_document_has_gets_no_interval():
+def test_a_type_of_a_single_document_gets_no_interval():
     documents = [score(TEXT, [(0, 1, "a"), (2, 3, "b")], [(0, 1, "a")]), score(TEXT, [(0, 1, "a")], [(0, 1, "c")])]
     found = intervals(documents)
     assert found["micro.f1"] is not None
@@ -109,7 +109,7 @@ def test_resamples_without_gold_mentions_do_not_pull_a_type_down():
     assert intervals(rare + others)["types.a.f1"] == (1.0, 1.0)
 
 
-def test_a_run_against_itself_differs_by_nothing():
+def test_a_run_does_not_differ_from_itself():
     documents = run(40, 1)
     for difference in compare(documents, documents).values():
         assert (difference.value, difference.interval, difference.p) == (0.0, (0.0, 0.0), 1.0)
@@ -123,7 +123,7 @@ def test_a_clearly_better_run_is_found():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_p_is_near_that_of_all_arrangements(seed):
+def test_p_is_close_to_that_of_all_permutations(seed):
     ours, theirs = run(8, seed, recall=0.8), run(8, seed + 10)
     observed = abs(total(ours).micro.f1 - total(theirs).micro.f1)
     as_large = 0
@@ -134,20 +134,20 @@ def test_p_is_near_that_of_all_arrangements(seed):
     assert compare(ours, theirs, resamples=4000)["micro.f1"].p == pytest.approx(as_large / 2**8, abs=0.03)
 
 
-def test_pairing_narrows_the_interval_of_runs_alike():
+def test_pairing_narrows_the_interval_of_similar_runs():
     ours, other = run(80, 1), run(80, 1)
     other[:4] = run(80, 2)[:4]  # all but four outputs are the same
     single, paired = intervals(ours)["micro.f1"], compare(ours, other)["micro.f1"].interval
     assert paired.high - paired.low < (single.high - single.low) / 2
 
 
-def test_runs_alike_are_seldom_told_apart():
+def test_similar_runs_rarely_differ_significantly():
     p = [compare(run(40, 2 * i), run(40, 2 * i + 1), resamples=200)["micro.f1"].p for i in range(60)]
     assert sum(value <= 0.05 for value in p) <= 8  # 3 expected; eight or fewer in 997 of a thousand cases
     assert 0.3 < np.mean(p) < 0.7  # uniform, with a standard error of 0.04
 
 
-def test_swapping_the_runs_turns_the_signs():
+def test_swapping_the_runs_flips_the_signs():
     ours, theirs = run(40, 1), run(40, 2, recall=0.5)
     there, back = compare(ours, theirs), compare(theirs, ours)
     for name, difference in there.items():

@@ -21,8 +21,9 @@ from tests.support.tiny import make_tiny_model
 from training.config import CONFIGS, GeneratorConfig
 from training.data.corpora import Example, Mention
 from training.data.lines import items, pack
-from training.generator.task import build, decision_loss, train
-from training.tuning.loop import FolderCheckpoints, export
+from training.generator.task import build, decision_loss
+from training.generator.train import train
+from training.tuning.checkpoints import FolderCheckpoints, export
 
 
 @pytest.fixture

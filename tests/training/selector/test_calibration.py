@@ -39,7 +39,7 @@ def error(calibration, observations):
     )
 
 
-def test_the_scaling_that_made_the_labels_is_found():
+def test_the_scaling_that_generated_the_labels_is_recovered():
     observations = observe("protein", 4000, slope=0.6, intercept=-0.8)
     fitted = fit(observations, gold_of(observations)).types["protein"]
     assert fitted.greedy.slope == pytest.approx(0.6, abs=0.1)
@@ -53,7 +53,7 @@ def test_fitting_lowers_the_calibration_error_on_other_data():
     assert error(fit(observations, gold_of(observations)), held_out) < error(Calibration.default(), held_out) / 2
 
 
-def test_greedy_and_beyond_are_fitted_apart():
+def test_greedy_and_beyond_are_fitted_separately():
     observations = observe("protein", 2000, slope=1.0, intercept=1.0)
     observations += observe("protein", 2000, slope=1.0, intercept=-2.0, greedy=False, seed=1)
     fitted = fit(observations, gold_of(observations)).types["protein"]
@@ -62,7 +62,7 @@ def test_greedy_and_beyond_are_fitted_apart():
 
 
 @pytest.mark.parametrize("term", ["margin", "head", "vote", "words"])
-def test_a_term_that_knows_more_is_heeded_and_one_that_knows_nothing_is_not(term):
+def test_informative_terms_get_weight_and_uninformative_ones_do_not(term):
     rng = random.Random(3)
     plain = observe("protein", 2000, slope=0.6, intercept=-0.8)
     telling = [
@@ -81,7 +81,7 @@ def test_a_term_that_knows_more_is_heeded_and_one_that_knows_nothing_is_not(term
     assert factor["idle"] == pytest.approx(0.0, abs=0.05)
 
 
-def test_a_rare_type_takes_the_numbers_of_all_types():
+def test_a_rare_type_gets_the_pooled_parameters():
     common = observe("protein", 500, slope=0.6, intercept=-0.5)
     rare = observe("rna", MIN_OBSERVATIONS - 1, slope=3.0, intercept=2.0, seed=1)
     calibration = fit(common + rare, gold_of(common + rare))
@@ -97,7 +97,7 @@ def test_separable_and_one_sided_data_stay_finite():
         assert 0.0 <= calibration.threshold("protein") <= 1.0
 
 
-def test_a_confidence_that_misleads_is_given_no_weight():
+def test_a_misleading_confidence_gets_no_weight():
     observations = [Observation("protein", Judgement(i / 200, True), i < 100) for i in range(200)]
     fitted = fit(observations, {"protein": 100}).types["protein"]
     assert fitted.greedy.slope == 0.0
@@ -108,7 +108,7 @@ def test_nothing_observed_gives_the_default():
     assert fit([], {"protein": 3}) == Calibration.default()
 
 
-def test_a_type_without_gold_mentions_takes_the_numbers_of_all_types():
+def test_a_type_without_gold_mentions_gets_the_pooled_parameters():
     observations = observe("protein", 200, slope=1, intercept=0)
     wrong = [Observation("rna", Judgement(0.9, True), False) for _ in range(50)]
     calibration = fit(observations + wrong, gold_of(observations))

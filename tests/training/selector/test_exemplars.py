@@ -33,7 +33,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpanEncoder:
 
 
 @pytest.mark.parametrize("texts", [True, False])
-def test_mentions_are_accepted_and_what_is_none_rejected(encoder, tokens, texts):
+def test_mentions_are_accepted_and_other_spans_rejected(encoder, tokens, texts):
     found = list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=texts))
     exemplars = [exemplar for _, batch in found for exemplar in batch]
     vectors = np.concatenate([batch for batch, _ in found])
@@ -55,7 +55,7 @@ def test_the_same_corpus_gives_the_same_exemplars(encoder, tokens):
     assert [batch for _, batch in first] == [batch for _, batch in second]
 
 
-def test_a_generators_mistakes_are_what_is_rejected(encoder, tokens):
+def test_a_generators_mistakes_become_the_rejected_exemplars(encoder, tokens):
     mistakes = {digest(EXAMPLES[0].text): [Mention(0, 8, "protein"), Mention(4, 8, "protein")]}
     found = list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=False, mistakes=mistakes))
     assert {(e.id, e.accepted) for _, batch in found for e in batch} == {

@@ -9,7 +9,7 @@ def example(text, *mentions, types=("protein",)):
     return Example("x", text, "en", found, types)
 
 
-def test_mentions_are_told_from_the_same_words_elsewhere():
+def test_mentions_are_distinguished_from_the_same_words_elsewhere():
     texts = [example("The CD28 gene binds.", ("CD28", "protein")), example("A CD28 T cell; cd28 again.")]
     gazetteer = count({"one": texts})
     assert gazetteer.counts("protein", "CD28") == (1, 2)
@@ -18,7 +18,7 @@ def test_mentions_are_told_from_the_same_words_elsewhere():
     assert gazetteer.counts("dna", "CD28") == (0, 0)
 
 
-def test_words_that_are_no_mention_count_where_they_are_frequent():
+def test_frequent_words_are_counted_without_being_mentions():
     texts = [example("the T cell line")] * LEAST + [example("a T cell")]
     gazetteer = count({"one": texts})
     for words, times in (("T cell", LEAST + 1), ("cell line", LEAST), ("the T cell line", LEAST), ("a T", 0)):
@@ -30,7 +30,7 @@ def test_a_span_that_is_annotated_twice_counts_once():
     assert count({"one": [text]}).counts("protein", "p53") == (1, 0)
 
 
-def test_a_mention_may_be_longer_than_what_is_counted_otherwise():
+def test_mentions_may_be_longer_than_other_counted_words():
     words = " ".join(f"w{i}" for i in range(MOST_PIECES + 6))
     gazetteer = count({"one": [example(f"so {words} there", (words, "protein"))]})
     assert gazetteer.counts("protein", words) == (1, 0)

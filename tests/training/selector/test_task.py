@@ -79,7 +79,7 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(settings, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_states_of_a_generator_can_be_read_and_it_stays_as_it_is(settings, tmp_path):
+def test_the_states_of_a_frozen_generator_can_be_used(settings, tmp_path):
     generator = generators.trained(tmp_path / "generator", settings, max_tokens=500)
     reports = []
     more = {"max_tokens": 60_000, "learning_rate": 3e-3, "reading": "copy", "init": generator, "measure_every": 100}
@@ -103,7 +103,7 @@ def test_a_selector_can_be_trained_further(settings, tmp_path):
         trained(tmp_path / "other", settings, max_tokens=1, hidden=48, init=first)
 
 
-def test_training_can_be_on_the_texts_of_candidates_alone(settings, tmp_path):
+def test_training_can_be_limited_to_texts_with_candidates(settings, tmp_path):
     examples = read(settings.corpora / "toy", "train")
     made = [Row(text_sha256=digest(e.text), start=2, end=10, type="protein", right=False, confidence=0.5, greedy=True)
             for e in examples if e.text == "a gene bcd is"]  # fmt: skip
@@ -115,7 +115,7 @@ def test_training_can_be_on_the_texts_of_candidates_alone(settings, tmp_path):
     assert len(data["candidates"]["sha256"]) == 1
 
 
-def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
+def test_the_revision_changes_with_the_encoders_output(settings, tmp_path):
     out = trained(tmp_path / "out", settings, max_tokens=200)
     before = encoder_revision(settings, out)
     (out / "training.json").write_text("{}")
@@ -125,7 +125,7 @@ def test_the_revision_is_of_what_the_encoder_says(settings, tmp_path):
     assert encoder_revision(settings, out) != before
 
 
-def test_the_geometry_is_that_of_neighbours_of_one_type():
+def test_the_geometry_only_compares_spans_of_one_type():
     # Two mentions of a type side by side, a wrong span of it far off; a mention of another type right beside them.
     embeddings = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])
     types, right = torch.tensor([0, 0, 0, 1]), torch.tensor([True, True, False, True])

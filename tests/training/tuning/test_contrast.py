@@ -5,7 +5,7 @@ import torch
 from training.tuning.contrast import contrastive_loss
 
 
-def test_the_contrastive_loss_is_that_of_the_paper():
+def test_the_contrastive_loss_agrees_with_the_paper():
     torch.manual_seed(0)
     embeddings = torch.nn.functional.normalize(torch.randn(6, 4), dim=-1)
     types = torch.tensor([0, 0, 0, 1, 1, 0])
@@ -20,7 +20,7 @@ def test_the_contrastive_loss_is_that_of_the_paper():
     assert contrastive_loss(embeddings, types, right, 0.2).item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_without_a_pair_the_contrastive_loss_is_nothing():
+def test_without_pairs_the_contrastive_loss_is_zero():
     embeddings = torch.ones(2, 3, requires_grad=True)
     loss = contrastive_loss(embeddings, torch.tensor([0, 1]), torch.tensor([True, True]), 0.1)
     loss.backward()

@@ -4,12 +4,13 @@ from dataclasses import asdict
 
 from tensorboardX.proto import event_pb2
 
-from training.tuning.loop import MANIFEST, Report
+from training.tuning.checkpoints import MANIFEST
+from training.tuning.loop import Progress
 from training.tuning.progress import TensorBoard, plot
 
 REPORTS = [
-    Report(10, 1000, 2.0, 0.5, 1e-3),
-    Report(20, 2000, 4.0, 0.25, 5e-4, dev={"toy": 0.5}, f1={"toy": 0.75}, more={"recall_at_1": {"toy": 0.625}}),
+    Progress(10, 1000, 2.0, 0.5, 1e-3),
+    Progress(20, 2000, 4.0, 0.25, 5e-4, dev={"toy": 0.5}, f1={"toy": 0.75}, more={"recall_at_1": {"toy": 0.625}}),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Readers of annotated corpora, one format a module; :func:`training.data.formats.conversion.convert` uses them."""
+"""Readers of annotated corpora, one module per format; :func:`training.data.formats.conversion.convert` uses them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """BioC, as XML or JSON: documents of passages (and sentences) with offsets and stand-off annotations.
 
-A text is its passages placed at their offsets, spaces between. Most corpora count offsets in code points, some in bytes
-of UTF-8 (as BioC's paper has it) or in Java's UTF-16 units. Which one a document counts in is told by the texts of its
-annotations.
+A text is its passages placed at their offsets, padded with spaces. Most corpora count offsets in code points, some in
+UTF-8 bytes (as in the BioC paper) or in Java's UTF-16 units. The texts of its annotations tell which one a document
+uses.
 Format: Comeau et al. 2013, https://doi.org/10.1093/database/bat064
 """
 
@@ -58,12 +58,12 @@ class _Document(BaseModel):
     annotations: list[_Annotation] = []
 
     def pieces(self) -> list[tuple[int, str]]:
-        """Offset and text of each passage, or of its sentences where it has no text itself."""
+        """Offset and text of each passage, or of its sentences if it has no text itself."""
         parts = [part for p in self.passages for part in ([p] if p.text is not None else p.sentences)]
         return sorted((part.offset, part.text) for part in parts if part.text)
 
     def all_annotations(self) -> list[_Annotation]:
-        """Those of the document, of its passages and of their sentences."""
+        """The annotations of the document, its passages and their sentences."""
         parts = [part for p in self.passages for part in (p, *p.sentences)]
         return [*self.annotations, *(a for part in parts for a in part.annotations)]
 

@@ -1,4 +1,4 @@
-"""CBLUE's JSON for named entities (CMeEE, CMeEE-V2): objects of ``text`` and ``entities``, in a list or a line each.
+"""CBLUE's JSON for named entities (CMeEE, CMeEE-V2): objects with ``text`` and ``entities``, in a list or one per line.
 
 ``end_idx`` is the last character in some releases and the one after it in others; the entities' texts tell which.
 Format: https://tianchi.aliyun.com/dataset/95414

@@ -1,7 +1,7 @@
-"""What the readers of all formats share: the text with its annotations, the options, and reading lines and JSON.
+"""What the readers of all formats share: annotated texts, options, and reading lines and JSON.
 
-A reader turns a file or folder into texts and says where each piece stands. It keeps offsets as the corpus has them;
-:mod:`training.data.formats.conversion` holds them against the text.
+A reader turns a file or folder into texts and notes the place of each item. It keeps the corpus's offsets;
+:mod:`training.data.formats.conversion` checks them against the text.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MARK = "\ufeff"  # the byte order mark that some editors put before UTF-8
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A mention as a corpus has it. Offsets are code points; a discontinuous mention has several fragments."""
+    """A mention as in the corpus. Offsets are code points; a discontinuous mention has several fragments."""
 
     fragments: tuple[Span, ...]
     label: str
-    text: str  # what the corpus says the mention is
+    text: str  # the mention's text according to the corpus
     place: str  # file and line or item, for errors
 
 
@@ -46,7 +46,7 @@ class AnnotatedText:
 
 @dataclass(slots=True)
 class Reading:
-    """How a corpus is to be read, and what came up on the way."""
+    """Options for reading a corpus, and what was left out or noticed while reading."""
 
     discontinuous: Discontinuous = "skip"
     skip_bad: bool = False
@@ -58,16 +58,16 @@ class Reading:
     notes: Counter[str] = field(default_factory=Counter)
 
     def bad(self, place: str, problem: str, remedy: str) -> None:
-        """CorpusError; with ``skip_bad`` the piece is counted instead, and the caller leaves it out.
+        """Raises CorpusError; with ``skip_bad`` it counts the item instead, which the caller leaves out.
 
-        Neither ``problem`` nor ``remedy`` may hold text of the corpus.
+        Neither ``problem`` nor ``remedy`` may contain text of the corpus.
         """
         if not self.skip_bad:
             raise CorpusError(f"{place}: {problem}; {remedy}, or leave it out with --skip-bad")
         self.left_out[problem] += 1
 
     def invalid(self, place: str, error: ValidationError) -> None:
-        """An item that lacks a field or has a wrong one, as :meth:`bad`."""
+        """Reports an item with a missing or invalid field, like :meth:`bad`."""
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         field_ = ".".join(part for part in first["loc"] if isinstance(part, str)) or "item"
         where = ".".join(map(str, first["loc"]))
@@ -76,14 +76,14 @@ class Reading:
 
 
 def single_file(source: Path) -> Path:
-    """The source of a format that keeps all texts in one file."""
+    """Checks the source of a format with all texts in one file."""
     if not source.is_file():
         raise CorpusError(f"INPUT: {source.name} is not a file; this format is read from one file, so name that")
     return source
 
 
 def decoded(content: bytes, place: str) -> str:
-    """The text of bytes that must be UTF-8."""
+    """Decodes UTF-8. Raises CorpusError if the bytes are not."""
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -91,7 +91,7 @@ def decoded(content: bytes, place: str) -> str:
 
 
 def lines(file: Path, reading: Reading) -> Iterator[tuple[str, str]]:
-    """Place and content of each line. Only LF and CRLF end one: texts may hold other line separators of Unicode."""
+    """Place and content of each line. Only LF and CRLF end lines: texts may contain other Unicode line separators."""
     with file.open("rb") as content:
         for number, line in enumerate(content, 1):
             place = f"{file.name}, line {number}"
@@ -101,7 +101,7 @@ def lines(file: Path, reading: Reading) -> Iterator[tuple[str, str]]:
 
 
 def json_items(file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
-    """Place and value of each item of a JSON list or of JSON lines; one object alone is one item."""
+    """Place and value of each item of a JSON list, of JSON Lines, or of a single object."""
     content = decoded(file.read_bytes(), file.name).removeprefix(_MARK)
     try:
         value = json.loads(content)

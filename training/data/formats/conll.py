@@ -1,8 +1,8 @@
-"""CoNLL: a token a line with its tag in a column, a blank line after each sentence.
+"""CoNLL: one token per line with its tag in a column, and a blank line after each sentence.
 
-Tags are read by the rule of the CoNLL scorer, which holds for IOB1, IOB2 (BIO), BIOES, BMES and BILOU alike: a mention
-begins at ``B`` or ``S``, at another label, or where none is open, and ends after ``E`` or ``S``. The scheme is only
-told apart to say how many tags break it. A tag may be a bare letter where there is but one kind of mention.
+Tags are read by the rule of the CoNLL scorer, which covers IOB1, IOB2 (BIO), BIOES, BMES and BILOU: a mention begins at
+``B`` or ``S``, at a new label, or if none is open, and ends after ``E`` or ``S``. The scheme is only identified to
+report how many tags violate it. Tags may be bare letters if there is only one kind of mention.
 Scorer: https://www.clips.uantwerpen.be/conll2000/chunking/conlleval.txt
 """
 
@@ -26,8 +26,8 @@ _PLAIN = {"M": "I", "L": "E", "U": "S", "W": "S"}
 _COMMENT = re.compile(r"#\s*[\w.:-]+\s*=\s")
 _DOCUMENT = ("-DOCSTART-", "###MEDLINE:")  # CoNLL 2003 and JNLPBA
 _WIDE = re.compile(f"[{CJK}\u3000-\u303f\uff00-\uffef]")
-# Share of tokens of one character from which a file is split into characters: English text has a quarter of them,
-# Chinese words half, and Chinese characters nine in ten where Latin words and numbers are kept whole.
+# Share of single-character tokens above which a file counts as split into characters: it is a quarter in English text,
+# half in Chinese split into words, and 0.9 in Chinese split into characters with Latin words and numbers kept whole.
 _BY_CHARACTER = 0.75
 
 
@@ -47,7 +47,7 @@ class _Sentence:
 
 @dataclass(slots=True)
 class _Scheme:
-    """Counts that tell the scheme of a file."""
+    """Counts that identify the tagging scheme of a file."""
 
     letters: set[str] = field(default_factory=set)
     mentions: int = 0
@@ -55,8 +55,8 @@ class _Scheme:
     needless_b: int = 0  # B where IOB1 has I: no mention of its label ends just before
     unended: int = 0  # mentions with B and without E
 
-    def told(self) -> tuple[str, int]:
-        """The scheme's name, and how many mentions break it."""
+    def name_and_violations(self) -> tuple[str, int]:
+        """The scheme's name, and how many mentions violate it."""
         if self.letters & set("ESLUW"):
             name = "BMES" if "M" in self.letters else "BILOU" if self.letters & set("LU") else "BIOES"
             return name, self.without_b + self.unended
@@ -66,7 +66,7 @@ class _Scheme:
 
 
 def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
-    """The sentences of a file, or its documents, in which each sentence is a line."""
+    """The sentences of a file, or its documents with one sentence per line."""
     scheme = _Scheme()
     documents = list(_documents(single_file(source), reading, scheme))
     tokens = Counter(len(t.text) == 1 for sentences in documents for s in sentences for t in s.tokens)
@@ -77,13 +77,13 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
         texts = [[sentence] for sentences in documents for sentence in sentences]
     for number, sentences in enumerate(texts, 1):
         yield _text(f"{source.stem}-{number}", sentences, by_character, scheme)
-    name, broken = scheme.told()
+    name, broken = scheme.name_and_violations()
     reading.notes[f"mention tagged in {name}"] = scheme.mentions
     reading.notes[f"mention whose tags break {name}, read as the CoNLL scorer does"] = broken
 
 
 def _documents(file: Path, reading: Reading, scheme: _Scheme) -> Iterator[list[_Sentence]]:
-    """Sentences by document; all are one document where the file marks none."""
+    """Sentences by document; a single document if the file marks none."""
     sentences: list[_Sentence] = []
     marked = within = False
     usual = _layout(file)

@@ -1,4 +1,4 @@
-"""From a corpus in one of the formats to the corpora format of :mod:`training.data.corpora`."""
+"""Converts a corpus from one of the formats to that of :mod:`training.data.corpora`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.data.formats.fragments import fits, fits_normalised, merged, trimm
 
 @dataclass(slots=True)
 class Summary:
-    """What was written. What was left out, and why, is in the :class:`Reading`."""
+    """What was written; what was left out, and why, is in :class:`Reading`."""
 
     texts: Counter[Lang] = field(default_factory=Counter)
     mentions: Counter[str] = field(default_factory=Counter)  # by label as written
@@ -38,7 +38,7 @@ def convert(
     labels: Set[str] = frozenset(),
     mapping: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Write the texts of ``source`` to ``out``, one JSON object a line, all of them or no file.
+    """Writes the texts of ``source`` to ``out``, one JSON object per line: all of them, or no file.
 
     ``labels`` are those to keep, none for all; ``mapping`` renames labels to keys of the inventory. CorpusError where
     the source cannot be read, has no text, or ``out`` cannot be written.

@@ -1,4 +1,4 @@
-"""Fragments of mentions, held against the text."""
+"""Compares the fragments of mentions with the text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LOST = "?\ufffd"
 
 
 def within(text: str, fragments: Sequence[Span]) -> bool:
-    """Whether there is a fragment, and each is a part of the text and not empty."""
+    """Whether there are fragments, all of them within the text and not empty."""
     return bool(fragments) and all(0 <= start < end <= len(text) for start, end in fragments)
 
 

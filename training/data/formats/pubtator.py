@@ -1,8 +1,8 @@
 """PubTator: ``id|t|title``, ``id|a|abstract``, then a tab-separated line for each mention, all in one file.
 
-A mention line is id, start, end, text, label and mostly an identifier; a composite mention has one more column, with
-its parts, and counts as the one mention it spans. Relation lines (``CID`` and others) are passed over. Offsets run
-through title and abstract, which one character separates.
+A mention line has id, start, end, text, label and usually an identifier; a composite mention has another column with
+its parts, and counts as a single mention. Relation lines (``CID`` and others) are ignored. Offsets run through title
+and abstract, which are separated by one character.
 Format: https://www.ncbi.nlm.nih.gov/research/bionlp/APIs/format/
 """
 
@@ -28,13 +28,13 @@ class _Document:
     annotations: list[Annotation] = field(default_factory=list)
 
     def text(self) -> AnnotatedText:
-        # A line of its own: titles often lack the full stop that would part them from the abstract.
+        # On separate lines: titles often lack the full stop that would separate them from the abstract.
         text = f"{self.title}\n{self.abstract}" if self.abstract else self.title
         return AnnotatedText(self.id, text, tuple(self.annotations), self.place)
 
 
 def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
-    """The documents of a file; a title line begins one."""
+    """The documents of a file; each begins with a title line."""
     now: _Document | None = None
     for place, line in lines(single_file(source), reading):
         if not line.strip():
