@@ -1,100 +1,103 @@
+import random
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from shared.text import tagging
-from shared.text.grammar import MAX_DEPTH, Action, CopyTokens, State, actions_of, nested_only, spans_of, tagged_text
-from shared.text.pieces import split
-
-pieces_and_spans = st.integers(1, 12).flatmap(
-    lambda n: st.tuples(
-        st.just(n),
-        st.lists(st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1]), max_size=8),
-    )
+from shared.text.labelled import (
+    MAX_DEPTH,
+    MAX_LINES,
+    Action,
+    Asked,
+    Does,
+    LineState,
+    PieceTokens,
+    actions_of,
+    escape,
+    lines_of,
+    spans_of,
 )
 
+from shared.text.pieces import split
 
-@given(pieces_and_spans)
-def test_spans_are_the_inverse_of_actions(drawn):
-    n, spans = drawn
-    kept = nested_only(spans)
-    actions = actions_of(n, kept)
-    assert sorted(spans_of(n, actions)) == sorted(kept)
-    state = State(n)
-    for action in actions:
-        assert action in state.admissible()
-        state.apply(action)
-    assert state.admissible() == ()
+TYPES = ("protein", "dna", "cell_line", "cell_type")
 
 
-@given(pieces_and_spans)
-def test_nested_only_neither_crosses_nor_repeats(drawn):
-    _, spans = drawn
-    kept = nested_only(spans)
-    assert set(kept) <= set(spans)
-    assert len(set(kept)) == len(kept)
-    assert not any(a[0] < b[0] < a[1] < b[1] for a in kept for b in kept)
-    assert all(sum(k[0] <= s[0] and s[1] <= k[1] for k in kept) <= MAX_DEPTH for s in kept)
-
-
-@given(st.text(min_size=1, max_size=30), st.data())
-def test_tagged_text_is_what_the_codec_reads(text, data):
-    pieces = split(text)
-    n = len(pieces)
-    spans = nested_only(
-        data.draw(
-            st.lists(st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1]), max_size=5)
-        )
-    )
-    tagged = tagged_text(pieces, actions_of(n, spans))
-    expected = sorted({(pieces.cores[s], pieces.ends[e - 1]) for s, e in spans}, key=lambda s: (s[0], -s[1]))
-    if expected:
-        assert tagging.decode(tagged) == (text, expected)
-    else:
-        assert tagged == ""
+@st.composite
+def typed_spans(draw, pieces):
+    found = set()
+    for _ in range(draw(st.integers(0, 6))):
+        start = draw(st.integers(0, pieces - 1))
+        found.add((start, draw(st.integers(start + 1, pieces)), draw(st.sampled_from(TYPES))))
+    return found
 
 
 @given(st.data())
-def test_a_line_has_the_tokens_of_its_text(tokens, tokenizer, data):
-    text = data.draw(st.text(st.sampled_from("ab 1-[]\\ 中😀"), min_size=1, max_size=16))
-    pieces = split(text)
-    n = len(pieces)
-    spans = nested_only(
-        data.draw(
-            st.lists(st.tuples(st.integers(0, n - 1), st.integers(1, n)).filter(lambda s: s[0] < s[1]), max_size=4)
-        )
-    )
-    actions = actions_of(n, spans)
-    ids = [i for _, action_ids in tokens.steps(pieces, actions) for i in action_ids]
-    if spans:
-        assert tokenizer.decode(ids) == tagged_text(pieces, actions)
-    assert tokenizer.decode(tokens.prefix(pieces)[1:]) == text + "\n"
+@settings(deadline=None)
+def test_actions_say_the_spans_and_are_read_back(data):
+    pieces = data.draw(st.integers(1, 12))
+    spans = data.draw(typed_spans(pieces))
+    said = {span for line in lines_of(spans) for span in line}
+    actions = actions_of(pieces, spans, TYPES)
+    assert set(spans_of(pieces, actions, TYPES)) == said <= spans
+    state = LineState(pieces)
+    for action in actions:
+        assert action.does in state.admissible(len(TYPES))
+        if action.does is Does.CLOSE:
+            assert action.type in state.closable(len(TYPES))
+        state.apply(action)
+    assert state.done
+    assert state.admissible(len(TYPES)) == ()
 
 
-def test_decisions_name_distinct_tokens_and_the_taken_action(tokens):
-    pieces = split("the CD28 gene - [x]")
-    ids, decisions = tokens.line(pieces, actions_of(len(pieces), [(1, 4), (1, 3)]))
-    assert decisions[0].actions == (Action.COPY, Action.OPEN, Action.ABSENT)
-    for decision in decisions:
-        assert len(set(decision.ids)) == len(decision.ids) > 1
-        assert decision.at <= len(ids)
-    taken = [d.actions[d.taken] for d in decisions]
-    assert taken.count(Action.OPEN) == 2
-    assert taken.count(Action.CLOSE) == 2
+def test_nothing_is_left_out_while_there_are_lines_and_depth():
+    assert lines_of({(0, 2, "dna"), (1, 3, "dna"), (0, 2, "protein")}) == [
+        [(0, 2, "dna"), (0, 2, "protein")],
+        [(1, 3, "dna")],
+    ]
+    deep = {(0, i + 1, "dna") for i in range(MAX_DEPTH * MAX_LINES)}
+    assert {span for line in lines_of(deep) for span in line} == deep
 
 
-def test_an_absent_type_is_one_decision_and_no_tokens(tokens):
-    ids, decisions = tokens.line(split("nothing here"), [Action.ABSENT])
-    assert ids == []
-    assert [d.actions[d.taken] for d in decisions] == [Action.ABSENT]
+def test_every_way_through_ends():
+    draw = random.Random(4)
+    for _ in range(50):
+        state = LineState(6)
+        steps = 0
+        while admissible := state.admissible(len(TYPES)):
+            does = draw.choice(admissible)
+            state.apply(Action(does, draw.choice(state.closable(len(TYPES))) if does is Does.CLOSE else -1))
+            steps += 1
+        assert state.done
+        assert steps < 500
 
 
-def test_a_tokenizer_that_mixes_up_the_marks_is_refused():
-    class OneToken:
-        bos_token_id = None
+def test_one_span_has_a_type_once():
+    state = LineState(2)
+    for action in (Action(Does.OPEN), Action(Does.OPEN), Action(Does.COPY), Action(Does.CLOSE, 1)):
+        state.apply(action)
+    assert state.closable(len(TYPES)) == [0, 2, 3]
 
-        def encode(self, text, *, add_special_tokens):
-            return [7]
 
-    with pytest.raises(ValueError, match="base_model"):
-        CopyTokens(OneToken())
+def test_the_text_is_escaped_and_its_spaces_stay(tokens, tokenizer):
+    pieces = split("T | [cells] of\\ IL-2")
+    said = PieceTokens(tokens, pieces)
+    whole = [token for ids in said.copies for token in ids]
+    assert tokenizer.decode(whole) == escape(pieces.text) == r"T \| \[cells\] of\\ IL-2"
+    assert tokenizer.decode(said.text) == pieces.text + "\n"
+
+
+def test_the_types_stand_first_by_their_names(tokens, tokenizer):
+    assert tokenizer.decode(Asked(tokens, TYPES, "en").header) == "<bos>Protein, DNA, Cell line, Cell type:\n"
+    assert tokenizer.decode(Asked(tokens, ("disease", "body"), "zh").header) == "<bos>疾病、身体:\n"
+    assert tokenizer.decode(Asked(tokens, ("disease",), "zh", ["Disease"]).header) == "<bos>Disease:\n"
+    with pytest.raises(ValueError, match="same name"):
+        Asked(tokens, ("disease", "cancer"), "en", ["Cancer", "Cancer"])
+
+
+def test_names_that_begin_alike_are_told_apart_later(tokens):
+    asked = Asked(tokens, TYPES, "en")
+    line, cell_type = asked.said[2], asked.said[3]
+    first = next(i for i, (a, b) in enumerate(zip(line, cell_type, strict=False)) if a != b)
+    closable = list(range(len(TYPES)))
+    assert asked.branches(closable, first, 2) == ([line[first], cell_type[first]], 0)
+    assert asked.branches([0, 1, 2], first, 2) == ([line[first]], 0)
