@@ -112,7 +112,6 @@ class Alternative(Message):
     end: Offset
     type: str = Field(description="Entity type key.")
     logprob: float = Field(le=0.0, description="Natural log-probability of its brackets, its type included.")
-    embedding: str | None = Field(default=None, description="As in `TaggedLine.embeddings`.")
 
 
 class TaggedLine(Message):
@@ -135,11 +134,6 @@ class TaggedLine(Message):
         description="Natural log-probability of each unescaped bracket of `tagged`, in order, a closing one's with its "
         "type; none if unknown.",
     )
-    embeddings: tuple[str | None, ...] | None = Field(
-        default=None,
-        description="Embedding of each mention of `tagged`, by its opening bracket: base64 of little-endian 16-bit "
-        "floats, a vector of length one; none where the generator makes none.",
-    )
     alternatives: tuple[Alternative, ...] = Field(default=(), description="Mentions beyond the greedy ones.")
 
 
@@ -153,7 +147,6 @@ class Candidate(Message):
     text: str
     generator_confidence: Probability
     greedy: bool = Field(default=True, description="Whether the generator's own best line had it.")
-    embedding: str | None = Field(default=None, description="As in `TaggedLine.embeddings`.")
 
 
 class Parsed(Message):

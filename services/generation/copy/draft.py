@@ -15,11 +15,10 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+import torch
 
 from services.generation.copy.forward import Answer, Part, Task
 from services.generation.copy.lines import Start, Step
-from shared.messages import Segment
 from shared.model.cache import Cache
 from shared.model.masks import causal
 from shared.text.grammar import CLOSE, COPY, END, LABEL, OPEN, Action, Labels, LineState, Script, Typed
@@ -82,17 +81,15 @@ class Line:
 
     ``steps``: accepted actions; ``tokens``: of the line before each of them, and before what follows; ``done``: tokens
     of the line whose keys and values are in the cache, behind the prompt's, in ``room`` slots from ``slot`` on;
-    ``unrun``: accepted tokens that are not yet; ``states[i]``: hidden state of token i - 1, of the prompt's last for 0.
+    ``unrun``: accepted tokens that are not in it yet.
     """
 
-    segment: Segment
     pieces: Pieces
     script: Script
     slot: int
     room: int
     begin: Start
     state: LineState
-    states: list[Tensor]
     prompt: int
     steps: list[Step] = field(default_factory=list)
     tokens: list[int] = field(default_factory=lambda: [0])
@@ -114,26 +111,25 @@ class Line:
         self.state.apply(step.action)
 
 
-def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache) -> Task[None]:
+def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache, device: torch.device) -> Task[None]:
     """The passes over a line's draft, each of which accepts it up to and including its first correction."""
     line.accept(line.begin.first)
     while not line.state.done:
         ids = _draft(line, memory, lookahead)
-        answer = None
+        answer: Answer = []
         if ids:
             make_room(line, line.past, len(ids), cache)
             (answer,) = yield [
                 Part(
                     ids,
                     range(line.past, line.past + len(ids)),
-                    causal(len(ids), line.past, line.states[0].device),
+                    causal(len(ids), line.past, device),
                     line.slot,
                     line.past,
                     [(d.before - line.done, d.first) for d in line.drafted if d.options],
-                    range(len(ids)),
                 )
             ]
-        _check(line, answer)
+        _check(line, answer, len(ids))
 
 
 def make_room(line: Line, past: int, tokens: int, cache: Cache) -> None:
@@ -198,26 +194,26 @@ def _next(
     return COPY if COPY in options else END if END in options else options[0]
 
 
-def _check(line: Line, answer: Answer | None) -> None:
-    """Accept the draft up to and including the first action that the model rejects, which is corrected."""
-    logprobs = iter(() if answer is None else answer.logprobs)
+def _check(line: Line, answer: Answer, run: int) -> None:
+    """Accept the draft up to and including the first action that the model rejects, which is corrected.
+
+    ``run``: tokens of the pass.
+    """
+    logprobs = iter(answer)
     decided = [dict(zip(d.options, next(logprobs), strict=True)) if d.options else None for d in line.drafted]
     wanted = [
         d.action if found is None else max(found, key=found.__getitem__)
         for d, found in zip(line.drafted, decided, strict=True)
     ]
     line.guess.clear()
-    run = 0 if answer is None else len(answer.states)
-    valid = line.done + run
+    done = line.done + run
     for i, (drafted, action, found) in enumerate(zip(line.drafted, wanted, decided, strict=True)):
         line.accept(Step(action, found))
         if action != drafted.action:
-            valid = max(line.done, drafted.before + 1)
+            done = max(line.done, drafted.before + 1)
             line.guess.extend(_corrected([d.action for d in line.drafted[i:]], wanted[i:]))
             break
-    if answer is not None:
-        line.states += answer.states[: valid - line.done]
-    line.done = valid
+    line.done = done
 
 
 def _corrected(drafted: Sequence[Action], wanted: Sequence[Action]) -> list[Action]:

@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
 from concurrent.futures import Future
 
-import numpy as np
-from numpy.typing import NDArray
-
 from services.generation.config import GenerationConfig
-from services.generation.copy.branches import Found, beyond, greedy
+from services.generation.copy.branches import beyond
 from services.generation.copy.draft import MARGIN, Line, Memory, decoded
 from services.generation.copy.forward import Forward, Part, Task
-from services.generation.copy.lines import alternatives, start, tagged_line
+from services.generation.copy.lines import alternatives, mentions, start, tagged_line
 from services.generation.copy.scheduler import Scheduler, Worker
 from services.generation.engine import Engine, TagRequest
 from shared import entity_types
@@ -29,7 +25,6 @@ from shared.model.folders import adapter_folder
 from shared.model.loading import load_body
 from shared.model.masks import causal
 from shared.model.revision import generator_revision
-from shared.selection.mention_head import MentionHead
 from shared.settings import Settings
 from shared.text.grammar import ABSENT, CopyTokens, Labels, PieceTokens, Script, Typed
 from shared.text.pieces import split
@@ -40,14 +35,10 @@ _HEADERS = 16  # kept by a worker
 class CopyEngine(Engine):
     """See the module."""
 
-    def __init__(
-        self, body: Body, tokens: CopyTokens, config: GenerationConfig, head: MentionHead | None = None
-    ) -> None:
-        """``head``: makes the embeddings of mentions; without it lines carry none."""
+    def __init__(self, body: Body, tokens: CopyTokens, config: GenerationConfig) -> None:
         self._forward = Forward(body)
         self._tokens = tokens
         self._config = config
-        self._head = head
         self._memory = Memory()
         self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
         on_cpu = self._forward.device.type == "cpu"
@@ -62,7 +53,7 @@ class CopyEngine(Engine):
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:
-        """Base model, adapter and head of the settings; the adapter is merged into the weights and costs nothing to
+        """Base model and adapter of the settings; the adapter is merged into the weights and costs nothing to
         run.
         """
         tokens = CopyTokens(load_tokenizer(settings))
@@ -73,8 +64,7 @@ class CopyEngine(Engine):
             cls(body, tokens, alone).tag([TagRequest(s, entity_types.DEFAULTS[s.lang]) for s in segments])
 
         folder, revision = adapter_folder(settings), generator_revision(settings)
-        head = None if folder is None else MentionHead.load(folder)
-        return cls(load_body(settings, folder, revision, config.dtype, example), tokens, config, head)
+        return cls(load_body(settings, folder, revision, config.dtype, example), tokens, config)
 
     def submit(self, request: TagRequest) -> Future[TaggedLine]:
         """See :class:`services.generation.engine.Engine`."""
@@ -84,11 +74,10 @@ class CopyEngine(Engine):
         """The passes of a segment: its prompt, its line, its branches."""
         pieces = split(request.segment.text)
         script = Script(self._tokens, PieceTokens(self._tokens, pieces), self._labels_of(request))
-        floor = self._config.candidate_floor
+        floor, device, cache = self._config.candidate_floor, self._forward.device, worker.cache
         header, text = script.labels.header, script.pieces.text
         prompt = len(header) + len(text)
         room = prompt + len(text) + MARGIN
-        cache = worker.cache
         slot = cache.take(room)
         known = worker.headers.get(header)
         past = 0
@@ -97,24 +86,26 @@ class CopyEngine(Engine):
             past = len(header)
         ids = [*header, *text][past:]
         actions, options = script.options(script.begin())
-        mask = causal(len(ids), past, self._forward.device)
-        (answer,) = yield [Part(ids, range(past, prompt), mask, slot, past, [(len(ids) - 1, options)], [len(ids) - 1])]
+        mask = causal(len(ids), past, device)
+        ((logprobs,),) = yield [Part(ids, range(past, prompt), mask, slot, past, [(len(ids) - 1, options)])]
         if header not in worker.headers and len(worker.headers) < _HEADERS:
             worker.headers[header] = cache.take(len(header))
             cache.copy(slot, worker.headers[header], len(header))
-        begin = start(dict(zip(actions, answer.logprobs[0], strict=True)), floor)
-        line = Line(request.segment, pieces, script, slot, room, begin, script.begin(), list(answer.states), prompt)
-        yield from decoded(line, self._memory, self._lookahead, cache)
-        own: dict[Typed, Found] = {}
-        others: dict[Typed, Found] = {}
+        begin = start(dict(zip(actions, logprobs, strict=True)), floor)
+        line = Line(pieces, script, slot, room, begin, script.begin(), prompt)
+        yield from decoded(line, self._memory, self._lookahead, cache, device)
+        own: dict[Typed, float] = {}
+        others: dict[Typed, float] = {}
+        least = math.log(floor)
         if begin.first.action != ABSENT:
-            own = greedy(line)
-            least = math.log(floor) - (math.log(begin.presence) if begin.forced else 0.0)
-            others = yield from beyond(line, least, self._config.branch_pieces, self._lookahead, cache)
+            own = mentions(script.begin(), script.labels, line.steps)
+            given = least - (math.log(begin.presence) if begin.forced else 0.0)
+            others = yield from beyond(line, given, self._config.branch_pieces, self._lookahead, cache, device)
             if not begin.forced:
                 self._memory.learn(pieces, list(own))
         cache.give_back(line.slot, line.room)
-        return self._message(line, own, others)
+        found = alternatives(pieces, begin, own, others, least)
+        return tagged_line(request.segment, pieces, script.labels, begin, line.steps, found)
 
     def _labels_of(self, request: TagRequest) -> Labels:
         key = (request.types, request.segment.lang)
@@ -124,15 +115,3 @@ class CopyEngine(Engine):
                 self._labels.clear()
             labels = self._labels[key] = Labels(self._tokens, *key)
         return labels
-
-    def _message(self, line: Line, own: Mapping[Typed, Found], others: Mapping[Typed, Found]) -> TaggedLine:
-        embeddings: dict[Typed, NDArray[np.float32]] = {}
-        if self._head is not None:
-            found = {span: one.states for span, one in (*others.items(), *own.items()) if one.states is not None}
-            embeddings = self._head.embed(found)
-        known = {span: one.logprob for span, one in own.items()}
-        new = {span: one.logprob for span, one in others.items()}
-        labels = line.script.labels
-        floor = self._config.candidate_floor
-        beyond_ = alternatives(line.pieces, line.begin, known, new, math.log(floor), embeddings)
-        return tagged_line(line.segment, line.pieces, labels, line.begin, line.steps, beyond_, embeddings)

@@ -20,8 +20,7 @@ class Part(NamedTuple):
     """The tokens of one segment in a pass.
 
     ``mask``, ``slot`` and ``past``: see :class:`shared.model.attention.Block`. ``asked``: decisions, each a token of
-    the part, counted from its first, and the first tokens of the options behind it. ``kept``: tokens whose hidden
-    states come back.
+    the part, counted from its first, and the first tokens of the options behind it.
     """
 
     ids: Sequence[int]
@@ -30,15 +29,10 @@ class Part(NamedTuple):
     slot: int
     past: int
     asked: Sequence[tuple[int, tuple[int, ...]]]
-    kept: Sequence[int]
 
 
-class Answer(NamedTuple):
-    """``logprobs``: of each decision's options; ``states``: shape (kept, hidden), after the final norm."""
-
-    logprobs: list[list[float]]
-    states: Tensor
-
+Answer: TypeAlias = list[list[float]]
+"""The log-probabilities of each decision's options."""
 
 # Yields what it asks for in the next pass, is sent the answers, and returns what it found.
 Task: TypeAlias = Generator[list[Part], list[Answer], T]
@@ -63,23 +57,18 @@ class Forward:
         ids: list[int] = []
         positions: list[int] = []
         blocks: list[Block] = []
-        rows: dict[int, int] = {}  # of the states, by token of the pass: a token is wanted once
-        asked: list[int] = []
-        kept: list[list[int]] = []
+        wanted: list[int] = []
         options: list[tuple[int, ...]] = []
         for part in parts:
             begin = len(ids)
             ids += part.ids
             positions += part.positions
             blocks.append(Block(begin, len(ids), part.mask, self._sliding(part), part.past, part.slot))
-            asked += [rows.setdefault(begin + token, len(rows)) for token, _ in part.asked]
-            kept.append([rows.setdefault(begin + token, len(rows)) for token in part.kept])
+            wanted += [begin + token for token, _ in part.asked]
             options += [first for _, first in part.asked]
-        hidden = self._body(ids, positions, blocks, list(rows), cache).float()
-        logprobs = iter(self._logprobs(hidden[asked], options))
-        return [
-            Answer([next(logprobs) for _ in part.asked], hidden[own]) for part, own in zip(parts, kept, strict=True)
-        ]
+        hidden = self._body(ids, positions, blocks, wanted, cache)
+        logprobs = iter(self._logprobs(hidden.float(), options))
+        return [[next(logprobs) for _ in part.asked] for part in parts]
 
     def _sliding(self, part: Part) -> Tensor | None:
         """The mask of sliding layers; none where the window does not bite."""

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from shared.messages import Alternative, Segment, TaggedLine
 from shared.text.grammar import ABSENT, CLOSE, LABEL, OPEN, Action, Labels, LineState, Typed, tagged_text
 from shared.text.pieces import Pieces
-
-Embeddings = Mapping[Typed, NDArray[np.float32]]
-"""Of mentions and alternatives, by range of pieces and type: vectors of length one."""
 
 
 @dataclass(slots=True)
@@ -84,9 +77,8 @@ def alternatives(
     own: Mapping[Typed, float],
     beyond: Mapping[Typed, float],
     floor: float,
-    embeddings: Embeddings,
 ) -> tuple[Alternative, ...]:
-    """The candidates beyond the greedy mentions: ``beyond``, with their log-probabilities, and a forced line's ``own``."""
+    """The candidates beyond the greedy mentions: ``beyond``, and a forced line's ``own``, with log-probabilities."""
     found = {**beyond, **own} if begin.forced else {s: p for s, p in beyond.items() if s not in own}
     presence = math.log(begin.presence) if begin.forced else 0.0
     return tuple(
@@ -95,7 +87,6 @@ def alternatives(
             end=pieces.ends[span[1] - 1],
             type=span[2],
             logprob=min(0.0, logprob + presence),
-            embedding=packed(embeddings.get(span)),
         )
         for span, logprob in sorted(found.items())
         if logprob + presence >= floor
@@ -109,12 +100,10 @@ def tagged_line(
     begin: Start,
     steps: Sequence[Step],
     others: tuple[Alternative, ...] = (),
-    embeddings: Embeddings | None = None,
 ) -> TaggedLine:
     """The message; where there is no mention, or the line was forced, with no greedy mention."""
     tagged = ""
     brackets: list[float] = []
-    vectors: tuple[str | None, ...] | None = None
     if not begin.forced and begin.first.action != ABSENT:
         tagged = tagged_text(pieces, [step.action for step in steps], labels)
         for step in steps:
@@ -122,34 +111,11 @@ def tagged_line(
                 brackets.append(min(0.0, step.logprob))
             elif step.action >= LABEL:
                 brackets[-1] = min(0.0, brackets[-1] + step.logprob)
-        if embeddings:
-            vectors = tuple(packed(embeddings.get(span)) for span in opened(len(pieces), labels, steps))
     return TaggedLine(
         segment=segment,
         types=labels.types,
         tagged=tagged if brackets else "",
         presence=min(1.0, max(0.0, begin.presence)),
         brackets=tuple(brackets),
-        embeddings=vectors,
         alternatives=others,
     )
-
-
-def opened(pieces: int, labels: Labels, steps: Iterable[Step]) -> list[Typed]:
-    """The line's mentions in the order of their opening brackets."""
-    state = LineState(pieces, labels.root)
-    found: list[Typed | None] = []
-    places: list[int] = []
-    for step in steps:
-        if step.action == OPEN:
-            places.append(len(found))
-            found.append(None)
-        if (closed := state.apply(step.action)) is not None:
-            first, last, type_ = closed
-            found[places.pop()] = (first, last, labels.types[type_])
-    return [span for span in found if span is not None]
-
-
-def packed(vector: NDArray[np.float32] | None) -> str | None:
-    """A vector as the messages carry it: base64 of its numbers in 16 bits, the lower byte first."""
-    return None if vector is None else base64.b64encode(vector.astype("<f2").tobytes()).decode()

@@ -107,9 +107,9 @@ class Brancher:
             ids, past = branch.ids[done : some[-1].at + 1], branch.before + done
             asked = [(close.at - done, close.first_ids) for close in some]
             mask = causal(len(ids), past, self._drafter.device)
-            (answer,) = yield [Part(ids, range(past, past + len(ids)), mask, slot, past, asked, ())]
+            (answer,) = yield [Part(ids, range(past, past + len(ids)), mask, slot, past, asked)]
             done += len(ids)
-            for close, logprobs in zip(some, answer.logprobs, strict=True):
+            for close, logprobs in zip(some, answer, strict=True):
                 decided = dict(zip(close.options, logprobs, strict=True))
                 best = max(best, (close.end, path + decided[Action.CLOSE]), key=lambda b: b[1])
                 path += decided.get(Action.COPY, -math.inf)

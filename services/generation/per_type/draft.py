@@ -118,7 +118,6 @@ class Drafter:
             line.slot,
             line.past,
             [(pending.before - line.done, pending.first_ids) for pending in decisions],
-            (),
         )
 
     def _last(self, line: Line) -> tuple[int, ...]:

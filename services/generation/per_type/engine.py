@@ -82,10 +82,10 @@ class PerTypeEngine(Engine):
         first_ids = self._drafter.first_ids(pieces, 0, options, after_open=False)
         mask = block_mask(len(prefix.ids), [len(header) for header in headers], self._forward.device)
         slot = cache.take(len(ids))
-        (answer,) = yield [Part(ids, positions, mask, slot, 0, [(token, first_ids) for token in at], ())]
+        (answer,) = yield [Part(ids, positions, mask, slot, 0, [(token, first_ids) for token in at])]
         lines = []
         begin = slot + len(prefix.ids)
-        for key, header, logprobs in zip(request.types, headers, answer.logprobs, strict=True):
+        for key, header, logprobs in zip(request.types, headers, answer, strict=True):
             line = self._line(prefix, key, header, dict(zip(options, logprobs, strict=True)))
             if line.draft:
                 line.room = 2 * len(prefix.ids) + len(header) + MARGIN
@@ -115,8 +115,7 @@ class PerTypeEngine(Engine):
                 part = self._drafter.prepare(line, cache)
                 logprobs: list[list[float]] = []
                 if part is not None:
-                    (answer,) = yield [part]
-                    logprobs = answer.logprobs
+                    (logprobs,) = yield [part]
                 self._drafter.check(line, logprobs)
             beyond = yield from self._brancher.beyond(line, cache)
             cache.give_back(line.slot, line.room)
