@@ -147,10 +147,11 @@ def _tree(said: list[tuple[tuple[int, ...], int]]) -> Node:
 class LineState:
     """Where a line stands: pieces copied, mentions open by the piece each began at, and the label under way."""
 
-    __slots__ = ("after_open", "copied", "done", "here", "lines", "node", "open", "pieces", "root", "started")
+    __slots__ = ("after_open", "copied", "done", "here", "lines", "node", "open", "pieces", "root", "started", "types")
 
     def __init__(self, pieces: int, root: Node) -> None:
         self.pieces, self.root = pieces, root
+        self.types = sum(len(branch.types) for branch in root)
         self.copied = 0
         self.open: list[int] = []
         self.here: set[tuple[int, int]] = set()  # start and type of the mentions closed at this place
@@ -174,7 +175,8 @@ class LineState:
         found: list[Action] = []
         if self.copied < self.pieces:
             found.append(COPY)
-            if len(self.open) < MAX_DEPTH:
+            # A span has a type once: more brackets at one place could not all be closed.
+            if len(self.open) < MAX_DEPTH and self.open.count(self.copied) < self.types:
                 found.append(OPEN)
         if self.open and self.open[-1] < self.copied and any(map(self._closable, self.root)):
             found.append(CLOSE)
