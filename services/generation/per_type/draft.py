@@ -55,6 +55,11 @@ class Line:
     pending: list[Pending] = field(default_factory=list)
 
     @property
+    def absent(self) -> bool:
+        """Whether the type is absent; of one that is there nothing may be left to draft, in a text of one piece."""
+        return self.begin.first.action is Action.ABSENT
+
+    @property
     def past(self) -> int:
         """Tokens in the cache, the prefix's too."""
         return len(self.prefix.ids) + self.done

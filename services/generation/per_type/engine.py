@@ -87,7 +87,7 @@ class PerTypeEngine(Engine):
         begin = slot + len(prefix.ids)
         for key, header, logprobs in zip(request.types, headers, answer, strict=True):
             line = self._line(prefix, key, header, dict(zip(options, logprobs, strict=True)))
-            if line.draft:
+            if not line.absent:
                 line.room = 2 * len(prefix.ids) + len(header) + MARGIN
                 line.slot = cache.take(line.room)
                 cache.copy(slot, line.slot, len(prefix.ids))
@@ -103,14 +103,14 @@ class PerTypeEngine(Engine):
         begin = begun(decided, self._floor)
         line = Line(prefix, key, header, begin, State(len(prefix.pieces)), done=len(header))
         line.accept(begin.first)
-        if begin.first.action is not Action.ABSENT:
+        if not line.absent:
             line.draft = completed(line.state, [])
         return line
 
     def _decoded(self, line: Line, cache: Cache) -> Task[TypeLine]:
         """The passes over a line's draft, each of which accepts it up to and including its first correction."""
         beyond: dict[Range, float] = {}
-        if line.draft:
+        if not line.absent:
             while line.draft:
                 part = self._drafter.prepare(line, cache)
                 logprobs: list[list[float]] = []

@@ -57,16 +57,20 @@ def begun(decided: Mapping[Action, float], floor: float) -> Start:
 
 
 def spans(pieces: int, steps: Iterable[Step]) -> dict[Range, tuple[float, float]]:
-    """The line's mentions as piece ranges, with the log-probabilities of their two brackets."""
+    """The line's mentions as piece ranges, with the log-probabilities of their two brackets.
+
+    Of a mention that is said twice those of the likelier pair.
+    """
     state = State(pieces)
     opened: list[float] = []
-    out = {}
+    out: dict[Range, tuple[float, float]] = {}
     for step in steps:
         logprob = 0.0 if step.logprobs is None else step.logprobs[step.action]
         if step.action is Action.OPEN:
             opened.append(logprob)
         if (span := state.apply(step.action)) is not None:
-            out[span] = (opened.pop(), logprob)
+            both = (opened.pop(), logprob)
+            out[span] = max(out.get(span, both), both, key=sum)
     return out
 
 
