@@ -33,8 +33,8 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpanEncoder:
 
 
 @pytest.mark.parametrize("texts", [True, False])
-def test_mentions_are_accepted_and_other_spans_rejected(encoder, tokens, texts):
-    found = list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=texts))
+def test_mentions_are_accepted_and_other_spans_rejected(encoder, per_type_tokens, texts):
+    found = list(of_corpus("toy", EXAMPLES, encoder, per_type_tokens, max_units=160, texts=texts))
     exemplars = [exemplar for _, batch in found for exemplar in batch]
     vectors = np.concatenate([batch for batch, _ in found])
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-5)
@@ -50,14 +50,16 @@ def test_mentions_are_accepted_and_other_spans_rejected(encoder, tokens, texts):
         assert exemplar.source == "toy"
 
 
-def test_the_same_corpus_gives_the_same_exemplars(encoder, tokens):
-    first, second = (list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=True)) for _ in range(2))
+def test_the_same_corpus_gives_the_same_exemplars(encoder, per_type_tokens):
+    first, second = (
+        list(of_corpus("toy", EXAMPLES, encoder, per_type_tokens, max_units=160, texts=True)) for _ in range(2)
+    )
     assert [batch for _, batch in first] == [batch for _, batch in second]
 
 
-def test_a_generators_mistakes_become_the_rejected_exemplars(encoder, tokens):
+def test_a_generators_mistakes_become_the_rejected_exemplars(encoder, per_type_tokens):
     mistakes = {digest(EXAMPLES[0].text): [Mention(0, 8, "protein"), Mention(4, 8, "protein")]}
-    found = list(of_corpus("toy", EXAMPLES, encoder, tokens, max_units=160, texts=False, mistakes=mistakes))
+    found = list(of_corpus("toy", EXAMPLES, encoder, per_type_tokens, max_units=160, texts=False, mistakes=mistakes))
     assert {(e.id, e.accepted) for _, batch in found for e in batch} == {
         ("toy:0:4-8:protein", True),
         ("toy:0:4-13:dna", True),
