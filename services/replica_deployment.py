@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ray import serve
 from ray.serve import Deployment
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig
 
 from services.replica_config import ReplicaConfig, RequestReplicaConfig
 
@@ -17,23 +18,21 @@ def deployment(
     config: ReplicaConfig,
     *,
     num_gpus: float | None = None,
-    policy: AutoscalingPolicy | None = None,
+    scaling: Mapping[str, Any] = MappingProxyType({}),
     **options: Any,
 ) -> Callable[[type], Deployment]:
     """A class decorator: ``serve.deployment`` with the replicas, resources and autoscaling of ``config``.
 
-    ``policy`` replaces scaling by requests in flight; ``options`` are passed on to ``serve.deployment``.
+    ``scaling``: further fields of the ``AutoscalingConfig``; ``options`` are passed on to ``serve.deployment``.
     """
     resources = {"num_cpus": config.num_cpus}
     if num_gpus is not None:
         resources["num_gpus"] = num_gpus
-    scaling: dict[str, Any] = {"min_replicas": config.min_replicas, "max_replicas": config.max_replicas}
-    if policy is not None:
-        scaling["policy"] = policy
+    fields: dict[str, Any] = {"min_replicas": config.min_replicas, "max_replicas": config.max_replicas, **scaling}
     if isinstance(config, RequestReplicaConfig):
-        scaling["target_ongoing_requests"] = config.target_ongoing_requests
+        fields["target_ongoing_requests"] = config.target_ongoing_requests
         options["max_ongoing_requests"] = config.max_ongoing_requests
     decorator: Callable[[type], Deployment] = serve.deployment(
-        name=name, ray_actor_options=resources, autoscaling_config=AutoscalingConfig(**scaling), **options
+        name=name, ray_actor_options=resources, autoscaling_config=AutoscalingConfig(**fields), **options
     )
     return decorator

@@ -52,6 +52,14 @@ class StreamError(Exception):
         return str(self.args[0])
 
 
+class Rebalancing(StreamError):
+    """The group is rebalancing: a commit must wait until the source's next poll has settled that."""
+
+
+class MixedAssignors(StreamError):
+    """The broker keeps this consumer out of its group, whose members assign partitions by another strategy."""
+
+
 class StoreError(Exception):
     """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
 

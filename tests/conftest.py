@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from services.embedded.servers import Broker, Valkey
 from shared.settings import Settings
+from tests.support.kafka import Kafka, Unavailable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,6 +31,17 @@ hypothesis.settings.load_profile("biobracket")
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with Broker(tmp_path_factory.mktemp("broker")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
+    """Apache Kafka; tests that need it are skipped where Java or Maven is missing."""
+    try:
+        server = Kafka(tmp_path_factory.mktemp("kafka"))
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    with server:
         yield server
 
 

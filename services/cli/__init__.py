@@ -47,6 +47,7 @@ for command in (
     stream.get,
     stream.extract,
     stream.status,
+    stream.audit,
 ):
     cli.command()(command)
 cli.command(name="settings")(settings.show_settings)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from shared import entity_types
 from shared.errors import DocumentError
 from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
-from shared.selection.feedback import MAX_TEXT, Feedback, Opinion
+from shared.selection.feedback import MAX_TEXT, Feedback, NewFeedback
 
 M = TypeVar("M", bound=Message)
 
@@ -75,7 +75,7 @@ _FEEDBACK = _Kind(
         "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or leave it out",
         "time": "send Unix seconds, or leave it out",
     },
-    f"leave it out; the fields are {', '.join(Opinion.model_fields)}",
+    f"leave it out; the fields are {', '.join(NewFeedback.model_fields)}",
 )
 
 
@@ -96,8 +96,8 @@ def admit(value: bytes | None) -> Document:
 
 
 def admit_feedback(value: bytes | None, now: float) -> Feedback:
-    """The same of a reviewer's opinion on a mention; ``now``: Unix seconds, for one that does not tell its time."""
-    return _read(value, Opinion, _FEEDBACK).feedback(now)
+    """The same of a reviewer's feedback; ``now``: Unix seconds, for feedback that gives no time."""
+    return _read(value, NewFeedback, _FEEDBACK).feedback(now)
 
 
 def _read(value: bytes | None, message: type[M], kind: _Kind) -> M:
@@ -135,7 +135,7 @@ def _error(error: ValidationError, of: _Kind) -> DocumentError:
         if not first["loc"]:  # of several fields: it begins with the one to change
             field, _, said = said.partition(": ")
         problem = said
-        if "no known entity type" in problem:
+        if field == "type":
             reason = "unknown_type"
     elif kind == "literal_error":
         problem = "is not one of the values it can have"

@@ -22,6 +22,12 @@ class IngestConfig(ReplicaConfig):
     lag_per_replica: int = Field(
         default=1000, ge=1, description="Consumer lag per replica, in documents, above which Serve adds one."
     )
+    upscale_delay_s: float = Field(
+        default=30.0, ge=0, description="Seconds that the lag must call for more replicas before Serve adds some."
+    )
+    downscale_delay_s: float = Field(
+        default=600.0, ge=0, description="Seconds that the lag must call for fewer replicas before Serve stops some."
+    )
     group: str = Field(default="biobracket", min_length=1, description="Kafka consumer group of all replicas.")
     max_documents: int = Field(
         default=64, ge=1, description="Documents in flight per replica; consumption pauses at the limit."
@@ -34,7 +40,7 @@ class IngestConfig(ReplicaConfig):
     # On an idle stream a finished document waits half of this, on average, for its commit.
     poll_s: float = Field(default=0.25, gt=0, le=10, description="Seconds that one poll of Kafka waits for records.")
     commit_s: float = Field(
-        default=0.5, gt=0, description="Seconds between offset commits, and between readings of the lag."
+        default=0.2, gt=0, description="Seconds between offset commits, and between readings of the lag."
     )
     attempts: int = Field(
         default=5,

@@ -5,6 +5,10 @@ then is its record done. Feedback of reviewers goes into the store, where select
 neither, or one that cannot be processed, goes to the dead letters. Offsets are committed up to the first record that is
 not done.
 
+Nothing is lost because every offset between a partition's committed offset and the client's position is waiting (in
+the backlog), in flight or done (in the watermark). Work is dropped in one place, :meth:`Consumer._release`, whole
+partitions at a time and with their watermarks; the source then reads them again from the committed offset.
+
 All state belongs to the event loop. Calls that block run in threads, those of the Kafka consumer in a single one,
 which reads on whatever inference does: what does not fit into the window pauses the partitions instead.
 """
@@ -14,8 +18,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +30,7 @@ from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
 from services.ingest.watermarks import Watermark
 from shared.backends.records import Callback, Headers, Partition, Record, dead_letter_headers
-from shared.errors import DocumentError, Overloaded, StoreError, StreamError
+from shared.errors import DocumentError, Overloaded, Rebalancing, StoreError, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import (
@@ -51,8 +55,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
-# The client waits for the callback between two heartbeats.
-_REVOKE_S = 0.8
+# The others go on meanwhile, and this consumer with what it has read of the partitions that it keeps.
+_FINISH_S = 2.0
+# With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
+_SETTLE_POLLS = 20
 # Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
 _HEADERS_BYTES = 32 * 1024
 
@@ -187,12 +193,12 @@ class Consumer:
     async def _turn(self) -> None:
         """Reads what fits, starts it and commits what is done."""
         room = self._config.max_documents - len(self._running) - len(self._backlog)
-        for record in await self._in_kafka_thread(self._read, self._full(), max(1, room)):
-            self._accept(record)
+        await self._accept(await self._in_kafka_thread(self._read, self._full(), max(1, room)))
         self._start()
         if self._loop.time() >= self._commit_due:
             self._commit_due = self._loop.time() + self._config.commit_s
-            await self._commit()
+            with suppress(Rebalancing):  # which reading settles: nothing to wait for
+                await self._commit()
             self._lag = await self._in_kafka_thread(partial(self._source.lag, committed=True))
             self._observe(LAG, self._lag)
             self._observe(IN_FLIGHT, len(self._running))
@@ -212,15 +218,25 @@ class Consumer:
             self._source.resume(self._source.paused())
         return self._source.poll(self._config.poll_s, room)
 
-    def _accept(self, record: Record) -> None:
-        partition = (record.topic, record.partition)
-        watermark = self._watermarks.get(partition)
-        # An offset goes back where a topic was made anew.
-        if watermark is None or record.offset < watermark.next:
-            watermark = self._watermarks[partition] = Watermark(record.offset)
-            self._committed[partition] = record.offset
-        watermark.add(record.offset)
-        self._backlog.append(_Work(record, watermark, _size(record)))
+    async def _accept(self, records: list[Record]) -> None:
+        skipped: set[Partition] = set()
+        for record in records:
+            partition = (record.topic, record.partition)
+            watermark = self._watermarks.get(partition)
+            if watermark is not None and record.offset < watermark.next:
+                # The log was cut, or the topic made anew: what was read of it is not what is there now.
+                await self._release({partition})
+                if watermark.position < record.offset:  # this is not the first that is not done
+                    self._source.rewind({partition})
+                    skipped.add(partition)
+                watermark = None
+            if partition in skipped:
+                continue
+            if watermark is None:
+                watermark = self._watermarks[partition] = Watermark(record.offset)
+                self._committed[partition] = record.offset
+            watermark.add(record.offset)
+            self._backlog.append(_Work(record, watermark, _size(record)))
 
     def _start(self) -> None:
         while self._backlog and len(self._running) < self._config.max_documents:
@@ -235,61 +251,75 @@ class Consumer:
     def _finish(self, task: asyncio.Task[None]) -> None:
         work = self._running.pop(task)
         self._running_bytes -= work.size
-        if task.cancelled():  # revoked or stopped: another consumer reads the record again
-            return
-        error = task.exception()
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             work.watermark.done(work.record.offset)
-        elif not isinstance(error, _Stopped):
-            self._failure = error
+        elif self._watermarks.get((work.record.topic, work.record.partition)) is work.watermark and not isinstance(
+            error, _Stopped
+        ):
+            self._failure = error  # neither done nor dropped: its offset would never be committed
 
     def _check(self) -> None:
         if self._failure is not None:
             # `from None`: a message or traceback may hold what was being processed.
             raise RuntimeError(f"ingest: {type(self._failure).__name__} while a record was handled") from None
 
-    def _uncommitted(self, watermarks: Mapping[Partition, Watermark]) -> dict[Partition, int]:
-        return {
+    async def _commit(self) -> None:
+        offsets = {
             partition: watermark.position
-            for partition, watermark in watermarks.items()
+            for partition, watermark in self._watermarks.items()
             if watermark.position != self._committed[partition]
         }
-
-    async def _commit(self) -> None:
-        offsets = self._uncommitted(self._watermarks)
         await self._in_kafka_thread(self._source.commit, offsets)
         self._committed.update(offsets)
 
-    def _on_revoked(self, partitions: set[Partition]) -> None:
+    def _on_revoked(self, partitions: set[Partition]) -> Future[dict[Partition, int]]:
         """Runs on a thread of the Kafka client, in the middle of a poll."""
-        released = asyncio.run_coroutine_threadsafe(self._release(partitions), self._loop)
-        with suppress(TimeoutError):  # a busy loop: nothing is committed, and the records are read again
-            self._source.commit(released.result(_REVOKE_S))
+        return asyncio.run_coroutine_threadsafe(self._release(partitions, _FINISH_S), self._loop)
 
-    async def _release(self, partitions: set[Partition]) -> dict[Partition, int]:
-        """Forgets partitions and what is in flight of them; what of them can be committed."""
+    async def _release(self, partitions: set[Partition], finish_s: float = 0.0) -> dict[Partition, int]:
+        """Drops partitions with all that waits or is in flight of them; what of them can be committed.
+
+        What is in flight has ``finish_s`` seconds, so that no other consumer does it again. Whoever calls this sees to
+        it that the partitions are read again from their committed offsets.
+        """
+        # Before anything is waited for: a partition that comes back meanwhile begins anew.
         gone = {each: self._watermarks.pop(each) for each in partitions & self._watermarks.keys()}
-        offsets = self._uncommitted(gone)
-        for partition in gone:
-            del self._committed[partition]
+        committed = {partition: self._committed.pop(partition) for partition in gone}
         watermarks = set(gone.values())
         self._backlog = deque(work for work in self._backlog if work.watermark not in watermarks)
-        for task, work in self._running.items():
-            if work.watermark in watermarks:
-                task.cancel()
-        return offsets
+        leaving = {task for task, work in self._running.items() if work.watermark in watermarks}
+        if leaving and finish_s:
+            await asyncio.wait(leaving, timeout=finish_s)
+        for task in leaving:
+            task.cancel()
+        return {each: mark.position for each, mark in gone.items() if mark.position != committed[each]}
 
     async def _settle(self) -> None:
-        """Waits for what is in flight where the stop was asked for, abandons the rest, and commits."""
-        self._backlog.clear()
-        if self._running and self._stopping.is_set():
-            await asyncio.wait(self._running, timeout=self._config.drain_s)
-        for task in self._running:
-            task.cancel()
+        """Waits for what is in flight where the stop was asked for, commits, and drops the rest."""
+        end = self._loop.time() + self._config.drain_s
+        while self._running and self._stopping.is_set() and self._loop.time() < end:
+            await self._stay()
+        for _ in range(_SETTLE_POLLS):
+            try:
+                await self._commit()
+                break
+            except Rebalancing:
+                await self._stay()
+            except StreamError:  # what is not committed is read again
+                break
+        await self._release(set(self._watermarks))
         if self._running:
             await asyncio.wait(self._running)
-        with suppress(StreamError):  # what is not committed is read again
-            await self._commit()
+
+    async def _stay(self) -> None:
+        """Takes part in the group and reads nothing: others need not wait for this member to settle a rebalance."""
+        try:
+            records = await self._in_kafka_thread(self._read, True, 1)
+            # Of a partition that came in this very poll, before it could be paused.
+            self._source.rewind({(record.topic, record.partition) for record in records})
+        except StreamError:
+            await asyncio.sleep(self._config.poll_s)
 
     async def _leave(self, close: Callable[[], None]) -> None:
         with suppress(StreamError):  # the broker is gone; it finds out by itself
@@ -313,7 +343,7 @@ class Consumer:
         self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
 
     async def _learn(self, record: Record) -> None:
-        """Keeps an opinion, or takes one back: a record with a key alone, as Kafka deletes."""
+        """Stores feedback, or deletes it: a record with a key alone, as Kafka deletes."""
         store = self._feedback
         if record.key and not record.value:
             id_ = record.key.decode("utf-8", "replace")
@@ -321,19 +351,18 @@ class Consumer:
             await self._persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
             self._observe(FEEDBACK, 1, {"kind": "undone"})
             return
-        opinion = admit_feedback(record.value, record.timestamp_ms / 1000)
-        await self._persist("feedback", lambda: asyncio.to_thread(store.put, opinion))
-        self._observe(FEEDBACK, 1, {"kind": "accepted" if opinion.accepted else "rejected"})
+        feedback = admit_feedback(record.value, record.timestamp_ms / 1000)
+        await self._persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
+        self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
 
     async def _deliver(self, record: Record, extraction: Extraction) -> None:
         start = time.perf_counter()
         await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
         # A record that is read again after a crash or a rebalance is published again only if it was not before; the
         # same document in another record is.
-        mark = f"{record.topic}-{record.partition}-{record.offset}-{record.timestamp_ms}"
         published = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
-        if published == mark:
+        if published == record.mark:
             return
         start = time.perf_counter()
         value = extraction.model_dump_json().encode()
@@ -347,7 +376,7 @@ class Consumer:
         key = extraction.document_id.encode()
         headers = (("key", extraction.key.encode()),)
         await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
-        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, mark))
+        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, record.mark))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
 
     async def _bury(self, record: Record, error: DocumentError) -> None:

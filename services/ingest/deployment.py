@@ -63,10 +63,14 @@ _CONFIG = IngestConfig()
 @deployment(
     "ingest",
     _CONFIG,
-    policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-        policy_function=LagPolicy,
-        policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
-    ),
+    scaling={
+        "policy": AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=LagPolicy,
+            policy_kwargs={"lag_per_replica": _CONFIG.lag_per_replica},
+        ),
+        "upscale_delay_s": _CONFIG.upscale_delay_s,
+        "downscale_delay_s": _CONFIG.downscale_delay_s,
+    },
     # Time to close the clients after the last document.
     graceful_shutdown_timeout_s=_CONFIG.drain_s + 15.0,
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 Partition = tuple[str, int]
 Headers = tuple[tuple[str, bytes], ...]
-Callback = Callable[[set[Partition]], None]
+# Returns, if anything, the next offsets to read, to be committed once they are known.
+Callback = Callable[[set[Partition]], Future[dict[Partition, int]] | None]
 
 DeadLetterReason = Literal[
     # The value is not JSON, or not UTF-8.
@@ -44,6 +46,11 @@ class Record:
     timestamp_ms: int
     headers: Headers = ()
 
+    @property
+    def mark(self) -> str:
+        """Identifies the record, even if the topic is recreated."""
+        return f"{self.topic}-{self.partition}-{self.offset}-{self.timestamp_ms}"
+
 
 def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
     """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
@@ -66,3 +73,14 @@ def dead_letter_headers(record: Record, reason: str, field: str | None = None) -
     if field is not None and _CODE.fullmatch(field):
         added["field"] = field
     return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())
+
+
+def whence(letter: Record) -> tuple[str, int, int, int] | None:
+    """Topic, partition, offset and timestamp of the record that became this dead letter; None if it does not say."""
+    told = dict(letter.headers)
+    try:
+        topic, *numbers = (told[_HEADER + name] for name in ("topic", "partition", "offset", "timestamp-ms"))
+        partition, offset, timestamp = map(int, numbers)
+        return topic.decode(), partition, offset, timestamp
+    except (KeyError, ValueError):
+        return None

@@ -152,6 +152,20 @@ class ResultStore:
             )
         return extraction
 
+    def versions(self, document_ids: Sequence[str]) -> list[tuple[Extraction | None, set[str]]]:
+        """The newest result of each document, if any, and the marks of all records that published one of it."""
+        with translated(), self._client.pipeline(transaction=False) as pipe:
+            for document_id in document_ids:
+                pipe.hgetall(_document_key(document_id))
+            hashes = pipe.execute()
+        return [
+            (
+                _parse(fields[b"json"]) if b"json" in fields else None,
+                {value.decode() for name, value in fields.items() if name.startswith(b"k:") and value},
+            )
+            for fields in hashes
+        ]
+
     def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
         """At most ``limit`` mentions of a text, most recently written documents first.
 

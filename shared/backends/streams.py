@@ -1,6 +1,7 @@
 """Kafka: one consumer of a group, a producer, the topics, and what a dead letter carries.
 
-Targets are Apache Kafka and the embedded broker (Tansu). Three habits serve both. Offsets are committed by hand only.
+Targets are Apache Kafka and the embedded broker (Tansu). Some habits serve both. Offsets are committed by hand only.
+Partitions are assigned cooperatively, so that a rebalance leaves alone what stays (KIP-429).
 Lag comes from the high-water marks that fetches report, since Tansu answers ListOffsets with wrong end offsets; for
 the same reason a group without offsets starts at the earliest record. Nothing rests on transactions or static
 membership, which Tansu lacks: delivery is at least once and results are idempotent.
@@ -11,15 +12,18 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer  # type: ignore[import-untyped]
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # type: ignore[import-untyped]
+from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     IllegalGenerationError,
+    InconsistentGroupProtocolError,
     KafkaError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
@@ -28,10 +32,11 @@ from kafka.errors import (  # type: ignore[import-untyped]
     TopicAlreadyExistsError,
     UnknownMemberIdError,
 )
+from kafka.protocol.consumer.metadata import ConsumerProtocolAssignment  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Callback, Headers, Partition, Record
-from shared.errors import StreamError
+from shared.errors import MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
 # kafka-python writes keys and values at DEBUG, which are clinical text.
@@ -40,10 +45,17 @@ logging.getLogger("kafka").setLevel(logging.CRITICAL)
 # Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
 _SESSION_MS = 6_000
 _HEARTBEAT_MS = 1_000
+# How long a future of `on_revoked` is waited for, and how often it is looked at.
+_REVOKE_S = 4.0
+_BREATH_S = 0.02
+# A member that does not poll for so long is taken for stuck, and its partitions go to others.
+_POLL_MS = 300_000
 # Latency of an idle stream follows this wait with Tansu; Kafka itself answers when there is something. 100 ms costs ten
 # empty fetches a second, which are most of what an idle ingest takes of a processor.
 _FETCH_WAIT_MS = 100
 _LAG_S = 2.0
+# A broker that gives nothing for so long, though there is something, is not waited for any longer.
+_STUCK_S = 60.0
 _CONNECT_MS = 10_000
 _COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
@@ -57,11 +69,17 @@ _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressEr
 class Source:
     """One consumer in a group. Thread-safe; calls that reach the broker wait for a :meth:`poll` in progress.
 
-    ``on_assigned`` and ``on_revoked`` get the partitions that come and go. They run on the client's own thread, which
-    also sends heartbeats: they must return within a second. Of this object they may call only :meth:`commit`,
-    :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked`` commits reaches the
-    broker before the partitions go to another member; after a lost session it cannot, and is dropped. A rebalance
-    revokes every partition first, also those that come back: reading starts again at the committed offsets, unpaused.
+    The invariant that nothing is lost by, which this class and its user keep together: every offset between a
+    partition's committed offset and the client's position is waiting, in flight or done. So whoever drops records that
+    are not done has the partition read again from its committed offset: the user by :meth:`rewind`; this class does it
+    for what was revoked or lost, before it hands over anything of such a partition again. That rests on no belief about
+    what the client does with positions in a rebalance (kafka-python keeps them wherever a partition stays).
+
+    ``on_assigned`` and ``on_revoked`` get the partitions that come and go; of those that stay nothing is told. They run
+    on the client's own thread, which also sends heartbeats: they must return within a second. Of this object they may
+    call only :meth:`commit`, :meth:`pause`, :meth:`resume`, :meth:`paused` and :meth:`assignment`. What ``on_revoked``
+    commits, or a future that it returns, reaches the broker before the partitions go to another member. The future is
+    waited for some seconds while heartbeats go on. After a lost session nothing can be committed, and it is dropped.
 
     Errors: :class:`StreamError`.
     """
@@ -79,15 +97,18 @@ class Source:
         self._lock = threading.RLock()
         self._listener = _Listener(self, on_assigned, on_revoked)
         self._committed: dict[Partition, int] = {}
+        self._dropped: set[Partition] = set()
         with _translated(settings):
             self._consumer: Any = KafkaConsumer(
                 **_options(settings),
                 group_id=group,
+                partition_assignment_strategy=(self._listener.assignor,),
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
                 session_timeout_ms=_SESSION_MS,
                 heartbeat_interval_ms=_HEARTBEAT_MS,
+                max_poll_interval_ms=_POLL_MS,
                 fetch_max_wait_ms=_FETCH_WAIT_MS,
                 fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
                 max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
@@ -100,23 +121,19 @@ class Source:
         Must be called again within five minutes, else the group gives the partitions to another member.
         """
         with self._lock, _translated(self._settings):
+            self._rewind()
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
         records = []
         for (topic, partition), batch in batches.items():
+            if (topic, partition) in self._dropped:  # it went and came back within this poll: rewound by the next one
+                continue
             self._committed.setdefault((topic, partition), batch[0].offset)
-            records += [
-                Record(
-                    topic,
-                    partition,
-                    r.offset,
-                    r.key,
-                    r.value,
-                    r.timestamp,
-                    tuple((name, value or b"") for name, value in r.headers or ()),
-                )
-                for r in batch
-            ]
+            records += [_record(topic, partition, each) for each in batch]
         return records
+
+    def rewind(self, partitions: Iterable[Partition]) -> None:
+        """Reads these partitions again from their committed offsets: records that were handed over were dropped."""
+        self._dropped.update(partitions)
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         """Reads no more of these partitions until :meth:`resume`. Partitions that went away are passed over."""
@@ -137,7 +154,7 @@ class Source:
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits the next offset to read of each partition, and returns when the broker has it.
 
-        Partitions that went away are passed over: who has them now reads their records again. A retryable StreamError
+        Partitions that went away are passed over: who has them now reads their records again. :class:`Rebalancing`
         while the group rebalances.
         """
         if self._listener.running():
@@ -179,9 +196,28 @@ class Source:
         assigned = self._consumer.assignment() or set()
         return [p for p in (TopicPartition(*partition) for partition in partitions) if p in assigned]
 
+    def _rewind(self) -> None:
+        assigned = self.assignment()
+        for partition in sorted(self._dropped):
+            if partition in assigned:
+                place = TopicPartition(*partition)
+                # Asked of the broker, since a commit may have failed, or succeeded though its answer was lost.
+                committed = self._consumer.committed(place, timeout_ms=_COMMIT_MS)
+                if committed is None:
+                    self._consumer.seek_to_beginning(place)
+                else:
+                    self._consumer.seek(place, committed)
+            # One that is not assigned starts at its committed offset wherever it is read next.
+            self._dropped.discard(partition)
+
     def _forget(self, partitions: set[Partition]) -> None:
+        self._dropped |= partitions
         for partition in partitions:
             self._committed.pop(partition, None)
+
+    async def _breathe(self) -> None:
+        """Lets the client's loop do other things, such as heartbeats."""
+        await self._consumer._net.sleep(_BREATH_S)  # noqa: SLF001 - the loop is kafka-python's own, not asyncio's
 
     async def _commit_soon(self, offsets: Mapping[Partition, int]) -> None:
         try:
@@ -189,6 +225,43 @@ class Source:
         except KafkaError:
             # Not committed means read again, which results bear: they are idempotent.
             return
+
+
+class _Assignor(CooperativeStickyAssignor):  # type: ignore[misc]
+    """Cooperative and sticky, topic by topic.
+
+    The base counts the partitions of all topics together: a member that joins could get those of feedback alone, and
+    no document.
+    """
+
+    def assign(self, cluster: Any, members: Sequence[Any]) -> dict[str, Any]:
+        shares: dict[str, dict[str, list[int]]] = {member.member_id: {} for member in members}
+        for topic in sorted({topic for member in members for topic in member.metadata.topics}):
+            some = [
+                SimpleNamespace(member_id=member.member_id, metadata=_of_topic(member.metadata, topic))
+                for member in members
+                if topic in member.metadata.topics
+            ]
+            for member, share in super().assign(cluster, some).items():
+                if partitions := sorted(place.partition for place in share.partitions()):
+                    shares[member][topic] = partitions
+        return {
+            member: ConsumerProtocolAssignment(self.version, sorted(share.items()), b"")
+            for member, share in shares.items()
+        }
+
+    def forget(self) -> None:
+        """After a lost session nothing is owned.
+
+        The base would claim it in the next round all the same, and what is claimed is given to nobody else: it could
+        be read by no member.
+        """
+        self.member_assignment = None
+
+
+def _of_topic(metadata: Any, topic: str) -> SimpleNamespace:
+    owned = [each for each in getattr(metadata, "owned_partitions", None) or () if each.topic == topic]
+    return SimpleNamespace(topics=[topic], owned_partitions=owned, generation_id=metadata.generation_id)
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
@@ -199,6 +272,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._on_assigned = on_assigned
         self._on_revoked = on_revoked
         self._thread: int | None = None
+        self.assignor = _Assignor()
         self.pending: dict[Partition, int] = {}
 
     def running(self) -> bool:
@@ -210,21 +284,28 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         await self._flush()
 
     async def on_partitions_revoked(self, revoked: Collection[Any]) -> None:
-        self._call(self._on_revoked, revoked)
+        offsets = self._call(self._on_revoked, revoked)
+        if offsets is not None:
+            deadline = time.monotonic() + _REVOKE_S
+            while not offsets.done() and time.monotonic() < deadline:
+                await self._source._breathe()  # noqa: SLF001
+            if offsets.done() and not offsets.cancelled() and offsets.exception() is None:
+                self.pending.update(offsets.result())
         await self._flush()
         self._source._forget({(p.topic, p.partition) for p in revoked})  # noqa: SLF001 - two halves of one thing
 
     async def on_partitions_lost(self, lost: Collection[Any]) -> None:
         self._call(self._on_revoked, lost)
         self.pending.clear()
+        self.assignor.forget()
         self._source._forget({(p.topic, p.partition) for p in lost})  # noqa: SLF001
 
-    def _call(self, callback: Callback | None, partitions: Collection[Any]) -> None:
+    def _call(self, callback: Callback | None, partitions: Collection[Any]) -> Future[dict[Partition, int]] | None:
         if callback is None or not partitions:
-            return
+            return None
         self._thread = threading.get_ident()
         try:
-            callback({(p.topic, p.partition) for p in partitions})
+            return callback({(p.topic, p.partition) for p in partitions})
         finally:
             self._thread = None
 
@@ -322,6 +403,108 @@ class Lag:
             self._admin.close()
 
 
+class Scan:
+    """Reads a topic from outside any group, from a time on and as far as is wanted. Not thread-safe.
+
+    Ends come from fetches, as for :class:`Lag`. StreamError.
+    """
+
+    def __init__(self, settings: Settings, topic: str) -> None:
+        self._settings = settings
+        self._topic = topic
+        self._starts: dict[Any, int] = {}
+        self._ends: dict[Any, int] = {}
+        self._positions: dict[Any, int] = {}
+        with _translated(settings):
+            self._admin: Any = KafkaAdminClient(**_options(settings))
+            self._consumer: Any = KafkaConsumer(
+                **_options(settings),
+                enable_auto_commit=False,
+                auto_offset_reset="earliest",
+                allow_auto_create_topics=False,
+                fetch_max_wait_ms=_FETCH_WAIT_MS,
+                fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
+                max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
+            )
+            self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
+        if not self._partitions:
+            raise StreamError(
+                f"kafka: {settings.kafka} has no topic {topic}; see the BIOBRACKET_TOPIC_ settings", retryable=False
+            )
+
+    def committed(self, group: str) -> dict[int, int]:
+        """The committed offset by partition; one that the group never committed is left out."""
+        with _translated(self._settings):
+            found = self._admin.list_group_offsets(group).get(group, {})
+            return {p.partition: found[p].offset for p in self._partitions if p in found and found[p].offset >= 0}
+
+    def read(self, until: Mapping[int, int] | None = None, *, since_ms: int = 0) -> Iterator[list[Record]]:
+        """The records of each fetch, maybe none; in order within a partition.
+
+        ``until``: the offset to stop before, by partition, others are left out; without it the end as it is when
+        reading starts. ``since_ms``: milliseconds since 1970; records that are older are left out.
+        """
+        wanted = [p for p in self._partitions if until is None or until.get(p.partition, 0) > 0]
+        with _translated(self._settings):
+            starts = self._consumer.beginning_offsets(wanted)
+            if since_ms:
+                found = self._consumer.offsets_for_times(dict.fromkeys(wanted, since_ms))
+                starts = {p: max(starts[p], found[p].offset) for p in wanted if found.get(p) is not None}
+            self._starts, self._positions, self._ends = starts, dict(starts), {}
+            self._consumer.assign(list(starts))
+            for partition, start in starts.items():
+                self._consumer.resume(partition)
+                self._consumer.seek(partition, start)
+        open_ = set(starts)
+        stuck = time.monotonic() + _STUCK_S
+        while open_:
+            records: list[Record] = []
+            with _translated(self._settings):
+                fetched = self._consumer.poll(timeout_ms=5 * _FETCH_WAIT_MS)
+                for partition, batch in fetched.items():
+                    if partition in open_:
+                        end = self._end(partition, until)
+                        kept = [each for each in batch if end is None or each.offset < end]
+                        records += [_record(partition.topic, partition.partition, each) for each in kept]
+                before = dict(self._positions)
+                for partition in list(open_):
+                    end, position = self._end(partition, until), self._consumer.position(partition, timeout_ms=1000)
+                    if position is not None:
+                        self._positions[partition] = position
+                    if end is not None and position is not None and position >= end:
+                        open_.remove(partition)
+                        self._consumer.pause(partition)
+            if fetched or self._positions != before:
+                stuck = time.monotonic() + _STUCK_S
+            elif time.monotonic() > stuck:
+                raise StreamError(
+                    f"kafka: {self._settings.kafka} gives no more of {self._topic}; see that its brokers run, and "
+                    "begin again",
+                    retryable=True,
+                )
+            yield [record for record in records if record.timestamp_ms >= since_ms]
+
+    def progress(self) -> tuple[int, int]:
+        """Offsets that the reading under way has passed, and has to pass, as far as is known."""
+        passed = sum(min(self._positions[p], end) - self._starts[p] for p, end in self._ends.items())
+        return max(0, passed), max(0, sum(end - self._starts[p] for p, end in self._ends.items()))
+
+    def close(self) -> None:
+        """Lets go of the broker."""
+        with _translated(self._settings):
+            self._consumer.close(autocommit=False)
+            self._admin.close()
+
+    def _end(self, partition: Any, until: Mapping[int, int] | None) -> int | None:
+        """Where to stop, from the first fetch on: what comes after that is not waited for."""
+        if partition not in self._ends:
+            high = self._consumer.highwater(partition)
+            if high is None:
+                return None
+            self._ends[partition] = high if until is None else min(until[partition.partition], high)
+        return self._ends[partition]
+
+
 def ensure_topics(settings: Settings) -> None:
     """Creates the four topics where they are absent; leaves existing ones as they are. StreamError on failure."""
     wanted = (
@@ -350,6 +533,11 @@ def _create(admin: Any, topic: str, settings: Settings) -> None:
         admin.create_topics({topic: options}, timeout_ms=_CONNECT_MS)
     except TopicAlreadyExistsError:  # another process was faster
         return
+
+
+def _record(topic: str, partition: int, read: Any) -> Record:
+    headers = tuple((name, value or b"") for name, value in read.headers or ())
+    return Record(topic, partition, read.offset, read.key, read.value, read.timestamp, headers)
 
 
 def _positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:
@@ -398,7 +586,13 @@ def _stream_error(error: BaseException, settings: Settings) -> StreamError:
             retryable=False,
         )
     if isinstance(error, _REBALANCING):
-        return StreamError("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+        return Rebalancing("kafka: the group rebalances; what is not committed will be read again", retryable=True)
+    if isinstance(error, InconsistentGroupProtocolError):
+        return MixedAssignors(
+            "kafka: the consumer group has members that share out partitions in another way, as biobracket did before "
+            "it assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
+            retryable=True,
+        )
     return StreamError(
         f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "
         "and BIOBRACKET_KAFKA_SECURITY what it asks for, or start the embedded one with `biobracket up`",

@@ -115,9 +115,6 @@ class Feedback(NewFeedback):
         )
 
 
-Opinion = NewFeedback  # its former name
-
-
 class FeedbackPage(Message):
     """A page of the feedback."""
 

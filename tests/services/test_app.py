@@ -209,9 +209,9 @@ def test_what_a_reviewer_rejects_is_gone_the_next_time_and_its_copies(up: tuple[
             for text in (f"Gene {letter}{letter} and CD28 in {n} cells." for n in range(9) for letter in "ABCDEFG")
             for span in sorted(proteins(text))
         )
-        opinion = {"text": text, "start": span[0], "end": span[1], "type": "protein", "accepted": False}
+        feedback = {"text": text, "start": span[0], "end": span[1], "type": "protein", "accepted": False}
         assert on_all_replicas(text, span) == {True}
-        given = client.post("/v1/feedback", json=opinion | {"reviewer": "a.chen"}).json()
+        given = client.post("/v1/feedback", json=feedback | {"reviewer": "a.chen"}).json()
         assert on_all_replicas(text, span) == {False}
         # In the running text of another document it is the same segment.
         assert (span[0] + 8, span[1] + 8) not in proteins(f"Yes.\r\n\r\n{text}")
@@ -219,7 +219,7 @@ def test_what_a_reviewer_rejects_is_gone_the_next_time_and_its_copies(up: tuple[
         assert on_all_replicas(text, span) == {True}
         # Through Kafka as well; and a replica that starts later knows it.
         sink = Sink(settings)
-        sink.send(settings.topic_feedback, b"k", json.dumps(opinion | {"id": "k"}).encode()).result(PATIENCE_S)
+        sink.send(settings.topic_feedback, b"k", json.dumps(feedback | {"id": "k"}).encode()).result(PATIENCE_S)
         sink.close()
         deadline = time.monotonic() + PATIENCE_S
         while span in proteins(text):
@@ -232,7 +232,7 @@ def test_what_a_reviewer_rejects_is_gone_the_next_time_and_its_copies(up: tuple[
             time.sleep(0.2)
         assert on_all_replicas(text, span) == {False}
         assert [each["id"] for each in client.get("/v1/feedback").json()["feedback"]] == ["k"]
-        assert client.post("/v1/feedback", json=opinion | {"type": "weather"}).status_code == 422
+        assert client.post("/v1/feedback", json=feedback | {"type": "weather"}).status_code == 422
         client.delete("/v1/feedback/k")
     printed = command.output.read_text() + command.errors.read_text()
     assert "CD28" not in printed

@@ -32,7 +32,9 @@ def scaled(**_: Any) -> None:
 
 def test_a_policy_scales_a_service_and_other_options_are_passed_on() -> None:
     policy = AutoscalingPolicy(policy_function=scaled)
-    made: Any = deployment("service", ReplicaConfig(), policy=policy, graceful_shutdown_timeout_s=42.0)(Service)
+    scaling = {"policy": policy, "upscale_delay_s": 7.0}
+    made: Any = deployment("service", ReplicaConfig(), scaling=scaling, graceful_shutdown_timeout_s=42.0)(Service)
     assert made.ray_actor_options == {"num_cpus": 0.25}
     assert made._deployment_config.graceful_shutdown_timeout_s == 42.0
-    assert made._deployment_config.autoscaling_config.policy.policy_function == policy.policy_function
+    given = made._deployment_config.autoscaling_config
+    assert (given.policy.policy_function, given.upscale_delay_s) == (policy.policy_function, 7.0)

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from shared.errors import DocumentError, StoreError, StreamError
+from shared.errors import DocumentError, MixedAssignors, Rebalancing, StoreError, StreamError
 
 
 def test_a_document_error_names_field_problem_and_remedy() -> None:
@@ -13,7 +13,7 @@ def test_a_document_error_names_field_problem_and_remedy() -> None:
     assert (error.field, error.problem, error.remedy, error.reason) == ("text", "is empty", "send some", "empty")
 
 
-@pytest.mark.parametrize("kind", [StoreError, StreamError])
+@pytest.mark.parametrize("kind", [StoreError, StreamError, Rebalancing, MixedAssignors])
 @pytest.mark.parametrize("retryable", [True, False])
 def test_errors_survive_pickling(kind: type[StoreError | StreamError], retryable: bool) -> None:
     error = pickle.loads(pickle.dumps(kind("redis: full", retryable=retryable)))

@@ -125,7 +125,7 @@ def _served_by_the_application(tmp_path: Path, base: Path, adapter: Path) -> Non
 @pytest.mark.corpora
 @pytest.mark.timeout(2400)
 def test_five_minutes_on_real_corpora_of_which_one_worker_is_killed(corpora, tmp_path):
-    """The configuration as it is. So short a run finds little; that its adapter can be served is what counts."""
+    """The unchanged configuration. Such a short run learns little, but its adapter can be served."""
     out = tmp_path / "adapter"
     command = Command(
         tmp_path, {"CORPORA": str(corpora)}, "train", "generator", "--config", "five-minutes", "--out", str(out)

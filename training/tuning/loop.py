@@ -248,7 +248,7 @@ class _Trainer:
             measure = bool(config.measure_every) and now.step % config.measure_every == 0
             if now.step % _STEPS_PER_REPORT == 0 or measure:
                 dev = self._dev_loss() if now.step % config.dev_every == 0 else None
-                self._tell(rate, dev, self._measured() if measure else None)
+                self._record(rate, dev, self._measured() if measure else None)
             if now.seconds - saved > 60 * config.save_minutes:
                 saved = now.seconds
                 self._save()
@@ -259,7 +259,7 @@ class _Trainer:
         history = self._now.history
         measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
         if self._config.measure_every and not measured and (scores := self._measured()) is not None:
-            self._tell(0.0, None, scores)
+            self._record(0.0, None, scores)
         self._save(last=True)
 
     def _step(self, groups: Iterator[Any], rate: float) -> tuple[float, int]:
@@ -289,7 +289,7 @@ class _Trainer:
         if not math.isfinite(mean):
             raise TrainingError("learning_rate: the loss is no longer finite; lower it")
 
-    def _tell(self, rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
+    def _record(self, rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
         """Adds a line to the history, keeps the weights if they are the best, and reports the line."""
         now = self._now
         if now.losses:

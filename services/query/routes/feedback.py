@@ -20,7 +20,7 @@ from services.query.errors import (
 from services.query.routes.identifiers import PathId
 from shared.entity_types import TYPES
 from shared.messages import MAX_ID_CHARS
-from shared.selection.feedback import MAX_TEXT, Feedback, FeedbackPage, Opinion
+from shared.selection.feedback import MAX_TEXT, Feedback, FeedbackPage, NewFeedback
 
 PATH = "/v1/feedback"
 
@@ -40,7 +40,7 @@ HELP = RequestHelp(
         "before": "send `next` from the previous page, or omit it for the first page",
         "limit": LIMIT_REMEDY,
     },
-    tuple(Opinion.model_fields),
+    tuple(NewFeedback.model_fields),
 )
 
 
@@ -67,7 +67,7 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
             422: {"model": Failure, "description": "A field is wrong."},
         },
     )
-    def give_feedback(given: Opinion) -> Feedback:
+    def give_feedback(given: NewFeedback) -> Feedback:
         """Takes effect from the next extraction on, for the mention and near copies of it, on every replica.
 
         Later feedback on the same mention, or with the same `id`, replaces earlier feedback. Returns what is stored.

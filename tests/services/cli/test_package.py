@@ -81,4 +81,4 @@ def test_a_setting_of_a_service_that_cannot_be_read(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("BIOBRACKET_INGEST_MAX_DOCUMENTS", "zero")
     message = refused(arguments)
     assert message.startswith("error: BIOBRACKET_INGEST_MAX_DOCUMENTS: ")
-    assert "Documents in flight a replica" in message
+    assert "Documents in flight per replica" in message

@@ -659,7 +659,7 @@ KEPT = st.tuples(
     st.integers(0, 9), st.integers(1, 10), st.sampled_from(["dna", "protein"]), st.booleans(), st.floats(0, 1),
     st.floats(0, 1), st.lists(EVIDENCE, max_size=2),
 )  # fmt: skip
-TEXTS = ("CD28 binds.", "患者发热入院。", "No 😀 at all.", "x")
+TEXTS = ("CD28 binds.", "患者发热入院。", "No 😀 at all.", "X")
 
 
 @given(

@@ -13,7 +13,7 @@ from services.selection.exemplar_pool import ExemplarPool
 from shared.errors import ExemplarError
 from shared.messages import Candidate, Segment
 from shared.selection.exemplars import Exemplar, ExemplarIndex
-from shared.selection.feedback import Changes, Feedback, Opinion
+from shared.selection.feedback import Changes, Feedback, NewFeedback
 from shared.selection.span_encoder import Encoded
 
 ENCODER = "0" * 16
@@ -49,7 +49,7 @@ def encode(candidates: Sequence[Candidate]) -> Encoded:
 
 def feedback(text: str, mention: str, *, accepted: bool, type_: str = "disease", at: float = 1.0) -> Feedback:
     start = text.index(mention)
-    given = Opinion(text=text, start=start, end=start + len(mention), type=type_, accepted=accepted, time=at)
+    given = NewFeedback(text=text, start=start, end=start + len(mention), type=type_, accepted=accepted, time=at)
     return given.feedback(now=at)
 
 

@@ -13,7 +13,7 @@ from services.embedded.servers import Valkey
 from services.selection.feedback_overrides import FeedbackOverrides
 from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Candidate, Segment
-from shared.selection.feedback import Feedback, Opinion
+from shared.selection.feedback import Feedback, NewFeedback
 from shared.settings import Settings
 
 
@@ -31,7 +31,7 @@ def candidate(text: str, mention: str, type_: str = "disease") -> Candidate:
 
 def feedback(text: str, mention: str, *, accepted: bool, at: float = 1.0) -> Feedback:
     start = text.index(mention)
-    given = Opinion(text=text, start=start, end=start + len(mention), type="disease", accepted=accepted, time=at)
+    given = NewFeedback(text=text, start=start, end=start + len(mention), type="disease", accepted=accepted, time=at)
     return given.feedback(now=at)
 
 

@@ -1,4 +1,4 @@
-"""Where results and feedback are kept, for tests of both."""
+"""Servers for the tests of both stores."""
 
 from __future__ import annotations
 

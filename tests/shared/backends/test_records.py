@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.backends.records import Record, dead_letter_headers
+from shared.backends.records import Record, dead_letter_headers, whence
 
 
 def test_reasons_are_a_closed_list() -> None:
@@ -23,3 +23,19 @@ def test_dead_letters_keep_headers_and_take_no_text(field: str, name: str, value
         assert (name, value) in headers
     if any(character.isspace() for character in field):
         assert told == []
+
+
+@given(topic=st.text(max_size=20), numbers=st.tuples(*[st.integers(0, 2**63 - 1)] * 3))
+def test_a_dead_letter_says_whence_it_came(topic: str, numbers: tuple[int, int, int]) -> None:
+    partition, offset, timestamp = numbers
+    headers = dead_letter_headers(Record(topic, partition, offset, None, None, timestamp), "invalid")
+    letter = Record("dead-letters", 0, 0, None, None, 0, headers)
+    assert whence(letter) == (topic, partition, offset, timestamp)
+
+
+@pytest.mark.parametrize("lost", ["biobracket.topic", "biobracket.offset"])
+def test_what_is_no_dead_letter_of_ours_says_nothing(lost: str) -> None:
+    headers = dead_letter_headers(Record("t", 1, 2, None, None, 3), "invalid")
+    assert whence(Record("dead-letters", 0, 0, None, None, 0, tuple(h for h in headers if h[0] != lost))) is None
+    garbled = tuple((name, b"\xff" if name == lost else value) for name, value in headers)
+    assert whence(Record("dead-letters", 0, 0, None, None, 0, garbled)) is None

@@ -1,4 +1,4 @@
-"""The same contract on one Valkey server and on a cluster of three."""
+"""The same contract on a single Valkey server and on a cluster of three."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same contract on every broker: the embedded one, and noida-db where it is installed."""
+"""The same contract on every broker: Apache Kafka, the embedded one, and noida-db where it is installed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kafka import KafkaConsumer
 
 from services.embedded.servers import Broker
 from shared.backends import streams
 from shared.backends.records import Record, dead_letter_headers
 from shared.backends.streams import Lag, Sink, Source, ensure_topics
-from shared.errors import StreamError
+from shared.errors import MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
+from tests.support.kafka import Eager, Kafka
 
 PATIENCE_S = 90.0
 
@@ -38,10 +40,10 @@ class Noida(Broker):
 needs_noida = pytest.mark.skipif(importlib.util.find_spec("noida_db") is None, reason="noida-db is not installed")
 
 
-@pytest.fixture(scope="module", params=["tansu", pytest.param("noida", marks=needs_noida)])
+@pytest.fixture(scope="module", params=["kafka", "tansu", pytest.param("noida", marks=needs_noida)])
 def address(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if request.param == "tansu":
-        yield request.getfixturevalue("broker").url
+    if request.param != "noida":
+        yield request.getfixturevalue({"kafka": "kafka", "tansu": "broker"}[request.param]).url
         return
     with Noida(tmp_path_factory.mktemp("noida")) as server:
         yield server.url
@@ -258,6 +260,229 @@ def test_callbacks_tell_of_partitions_and_may_commit(
     second = source()
     _until(second, lambda: second.assignment() == everything)
     assert second.poll(2.0, 100) == []
+
+
+class Member:
+    """A source that polls in a thread of its own, as a replica's does."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.read: list[Record] = []
+        self._done = threading.Event()
+        self._thread = ThreadPoolExecutor(1)
+        self._work = self._thread.submit(self._poll)
+
+    def _poll(self) -> None:
+        while not self._done.is_set():
+            self.read += self.source.poll(0.2, 10)
+
+    def stop(self) -> None:
+        self._done.set()
+        self._work.result()
+        self._thread.shutdown()
+
+    def __enter__(self) -> Member:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _places(records: list[Record]) -> list[tuple[int, int]]:
+    return sorted((record.partition, record.offset) for record in records)
+
+
+@pytest.mark.slow
+def test_a_rebalance_takes_only_what_goes_and_what_was_committed_stays_read(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(_fill(sink, stream, 30))
+    went: list[set[streams.Partition]] = []
+    done: dict[streams.Partition, int] = {}
+
+    def revoked(partitions: set[streams.Partition]) -> None:
+        went.append(partitions)
+        first.commit({each: done[each] for each in partitions})
+
+    first = source(on_revoked=revoked)
+    records = _read(first, sent)
+    done |= _ends(records)
+    resting = set(first.assignment())
+    first.pause(resting)
+    with Member(first) as one, Member(source()) as other:
+        _wait(lambda: 0 < len(other.source.assignment()) < 3 and len(first.assignment()) < 3)
+        stayed = first.assignment()
+        assert went == [other.source.assignment()]
+        assert stayed | went[0] == resting
+        # What stays keeps its pause and its position; what went starts where it was committed.
+        assert first.paused() == stayed
+        first.resume(stayed)
+        more = [sink.send(stream.topic_documents, b"more-%d" % n, b"v") for n in range(30)]
+        for future in more:
+            future.result(PATIENCE_S)
+        _wait(lambda: len(one.read) + len(other.read) >= 30)
+    assert {record.key for record in one.read + other.read} == {b"more-%d" % n for n in range(30)}
+    assert len(one.read + other.read) == 30
+
+
+@pytest.mark.slow
+def test_what_was_dropped_is_read_again_whatever_the_client_keeps(
+    stream: Settings, sink: Sink, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an eager assignor everything is revoked, and the client then goes on behind what was read."""
+    monkeypatch.setattr(streams, "_Assignor", Eager)
+    sent = len(_fill(sink, stream, 30))
+    went: list[set[streams.Partition]] = []
+    first = source(on_revoked=went.append)
+    before = _read(first, sent)
+    undone = {(stream.topic_documents, p): 4 for p in range(3)}
+    first.commit(undone)
+    with Member(first) as one, Member(source()) as other:
+        _wait(lambda: 0 < len(other.source.assignment()) < 3 and len(first.assignment()) < 3)
+        expected = [place for place in _places(before) if place[1] >= 4]
+        _wait(lambda: len(one.read) + len(other.read) >= len(expected))
+        assert first.assignment()
+    assert went[0] == {(stream.topic_documents, p) for p in range(3)}
+    assert sorted(set(_places(one.read + other.read))) == expected
+
+
+@pytest.mark.slow
+def test_each_topic_is_shared_out_evenly(stream: Settings, source: Callable[..., Source]) -> None:
+    """Whoever joins gets documents, and not the partitions of feedback alone."""
+    topics = [stream.topic_documents, stream.topic_feedback]
+    members = [Member(Source(stream, "g-" + stream.topic_documents, topics)) for _ in range(3)]
+    everything = {(topic, p) for topic in topics for p in range(3)}
+
+    def settled() -> bool:
+        shares = [member.source.assignment() for member in members]
+        return set().union(*shares) == everything and all(
+            sorted(topic for topic, _ in share) == sorted(topics) for share in shares
+        )
+
+    _wait(settled)
+    for member in members:
+        member.stop()
+        member.source.close()
+
+
+def test_a_rewound_partition_is_read_from_its_committed_offset(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(_fill(sink, stream, 30))
+    member = source()
+    before = _places(_read(member, sent))
+    zero, one = (stream.topic_documents, 0), (stream.topic_documents, 1)
+    member.commit({one: 3})
+    member.rewind([zero, one, ("gone", 0)])
+    expected = [(p, o) for p, o in before if p == 0 or (p == 1 and o >= 3)]
+    assert _places(_read(member, len(expected))) == expected
+    assert member.poll(1.0, 100) == []
+
+
+@pytest.mark.slow
+def test_a_lost_session_commits_nothing_and_reads_again(
+    stream: Settings,
+    sink: Sink,
+    source: Callable[..., Source],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The member falls silent for longer than its session, while another one takes over."""
+    if request.node.callspec.params["address"] == "noida":
+        pytest.skip("noida-db never ends a session")
+    sent = len(_fill(sink, stream, 30))
+    went: list[set[streams.Partition]] = []
+
+    def revoked(partitions: set[streams.Partition]) -> None:
+        went.append(partitions)
+        first.commit(ends)  # comes too late
+
+    first = source(on_revoked=revoked)
+    before = _read(first, sent)
+    ends = _ends(before)
+    everything = first.assignment()
+    coordinator = first._consumer._coordinator
+    silent = threading.Event()
+    beat = coordinator._send_heartbeat_request
+
+    async def heartbeat() -> None:
+        if not silent.is_set():
+            await beat()
+
+    monkeypatch.setattr(coordinator, "_send_heartbeat_request", heartbeat)
+    silent.set()
+    with Member(source()) as other:
+        # It reads everything again: nothing was committed.
+        _wait(lambda: other.source.assignment() == everything and len(other.read) == sent)
+        silent.clear()
+        with pytest.raises(Rebalancing):
+            first.commit(ends)
+        with Member(first) as one:
+            _wait(lambda: bool(went) and 0 < len(first.assignment()) < 3)
+            assert went[0] == everything
+            _wait(lambda: len(first.assignment() | other.source.assignment()) == 3)
+            back = first.assignment()
+            _wait(lambda: len(one.read) >= len([r for r in before if (r.topic, r.partition) in back]))
+    assert _places(other.read)[:sent] == _places(before)
+    assert set(_places(one.read)) <= set(_places(before))
+    again = Lag(stream, stream.topic_documents, stream.topic_documents)
+    assert again.read() == sent
+    again.close()
+
+
+def test_a_closed_member_is_gone_at_once_and_its_last_commit_counts(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(_fill(sink, stream, 30))
+    first = source(on_revoked=lambda _: first.commit(ends))
+    ends = _ends(_read(first, sent))
+    del ends[stream.topic_documents, 0]
+    first.close()
+    first.close()
+    second = source()
+    _until_assigned = _read(second, 1)
+    _wait(lambda: len(second.assignment()) == 3)
+    assert {record.partition for record in _until_assigned + second.poll(1.0, 100)} == {0}
+
+
+def test_lag_is_that_of_the_newest_fetch(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    member = source()
+    _until(member, lambda: len(member.assignment()) == 3)
+    member.poll(1.0, 10)
+    assert member.lag() == 0
+    member.pause(member.assignment())
+    member.poll(0.5, 10)
+    _fill(sink, stream, 12)
+    assert member.poll(1.0, 10) == []
+    before = member.lag()
+    assert before <= 12  # a fetch may have been under way
+    member.resume(member.paused())
+    _read(member, 12)
+    assert (member.lag(), member.lag(committed=True)) == (0, 12)
+
+
+def test_members_of_the_old_version_keep_this_one_out(kafka: Kafka, fresh: Callable[[str], Settings]) -> None:
+    settings = fresh(kafka.url)
+    ensure_topics(settings)
+    old = KafkaConsumer(
+        bootstrap_servers=[settings.kafka], group_id="g-" + settings.topic_documents, session_timeout_ms=6000
+    )
+    old.subscribe([settings.topic_documents])
+    _wait(lambda: not old.poll(timeout_ms=200) and len(old.assignment()) == 3)
+    member = Source(settings, "g-" + settings.topic_documents, [settings.topic_documents])
+    with pytest.raises(MixedAssignors, match="stop every consumer of the old version") as refused:
+        member.poll(PATIENCE_S, 1)
+    assert refused.value.retryable
+    old.close()
+    _until(member, lambda: len(member.assignment()) == 3)
+    member.close()
 
 
 @pytest.mark.slow

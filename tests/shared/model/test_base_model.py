@@ -37,7 +37,7 @@ def test_a_wheel_with_another_file_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_embedded_base_knows_language():
-    """Loads the real base (dequantised on first use) and asks what follows an unfinished sentence."""
+    """The real base, dequantised on first use, completes a sentence."""
     import torch
 
     settings = Settings()

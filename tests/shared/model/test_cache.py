@@ -9,7 +9,7 @@ from shared.model.cache import Cache
 
 
 class Slots(RuleBasedStateMachine):
-    """What is taken at one time never overlaps, and holds what was put there whatever else is taken and given back."""
+    """Ranges of slots taken at the same time never overlap, and keep their content whatever else is taken and freed."""
 
     @initialize()
     def begin(self):

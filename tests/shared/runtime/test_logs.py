@@ -1,4 +1,4 @@
-"""What is logged is found again, and document text is not, however it is put in."""
+"""Fields are logged, and document text is not, however it is passed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def root() -> Iterator[logging.Logger]:
 
 @pytest.fixture
 def out(root: logging.Logger) -> io.StringIO:
-    """What the process logs as JSON lines."""
+    """The process's log as JSON Lines."""
     stream = io.StringIO()
     configure(Settings(log_format="json", log_level="DEBUG"))
     (handler,) = root.handlers

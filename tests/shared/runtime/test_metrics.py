@@ -1,4 +1,4 @@
-"""Names are unique and in the form that Ray and Prometheus take."""
+"""Names are unique and valid for Ray and Prometheus."""
 
 from __future__ import annotations
 

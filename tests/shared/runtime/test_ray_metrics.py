@@ -17,7 +17,7 @@ OF_RAY = {
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """What Ray is told: name, value, tags."""
+    """Records what reaches Ray: name, value, tags."""
     told: list[tuple[Any, ...]] = []
     for kind, method in OF_RAY.values():
         monkeypatch.setattr(kind, method, lambda self, value, tags=None: told.append((self.info["name"], value, tags)))

@@ -21,7 +21,7 @@ SECRET = "右肺腺癌 of patient Doe"
 
 
 def unit(seed, n, dim=DIM, clusters=0):
-    """Vectors of norm 1; around so many centres, if any."""
+    """Vectors of norm 1, clustered around ``centres`` if given."""
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((n, dim), dtype=np.float32)
     if clusters:

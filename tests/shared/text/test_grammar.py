@@ -3,23 +3,30 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shared.text.labelled import (
+
+from shared.text.grammar import (
+    ABSENT,
+    CLOSE,
+    COPY,
+    LABEL,
     MAX_DEPTH,
     MAX_LINES,
-    Action,
-    Asked,
-    Does,
+    OPEN,
+    CopyTokens,
+    Labels,
     LineState,
     PieceTokens,
+    Script,
     actions_of,
-    escape,
     lines_of,
     spans_of,
+    tagged_text,
 )
-
 from shared.text.pieces import split
+from shared.text.tagging import decode
 
 TYPES = ("protein", "dna", "cell_line", "cell_type")
+TEXTS = ["T | [cells] of\\ IL-2, 1 2", "|", "急性白血病 (AML) 患者|", "a  b\n c", " - 5"]
 
 
 @st.composite
@@ -33,20 +40,38 @@ def typed_spans(draw, pieces):
 
 @given(st.data())
 @settings(deadline=None)
-def test_actions_say_the_spans_and_are_read_back(data):
+def test_actions_say_the_spans_and_are_read_back(tokens, data):
     pieces = data.draw(st.integers(1, 12))
     spans = data.draw(typed_spans(pieces))
+    labels = Labels(tokens, TYPES, "en")
     said = {span for line in lines_of(spans) for span in line}
-    actions = actions_of(pieces, spans, TYPES)
-    assert set(spans_of(pieces, actions, TYPES)) == said <= spans
-    state = LineState(pieces)
+    actions = actions_of(pieces, spans, labels)
+    assert set(spans_of(pieces, actions, labels)) == said <= spans
+    state = LineState(pieces, labels.root)
     for action in actions:
-        assert action.does in state.admissible(len(TYPES))
-        if action.does is Does.CLOSE:
-            assert action.type in state.closable(len(TYPES))
+        assert action in state.admissible()
         state.apply(action)
     assert state.done
-    assert state.admissible(len(TYPES)) == ()
+    assert state.admissible() == ()
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_the_text_of_a_line_is_what_the_codec_reads(tokens, tokenizer, data):
+    pieces = split(data.draw(st.sampled_from(TEXTS)))
+    labels = Labels(tokens, TYPES, "en")
+    script = Script(tokens, PieceTokens(tokens, pieces), labels)
+    spans = data.draw(typed_spans(len(pieces)))
+    (first, *_) = lines_of(spans) or [[]]
+    if not first:
+        return
+    actions = actions_of(len(pieces), first, labels)
+    row = tagged_text(pieces, actions, labels)
+    text, found = decode(row)
+    assert text == pieces.text
+    names = dict(zip(TYPES, labels.names, strict=True))
+    assert set(found) == {(pieces.cores[s], pieces.ends[e - 1], names[key]) for s, e, key in first}
+    assert tokenizer.decode(list(script.said(actions[:-1]))) == row
 
 
 def test_nothing_is_left_out_while_there_are_lines_and_depth():
@@ -58,46 +83,76 @@ def test_nothing_is_left_out_while_there_are_lines_and_depth():
     assert {span for line in lines_of(deep) for span in line} == deep
 
 
-def test_every_way_through_ends():
+@pytest.mark.parametrize("types", [TYPES, TYPES[:1]])
+def test_every_way_through_ends(tokens, types):
+    """From no place that can be reached is there no way on."""
     draw = random.Random(4)
-    for _ in range(50):
-        state = LineState(6)
-        steps = 0
-        while admissible := state.admissible(len(TYPES)):
-            does = draw.choice(admissible)
-            state.apply(Action(does, draw.choice(state.closable(len(TYPES))) if does is Does.CLOSE else -1))
+    labels = Labels(tokens, types, "en")
+    for _ in range(200):
+        state, steps = LineState(5, labels.root), 0
+        while admissible := state.admissible():
+            state.apply(draw.choice([a for a in admissible if a != ABSENT]))
             steps += 1
         assert state.done
         assert steps < 500
 
 
-def test_one_span_has_a_type_once():
-    state = LineState(2)
-    for action in (Action(Does.OPEN), Action(Does.OPEN), Action(Does.COPY), Action(Does.CLOSE, 1)):
+def test_one_span_has_a_type_once(tokens):
+    labels = Labels(tokens, TYPES[:2], "en")
+    state = LineState(2, labels.root)
+    for action in (OPEN, OPEN):
         state.apply(action)
-    assert state.closable(len(TYPES)) == [0, 2, 3]
+    assert OPEN not in state.admissible()  # a third bracket here could not be closed
+    for action in (COPY, CLOSE, *labels.path(1), CLOSE):
+        state.apply(action)
+    assert state.admissible() == tuple(labels.path(0))
+
+
+def test_names_that_begin_alike_are_told_apart_later(tokens):
+    labels = Labels(tokens, TYPES, "en")
+    line, cell_type = labels.path(2), labels.path(3)
+    assert line[0] == cell_type[0]
+    assert line != cell_type
+    assert all(action >= LABEL for action in line + cell_type)
+    (shared,) = (branch for branch in labels.root if branch.types == {2, 3})
+    assert {branch.types for branch in shared.node} == {frozenset({2}), frozenset({3})}
 
 
 def test_the_text_is_escaped_and_its_spaces_stay(tokens, tokenizer):
     pieces = split("T | [cells] of\\ IL-2")
     said = PieceTokens(tokens, pieces)
     whole = [token for ids in said.copies for token in ids]
-    assert tokenizer.decode(whole) == escape(pieces.text) == r"T \| \[cells\] of\\ IL-2"
-    assert tokenizer.decode(said.text) == pieces.text + "\n"
+    assert tokenizer.decode(whole) == r"T \| \[cells\] of\\ IL-2"
+    assert tokenizer.decode(list(said.text)) == pieces.text + "\n"
 
 
 def test_the_types_stand_first_by_their_names(tokens, tokenizer):
-    assert tokenizer.decode(Asked(tokens, TYPES, "en").header) == "<bos>Protein, DNA, Cell line, Cell type:\n"
-    assert tokenizer.decode(Asked(tokens, ("disease", "body"), "zh").header) == "<bos>疾病、身体:\n"
-    assert tokenizer.decode(Asked(tokens, ("disease",), "zh", ["Disease"]).header) == "<bos>Disease:\n"
+    assert tokenizer.decode(Labels(tokens, TYPES, "en").header) == "<bos>Protein, DNA, Cell line, Cell type:\n"
+    assert tokenizer.decode(Labels(tokens, ("disease", "body"), "zh").header) == "<bos>疾病、身体:\n"
+    assert tokenizer.decode(Labels(tokens, ("disease",), "zh", ["Disease"]).header) == "<bos>Disease:\n"
     with pytest.raises(ValueError, match="same name"):
-        Asked(tokens, ("disease", "cancer"), "en", ["Cancer", "Cancer"])
+        Labels(tokens, ("disease", "cancer"), "en", ["Cancer", "Cancer"])
 
 
-def test_names_that_begin_alike_are_told_apart_later(tokens):
-    asked = Asked(tokens, TYPES, "en")
-    line, cell_type = asked.said[2], asked.said[3]
-    first = next(i for i, (a, b) in enumerate(zip(line, cell_type, strict=False)) if a != b)
-    closable = list(range(len(TYPES)))
-    assert asked.branches(closable, first, 2) == ([line[first], cell_type[first]], 0)
-    assert asked.branches([0, 1, 2], first, 2) == ([line[first]], 0)
+def test_of_two_actions_with_the_same_first_token_the_copy_stays(tokens):
+    """A text that begins with ` -` could not be told from a line without mentions."""
+    pieces = split(" - 5")
+    script = Script(tokens, PieceTokens(tokens, pieces), Labels(tokens, TYPES, "en"))
+    actions, first = script.options(script.begin())
+    assert tokens.absent[0] in first
+    assert COPY in actions
+    assert ABSENT not in actions
+
+
+class OneToken:
+    """A tokenizer that mixes up the marks."""
+
+    bos_token_id = eos_token_id = None
+
+    def encode(self, text, *, add_special_tokens):
+        return [1]
+
+
+def test_a_tokenizer_that_mixes_up_the_marks_is_refused():
+    with pytest.raises(ValueError, match="base_model"):
+        CopyTokens(OneToken())

@@ -1,4 +1,4 @@
-"""The question: made of a marked text, and answered by a model that was trained on such."""
+"""Questions are made from marked text, and answered by a model trained on them."""
 
 import pytest
 import torch

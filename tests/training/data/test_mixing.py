@@ -12,7 +12,7 @@ from training.data.mixing import Mixer, check, dev_groups, grouped, load, shares
 
 
 def words(examples):
-    """An item a text, as long as that."""
+    """One item per text, of the same length."""
     return [example.text for example in examples]
 
 

@@ -28,7 +28,7 @@ def item(per_type_tokens):
 
 
 def said(item, span, tokenizer):
-    """What stands before, in and after a span, by its boundary tokens."""
+    """The text before, in and after a span, by its boundary tokens."""
     read = item.tokens.packed([span.type])
     before, first, last, after = read.boundaries(span.type, span.start, span.end)
     ids = list(read.ids)

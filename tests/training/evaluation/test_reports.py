@@ -13,7 +13,7 @@ PLOTS = ("types.png", "lengths.png", "errors.png")
 
 
 def make(ours, theirs=None, mapping=None):
-    """The report of a run that says ``ours`` of texts whose mentions are GOLD, against one that says ``theirs``."""
+    """The report of a run that predicts ``ours`` where GOLD is right, compared with one that predicts ``theirs``."""
     documents = [score(TEXT, GOLD, said) for said in ours]
     comparison = None
     if theirs is not None:

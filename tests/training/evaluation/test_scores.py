@@ -89,7 +89,7 @@ def test_every_error_is_of_exactly_one_kind(gold, said):
     truth, answers = set(gold), set(said)
 
     def expected(wrong, others, alone):
-        """The definitions as four tests, of which exactly one must hold."""
+        """The definitions as four predicates, of which exactly one must hold."""
         counts = dict.fromkeys((*NEAR, alone), 0)
         for span in wrong:
             exact = any(o[:2] == span[:2] for o in others)

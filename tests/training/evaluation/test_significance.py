@@ -19,9 +19,9 @@ triples = st.lists(st.tuples(spans, spans, spans), min_size=1, max_size=5)
 
 
 def run(documents, seed, *, recall=0.6, noise=2.0):
-    """Scores of documents with gold mentions of two types, each found with probability ``recall``, among wrong ones.
+    """Scores of documents with gold mentions of two types, each found with probability ``recall``, plus noise.
 
-    What the gold mentions are depends on their number only, so that runs of other seeds are on the same documents.
+    The gold mentions depend only on the number of documents, so runs with other seeds share their documents.
     """
     gold = np.random.default_rng(documents)
     random = np.random.default_rng(seed)
@@ -84,7 +84,7 @@ def test_about_nineteen_of_twenty_intervals_contain_the_truth():
 
 
 def test_documents_are_resampled_whole():
-    """Copies of mentions within documents must not narrow an interval; the same mentions in more documents would."""
+    """Copies of mentions within documents must not narrow an interval, unlike copies of documents."""
     few = [score(TEXT, [(0, 1, "a")], [(0, 1, "a")] if right else []) for right in (True, False) * 10]
     many = [
         score(TEXT, [(i, i + 1, "a") for i in range(30)], [(i, i + 1, "a") for i in range(30)] if right else [])

@@ -18,7 +18,7 @@ from training.selector.calibration import (
 
 
 def observe(type_, n, *, slope, intercept, greedy=True, seed=0):
-    """Candidates that are right as often as a scaling of their confidence says."""
+    """Candidates whose labels are drawn from a scaling of their confidence."""
     rng = random.Random(seed)
     truth = Scaling(slope=slope, intercept=intercept)
     confidences = [rng.betavariate(2, 1.2) for _ in range(n)]

@@ -1,4 +1,4 @@
-"""The loop on a task of its own; runs of generators and selectors test theirs."""
+"""The loop on a small regression task; generators and selectors are tested with their own tasks."""
 
 import math
 from types import SimpleNamespace
@@ -80,7 +80,7 @@ def weights(folder):
     return torch.load(folder / "checkpoint" / "weights.pt", weights_only=True)
 
 
-def test_it_learns_and_tells_every_ten_steps(tmp_path):
+def test_it_learns_and_reports_every_ten_steps(tmp_path):
     task = Regression()
     lines = trained(task, FolderCheckpoints(tmp_path / "checkpoint"), max_tokens=10_000, dev_every=50)
     assert [line.step for line in lines] == list(range(10, 101, 10))
@@ -92,7 +92,7 @@ def test_it_learns_and_tells_every_ten_steps(tmp_path):
 
 
 class Interrupted(FolderCheckpoints):
-    """Is killed after the second checkpoint."""
+    """Interrupts the run after its second checkpoint."""
 
     saved = 0
 

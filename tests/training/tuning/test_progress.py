@@ -15,7 +15,7 @@ REPORTS = [
 
 
 def scalars(file):
-    """What a file of TensorBoard events holds, by name and step. (Length, checksum, event, checksum.)"""
+    """The scalars in a file of TensorBoard events (length, checksum, event, checksum), by name and step."""
     raw, at, found = file.read_bytes(), 0, {}
     while at < len(raw):
         (length,) = struct.unpack_from("<Q", raw, at)
