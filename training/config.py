@@ -188,8 +188,8 @@ class GeneratorConfig(RunConfig):
     judge: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of the losses of a head that tells right mentions from wrong ones by the states around their "
-        "brackets, relative to the line's; 0: no head (labelled). Nothing reads the head yet.",
+        description="Weight of the losses of a head that tells right mentions from wrong ones by the states around "
+        "their brackets, relative to the line's; 0: no head (labelled). Nothing reads the head yet.",
     )
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
     size: int = Field(default=256, ge=8, description="Dimensions of the head's embeddings.")

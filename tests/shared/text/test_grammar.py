@@ -105,17 +105,26 @@ def test_one_span_has_a_type_once(tokens):
     assert OPEN not in state.admissible()  # a third bracket here could not be closed
     for action in (COPY, CLOSE, *labels.path(1), CLOSE):
         state.apply(action)
-    assert state.admissible() == tuple(labels.path(0))
+    for action in labels.path(0):  # the other type is no choice any more
+        assert state.admissible() == (action,)
+        closed = state.apply(action)
+    assert closed == (0, 1, 0)
 
 
 def test_names_that_begin_alike_are_told_apart_later(tokens):
     labels = Labels(tokens, TYPES, "en")
-    line, cell_type = labels.path(2), labels.path(3)
-    assert line[0] == cell_type[0]
-    assert line != cell_type
-    assert all(action >= LABEL for action in line + cell_type)
-    (shared,) = (branch for branch in labels.root if branch.types == {2, 3})
-    assert {branch.types for branch in shared.node} == {frozenset({2}), frozenset({3})}
+    line, cell_type, protein = labels.path(2), labels.path(3), labels.path(0)
+    assert all(action >= LABEL for action in line + cell_type + protein)
+    alike = [one == other for one, other in zip(line, cell_type, strict=False)]
+    assert alike == [True] * (len(alike) - 1) + [False]
+    assert protein != line[: len(protein)]
+    for type_ in range(len(TYPES)):
+        node, said = labels.root, ()
+        for action in labels.path(type_):
+            branch = node[action - LABEL]
+            assert len({other.tokens[0] for other in node}) == len(node)
+            node, said = branch.node, said + branch.tokens
+        assert said == (*tokens.ids(f" {labels.names[type_]}"), *tokens.close)
 
 
 def test_the_text_is_escaped_and_its_spaces_stay(tokens, tokenizer):
