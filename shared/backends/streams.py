@@ -415,19 +415,14 @@ class Scan:
         self._starts: dict[Any, int] = {}
         self._ends: dict[Any, int] = {}
         self._positions: dict[Any, int] = {}
+        self._consumer: Any = None
         with _translated(settings):
             self._admin: Any = KafkaAdminClient(**_options(settings))
-            self._consumer: Any = KafkaConsumer(
-                **_options(settings),
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                allow_auto_create_topics=False,
-                fetch_max_wait_ms=_FETCH_WAIT_MS,
-                fetch_max_bytes=max(_FETCH_BYTES, settings.max_message_bytes + _OVERHEAD_BYTES),
-                max_partition_fetch_bytes=settings.max_message_bytes + _OVERHEAD_BYTES,
-            )
-            self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
+            consumer = self._connect()
+            self._partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            consumer.close(autocommit=False)
         if not self._partitions:
+            self.close()
             raise StreamError(
                 f"kafka: {settings.kafka} has no topic {topic}; see the BIOBRACKET_TOPIC_ settings", retryable=False
             )
@@ -446,6 +441,9 @@ class Scan:
         """
         wanted = [p for p in self._partitions if until is None or until.get(p.partition, 0) > 0]
         with _translated(self._settings):
+            # A new one each time: of a partition that it read before, a client goes on with what it knew of its end.
+            self._disconnect()
+            self._consumer = self._connect()
             starts = self._consumer.beginning_offsets(wanted)
             if since_ms:
                 found = self._consumer.offsets_for_times(dict.fromkeys(wanted, since_ms))
@@ -453,7 +451,6 @@ class Scan:
             self._starts, self._positions, self._ends = starts, dict(starts), {}
             self._consumer.assign(list(starts))
             for partition, start in starts.items():
-                self._consumer.resume(partition)
                 self._consumer.seek(partition, start)
         open_ = set(starts)
         stuck = time.monotonic() + _STUCK_S
@@ -492,8 +489,24 @@ class Scan:
     def close(self) -> None:
         """Lets go of the broker."""
         with _translated(self._settings):
-            self._consumer.close(autocommit=False)
+            self._disconnect()
             self._admin.close()
+
+    def _connect(self) -> Any:
+        return KafkaConsumer(
+            **_options(self._settings),
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            allow_auto_create_topics=False,
+            fetch_max_wait_ms=_FETCH_WAIT_MS,
+            fetch_max_bytes=max(_FETCH_BYTES, self._settings.max_message_bytes + _OVERHEAD_BYTES),
+            max_partition_fetch_bytes=self._settings.max_message_bytes + _OVERHEAD_BYTES,
+        )
+
+    def _disconnect(self) -> None:
+        if self._consumer is not None:
+            self._consumer.close(autocommit=False)
+            self._consumer = None
 
     def _end(self, partition: Any, until: Mapping[int, int] | None) -> int | None:
         """Where to stop, from the first fetch on: what comes after that is not waited for."""

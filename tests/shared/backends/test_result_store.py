@@ -111,6 +111,21 @@ def test_an_older_key_is_not_written_again(store: ResultStore) -> None:
     assert store.counts() == {"documents": 1, "entities": 1}
 
 
+def test_versions_tell_the_newest_and_what_published_each(store: ResultStore) -> None:
+    older, newer = (_extraction("a", revision, ("CD28", "protein")) for revision in ("r1", "r2"))
+    for extraction, mark in ((older, "t-0-1-7"), (newer, "t-0-2-8")):
+        store.put(extraction)
+        store.mark_published(extraction, mark)
+    unpublished = _extraction("b", "r1")
+    store.put(unpublished)
+    assert store.versions(["b", "nowhere", "a"]) == [
+        (unpublished, set()),
+        (None, set()),
+        (newer, {"t-0-1-7", "t-0-2-8"}),
+    ]
+    assert store.versions([]) == []
+
+
 def test_mentions_are_found_by_text_and_type(store: ResultStore) -> None:
     store.put(_extraction("a", "r", ("Lung Cancer", "disease"), ("lung cancer", "disease")))
     store.put(_extraction("b", "r", ("LUNG CANCER", "protein")))
