@@ -33,7 +33,7 @@ TEXTS = (
 def both(tmp_path_factory):
     from services.generation.vllm import VllmEngine
 
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=1, head=32)
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=7, head=32)
     config = GenerationConfig(candidate_floor=0.01, branch_pieces=4, dtype="float32", pass_tokens=2000)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     served = VllmEngine(folder, config)
