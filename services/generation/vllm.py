@@ -1,4 +1,4 @@
-"""The ``vllm`` engine: a line token by token, for bases that one device cannot hold (design section 4).
+"""The ``vllm`` engine: a line token by token, for bases that one device cannot hold.
 
 Every type of a segment is a request of its own; what they share is read once, from vLLM's prefix cache. The copy
 constraint is a logits processor, so that nothing but the segment and brackets can be said, and the log-probabilities

@@ -176,21 +176,3 @@ class PerTypeTokens(CopyTokens):
         if action is Action.OPEN:
             return self.spaced_open if pieces.spaced(copied) and not after_open else self.open
         return self.close if action is Action.CLOSE else self.absent
-
-
-def tagged_text(pieces: Pieces, actions: Sequence[Action]) -> str:
-    """A line as text, as ``shared.text.tagging.decode`` reads it; empty where the type is absent."""
-    out: list[str] = []
-    copied = 0
-    after_open = False
-    for action in actions:
-        if action is Action.COPY:
-            space = " " if pieces.spaced(copied) and not after_open else ""
-            out.append(space + _escape(pieces.core(copied)))
-            copied += 1
-        elif action is Action.OPEN:
-            out.append(" [" if pieces.spaced(copied) and not after_open else "[")
-        elif action is Action.CLOSE:
-            out.append("]")
-        after_open = action is Action.OPEN
-    return "".join(out)

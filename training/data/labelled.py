@@ -1,4 +1,4 @@
-"""Training items of scheme ``labelled.v1`` (:mod:`shared.text.labelled`), varied from one epoch to the next.
+"""Training items of scheme ``labelled.v1`` (:mod:`shared.text.grammar`), varied from one epoch to the next.
 
 An item is drawn anew each time its text comes up. Types are shuffled and dropped, since a service asks for any of them
 in any order. Types that the corpus does not annotate are asked for too; then only the annotated mentions are learnt

@@ -60,7 +60,7 @@ class LabelledObjective(nn.Module):
 
 
 class LabelledTask:
-    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.labelled`)."""
+    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.grammar`)."""
 
     shared_out = False
 
