@@ -13,9 +13,11 @@
 | copy_greedy | the `copy` engine, no candidates beyond greedy |
 | copy | the `copy` engine as it is, with the candidates beyond greedy |
 
-The paper has all types in one output, one copy of the text after the other; these weights know a line a type, so each
-is asked for by itself. They were trained to choose among the admissible tokens and nothing else, so all engines are
-constrained to these where they can be; left free, the weights say other words than the text's.
+`copy` is what serves the adapter of the settings, whatever its scheme. The others know adapters of ``per-type.v1``
+only, and are left out beside one of another scheme. The paper has all types in one output, one copy of the text after
+the other; weights of ``per-type.v1`` know a line a type, so each is asked for by itself. They were trained to choose
+among the admissible tokens and nothing else, so all engines are constrained to these where they can be; left free, the
+weights say other words than the text's.
 
 Segments are the first of GENIA's, CMeEE-V2's and BC5CDR's ``test`` by turns; slow engines get a prefix of the list, and
 F1 of `copy` on the same prefix stands beside theirs. An engine that is not installed is left out. The floor is what the
@@ -47,14 +49,18 @@ from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import requests_of
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
-from services.generation.walk import Walk, steps_of
+from services.generation.per_type.lines import TypeLine, tagged_line
+from services.generation.per_type.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
 from shared import entity_types
 from shared.messages import TaggedLine
+from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
+from shared.model.scheme import scheme_of
 from shared.settings import Settings
-from shared.text.grammar import Action, CopyTokens, actions_of, tagged_text
-from shared.text.pieces import Pieces, split
+from shared.text import grammar, per_type
+from shared.text.per_type import Action, PerTypeTokens
+from shared.text.pieces import Pieces, split, to_piece_spans
 from training.data.corpora import corpus_folder, documents_of, read
 
 CORPORA = ("genia", "cmeee_v2", "bc5cdr")
@@ -75,7 +81,7 @@ _BASELINES = ("paper", "vllm", "vllm_candidates")
 _WARM_UP = 3  # segments, one of each corpus
 
 Span = tuple[int, int, int, str]  # segment, start, end, type
-Tag = Callable[[Sequence[TagRequest]], list[list[TaggedLine]]]
+Tag = Callable[[Sequence[TagRequest]], list[TaggedLine]]
 
 out = Console()
 err = Console(stderr=True)
@@ -97,14 +103,27 @@ def main(
     wanted = engines.split(",") if engines else list(MOST)
     if unknown := set(wanted) - set(MOST):
         raise typer.BadParameter(f"engines: {', '.join(sorted(unknown))}: the known ones are {', '.join(MOST)}")
-    if importlib.util.find_spec("vllm") is None:
-        err.print("vllm is not installed: left out", highlight=False)
-        wanted = [name for name in wanted if not name.startswith("vllm")]
+    settings = Settings()
+    scheme = scheme_of(adapter_folder(settings))
+    if scheme != per_type.SCHEME and (others := [name for name in wanted if not name.startswith("copy")]):
+        err.print(
+            f"{', '.join(others)}: left out, they know adapters of {per_type.SCHEME} only and this one is of {scheme}; "
+            "set BIOBRACKET_ADAPTER to an older one to measure them",
+            highlight=False,
+            soft_wrap=True,
+        )
+        wanted = [name for name in wanted if name not in others]
+    if importlib.util.find_spec("vllm") is None and (others := [name for name in wanted if name.startswith("vllm")]):
+        err.print(f"{', '.join(others)}: left out, vllm is not installed; `make vllm` installs it", highlight=False)
+        wanted = [name for name in wanted if name not in others]
+    if not wanted:
+        raise typer.BadParameter("engines: none of them can run here, for the reasons above; name `copy` beside them")
     found = {name: run_alone(name, min(segments, MOST[name]), repetitions) for name in wanted}
     report = {
         "command": make_command("engines"),
         "hardware": hardware(),
-        "generator_revision": generator_revision(Settings()),
+        "generator_revision": generator_revision(settings),
+        "scheme": scheme,
         "engines": {name: summary(of, found) for name, of in found.items()},
     }
     if plot is not None:
@@ -135,7 +154,7 @@ def measured(name: str, segments: int, repetitions: int) -> dict[str, Any]:
     tag, close = engine(name, settings)
     tag(requests[: 1 if name == "paper" else _WARM_UP])
     seconds = []
-    lines: list[list[TaggedLine]] = []
+    lines: list[TaggedLine] = []
     for _ in range(repetitions):
         start = time.perf_counter()
         lines = tag(requests)
@@ -172,10 +191,10 @@ def texts(settings: Settings, segments: int) -> tuple[list[TagRequest], list[Spa
     return [request for request, _ in turns], gold
 
 
-def spans(lines: Sequence[Sequence[TaggedLine]]) -> Iterator[Span]:
-    """What the greedy lines of each segment say."""
-    for i, of in enumerate(lines):
-        for c in parse_lines(of).candidates:
+def spans(lines: Sequence[TaggedLine]) -> Iterator[Span]:
+    """The greedy mentions of each segment."""
+    for i, line in enumerate(lines):
+        for c in parse_lines((line,)).candidates:
             if c.greedy:
                 yield i, c.start - c.segment.start, c.end - c.segment.start, c.type
 
@@ -193,11 +212,12 @@ def engine(name: str, settings: Settings) -> tuple[Tag, Callable[[], None]]:
         served = VllmEngine(merged_folder(settings), config)
         return served.tag, served.close
     if name.startswith("copy"):
-        from services.generation.copy import CopyEngine
+        from services.generation.engines import load
 
+        config = config.model_copy(update={"engine": "copy"})
         if name == "copy_sequential":
             config = config.model_copy(update={"lookahead": 1})
-        return CopyEngine.load(settings, config).tag, lambda: None
+        return load(settings, config).tag, lambda: None
     return Generate(settings, 1 if name == "paper" else _TOGETHER).tag, lambda: None
 
 
@@ -213,20 +233,19 @@ class Generate:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
         self._tokenizer = load_tokenizer(settings)
-        self._tokens = CopyTokens(self._tokenizer)
+        self._tokens = PerTypeTokens(self._tokenizer)
         self._together = together
 
-    def tag(self, requests: Sequence[TagRequest]) -> list[list[TaggedLine]]:
+    def tag(self, requests: Sequence[TagRequest]) -> list[TaggedLine]:
         """See :class:`services.generation.engine.Engine`."""
         asked = [(request, key) for request in requests for key in request.types]
-        lines = [
+        lines = iter(
             line for i in range(0, len(asked), self._together) for line in self._generate(asked[i : i + self._together])
-        ]
-        found = iter(lines)
-        return [[next(found) for _ in request.types] for request in requests]
+        )
+        return [tagged_line(request.segment, [next(lines) for _ in request.types]) for request in requests]
 
     @torch.inference_mode()
-    def _generate(self, asked: Sequence[tuple[TagRequest, str]]) -> list[TaggedLine]:
+    def _generate(self, asked: Sequence[tuple[TagRequest, str]]) -> list[TypeLine]:
         prompts = [
             self._tokens.prefix(split(request.segment.text))
             + list(self._tokens.header(entity_types.get(key).name(request.segment.lang)))
@@ -258,22 +277,19 @@ class Generate:
         )[:, width:]
         return [self._line(*of, row.tolist()) for of, row in zip(asked, said, strict=True)]
 
-    def _line(self, request: TagRequest, key: str, said: Sequence[int]) -> TaggedLine:
+    def _line(self, request: TagRequest, key: str, said: Sequence[int]) -> TypeLine:
+        """What was said of a type, as if it were certain: `generate` is not asked for probabilities."""
         pieces = split(request.segment.text)
         end = self._tokenizer.eos_token_id
         tokens = list(takewhile(lambda token: token != end, said))
         steps = steps_of(Walk(self._tokens, pieces, end), tokens, [{}] * len(tokens))
         actions = [step.action for step in steps]
-        absent = actions == [Action.ABSENT]
-        return TaggedLine(
-            segment=request.segment,
-            type=key,
-            tagged="" if absent else tagged_text(pieces, actions),
-            presence=float(not absent),
-        )
+        found = per_type.spans_of(len(pieces), actions)
+        mentions = {(pieces.cores[first], pieces.ends[last - 1]): (0.0, 0.0) for first, last in found}
+        return TypeLine(key, float(actions != [Action.ABSENT]), mentions, ())
 
 
-def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Sequence[TaggedLine]]) -> dict[str, Any]:
+def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> dict[str, Any]:
     """Seconds that one pass over every needed token takes if the machine only multiplies, on all of its cores."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -286,15 +302,8 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
     layers = [layer for layer in body.modules() if isinstance(layer, torch.nn.Linear)]
     per_token = 2 * sum(layer.weight.numel() for layer in layers)
-    tokens = CopyTokens(load_tokenizer(settings))
-    needed = 0
-    for request, of in zip(requests, lines, strict=True):
-        pieces = split(request.segment.text)
-        needed += len(tokens.prefix(pieces))
-        for line in of:
-            needed += len(tokens.header(entity_types.get(line.type).name(line.segment.lang)))
-            if line.tagged:
-                needed += len(tokens.line(pieces, _actions(pieces, line))[0])
+    counted = _per_type_tokens if scheme_of(adapter_folder(settings)) == per_type.SCHEME else _labelled_tokens
+    needed = counted(load_tokenizer(settings), requests, lines)
     rates = {
         kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]])
         for kind in ("bfloat16", *(["int8"] if native() else []))
@@ -308,12 +317,43 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Se
     }
 
 
-def _actions(pieces: Pieces, line: TaggedLine) -> list[Action]:
-    starts = {at: i for i, at in enumerate(pieces.cores)}
-    ends = {at: i + 1 for i, at in enumerate(pieces.ends)}
-    begin = line.segment.start
-    greedy = [c for c in parse_lines((line,)).candidates if c.greedy]
-    return actions_of(len(pieces), [(starts[c.start - begin], ends[c.end - begin]) for c in greedy])
+def _per_type_tokens(tokenizer: Any, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> int:
+    """Of each segment and, for each type, of its name and its line up to the last decision."""
+    tokens = PerTypeTokens(tokenizer)
+    needed = 0
+    for request, line in zip(requests, lines, strict=True):
+        pieces = split(request.segment.text)
+        needed += len(tokens.prefix(pieces))
+        ranges = _ranges(pieces, line)
+        for key in request.types:
+            needed += len(tokens.header(entity_types.get(key).name(request.segment.lang)))
+            own = [(start, end) for start, end, type_ in ranges if type_ == key]
+            needed += len(tokens.line(pieces, per_type.actions_of(len(pieces), per_type.nested_only(own)))[0])
+    return needed
+
+
+def _labelled_tokens(tokenizer: Any, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> int:
+    """Of each segment and its line up to the last action, and once of each set of types."""
+    tokens = grammar.CopyTokens(tokenizer)
+    headers: set[tuple[int, ...]] = set()
+    needed = 0
+    for request, line in zip(requests, lines, strict=True):
+        pieces = split(request.segment.text)
+        labels = grammar.Labels(tokens, request.types, request.segment.lang)
+        script = grammar.Script(tokens, grammar.PieceTokens(tokens, pieces), labels)
+        headers.add(labels.header)
+        *actions, _ = grammar.actions_of(len(pieces), _ranges(pieces, line), labels)
+        needed += len(script.pieces.text) + sum(1 for _ in script.said(actions))
+    return needed + sum(map(len, headers))
+
+
+def _ranges(pieces: Pieces, line: TaggedLine) -> list[tuple[int, int, str]]:
+    """The greedy mentions by their pieces."""
+    return [
+        (first, last, type_)
+        for _, start, end, type_ in spans((line,))
+        for first, last in to_piece_spans(pieces, [(start, end)])
+    ]
 
 
 def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> float:
@@ -398,7 +438,8 @@ def draw(report: dict[str, Any], file: Path) -> None:
 def show(report: dict[str, Any]) -> None:
     """The report as Markdown, for benchmarks/RESULTS.md."""
     machine = report["hardware"]
-    out.print(f"`{report['command']}`, generator revision {report['generator_revision']}", soft_wrap=True)
+    told = f"`{report['command']}`, generator revision {report['generator_revision']} ({report['scheme']})"
+    out.print(told, highlight=False, soft_wrap=True)
     out.print(
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}\n",
         highlight=False,

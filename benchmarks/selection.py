@@ -28,8 +28,8 @@ from rich.console import Console
 from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import read_documents, requests_of
 from services.generation.config import GenerationConfig
-from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
+from services.generation.engines import load
 from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
 from shared.messages import Candidate
@@ -95,17 +95,16 @@ def measure(
     """Seconds of each repetition of generation and of selection, after one that warms up; and the candidates."""
     config = GenerationConfig()
     torch.set_num_threads(config.threads or os.cpu_count() or 1)  # as both services do
-    engine = CopyEngine.load(settings, config)
+    engine = load(settings, config)
     selector = Selector.load(settings, Calibration.default())
-    lines = [line for of in engine.tag(requests[:8]) for line in of]
-    selector.select([parse_lines(tuple(lines)).candidates])
+    selector.select([parse_lines(engine.tag(requests[:8])).candidates])
     generation, selection = [], []
     for number in range(repetitions):
         err.print(f"repetition {number + 1}", highlight=False)
         start = time.perf_counter()
         tagged = engine.tag(requests)
         generation.append(time.perf_counter() - start)
-        parsed = [parse_lines(tuple(of)).candidates for of in tagged]
+        parsed = [parse_lines((line,)).candidates for line in tagged]
         start = time.perf_counter()
         selector.select(parsed)
         selection.append(time.perf_counter() - start)

@@ -155,13 +155,13 @@ def measure_engine(
     """Seconds of each repetition, after a small one that warms up: of the engine, and of engine and selector."""
     settings = Settings()
     engine, selector = load(settings, GenerationConfig()), Selector.load(settings)
-    selector.select([parse_lines(of).candidates for of in engine.tag(requests[:8])])
+    selector.select([parse_lines((line,)).candidates for line in engine.tag(requests[:8])])
     alone, both = [], []
     for _ in range(repetitions):
         start = time.perf_counter()
         lines = engine.tag(requests)
         alone.append(time.perf_counter() - start)
-        selector.select([parse_lines(of).candidates for of in lines])
+        selector.select([parse_lines((line,)).candidates for line in lines])
         both.append(time.perf_counter() - start)
         step("engine")
     return alone, both

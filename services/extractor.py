@@ -108,8 +108,7 @@ class Extractor:
 
         async def generate(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
             futures = [self.engine.submit(TagRequest(segment, types)) for segment in segments]
-            lines = await asyncio.gather(*map(asyncio.wrap_future, futures))
-            return tuple(line for found in lines for line in found)
+            return tuple(await asyncio.gather(*map(asyncio.wrap_future, futures)))
 
         async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
             return parse_lines(lines)

@@ -1,6 +1,7 @@
-"""A generator's lines kept in a file, for runs on the same texts that differ in selection alone.
+"""A generator's tagged lines kept in a file, for runs on the same texts that differ in selection alone.
 
-A SQLite database: runs side by side can share one, and one that was cut off goes on where it was. It holds tagged text.
+A SQLite database, with one line for each segment text and set of types. Concurrent runs can share it, and an
+interrupted run resumes where it was. It holds clinical text.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from pathlib import Path
 
 from shared.errors import StoreError
 
-_AT_ONCE = 500  # keys in one question; SQLite takes at least 999
-_PATIENCE_S = 60.0  # for another run that writes
+_AT_ONCE = 500  # keys in a query; SQLite takes at least 999
+_PATIENCE_S = 60.0  # to wait for another run's write
 
 
 class LineFileError(ValueError):
-    """A file that lines cannot be kept in; names it and the remedy."""
+    """A file that cannot hold lines; the message names it and the remedy."""
 
 
 class LineFile:
-    """See :class:`services.pipeline.assembly.SegmentCache`. Thread-safe."""
+    """A :class:`services.pipeline.assembly.SegmentCache` in a file. Thread-safe."""
 
     def __init__(self, path: Path) -> None:
-        """Opens the file, or makes it. :class:`LineFileError` where it cannot, or holds something else."""
+        """Opens or creates the file. :class:`LineFileError` where that fails or the file is no line file."""
         self._turn = threading.Lock()
         try:
             self._database = sqlite3.connect(path, timeout=_PATIENCE_S, check_same_thread=False)

@@ -26,6 +26,10 @@ class Overloaded(RuntimeError):
     """A service is overloaded and rejected the request; nothing is wrong with the document, try again later."""
 
 
+class AdapterError(ValueError):
+    """An adapter that cannot be used; names the file, the field and the remedy."""
+
+
 class SelectorError(ValueError):
     """A selector is unusable; the message names the file, the field and the remedy."""
 

@@ -17,7 +17,7 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, description="From 0 to 1.")
 Offset = Annotated[int, Field(ge=0, description="Unicode code points from the start; an end is exclusive.")]
 
 MAX_ID_CHARS = 512  # a Redis key and a Kafka key stay small; ids of this field (PMIDs, encounter numbers) are far below
-MAX_TYPES = 64  # each type costs a line of generation a segment
+MAX_TYPES = 64  # the names of all types stand in the prompt of every segment
 
 
 def encodable(value: str) -> str:
@@ -106,25 +106,35 @@ class Segment(Message):
 
 
 class Alternative(Message):
-    """A span the generator did not take but gave a real chance. Offsets within the segment."""
+    """A mention the generator did not take but gave a real chance. Offsets within the segment."""
 
     start: Offset
     end: Offset
-    logprob: float = Field(le=0.0, description="Natural log-probability of its opening and closing bracket.")
+    type: str = Field(description="Entity type key.")
+    logprob: float = Field(le=0.0, description="Natural log-probability of its brackets, its type included.")
 
 
 class TaggedLine(Message):
-    """What the generator says of one segment and one type."""
+    """What the generator says of one segment: its mentions of all types asked for (scheme ``labelled.v1``).
+
+    The mentions of ``tagged`` are numbered by their opening brackets. The probability of one is ``presence`` times
+    those of its two brackets.
+    """
 
     segment: Segment
-    type: str
-    tagged: str = Field(description="Empty where the type is absent, else the segment's text with brackets.")
-    presence: Probability = Field(description="Probability that the segment has a mention of the type at all.")
+    types: tuple[str, ...] = Field(description="Entity type keys that were asked for.")
+    tagged: str = Field(
+        description="Empty where there is no mention, else the segment's text with brackets, the type of each mention "
+        "before its closing bracket. Mentions that cross one of an earlier copy of the text stand in a further copy, "
+        "on a line of its own."
+    )
+    presence: Probability = Field(description="Probability that the segment has a mention at all.")
     brackets: tuple[float, ...] | None = Field(
         default=None,
-        description="Natural log-probability of each unescaped bracket of `tagged`, in order; none if unknown.",
+        description="Natural log-probability of each unescaped bracket of `tagged`, in order, a closing one's with its "
+        "type; none if unknown.",
     )
-    alternatives: tuple[Alternative, ...] = Field(default=(), description="Spans beyond the greedy ones.")
+    alternatives: tuple[Alternative, ...] = Field(default=(), description="Mentions beyond the greedy ones.")
 
 
 class Candidate(Message):

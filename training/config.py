@@ -172,8 +172,8 @@ class GeneratorConfig(RunConfig):
     )
     scheme: Literal["per-type", "labelled", "question"] = Field(
         default="per-type",
-        description="A line for each type; or to be compared with it, and not served: all types in one line of "
-        "labelled brackets, or a question about one marked span.",
+        description="`labelled`: one line with labelled brackets for all types; `per-type`: a line for each type; "
+        "`question`: a question about one marked span, to be compared with a selector and not served.",
     )
     negatives: float = Field(
         default=1.0,
@@ -183,10 +183,13 @@ class GeneratorConfig(RunConfig):
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the output of each layer (labelled).")
     wrong: float = Field(
-        default=0.5, ge=0, le=1, description="Share of lines with deliberately wrong brackets (labelled)."
+        default=0.0, ge=0, le=1, description="Share of lines with deliberately wrong brackets (labelled)."
     )
     judge: float = Field(
-        default=0.3, ge=0, description="Weight of the head's losses relative to the line's; 0: no head (labelled)."
+        default=0.0,
+        ge=0,
+        description="Weight of the losses of a head that tells right mentions from wrong ones by the states around "
+        "their brackets, relative to the line's; 0: no head (labelled). Nothing reads the head yet.",
     )
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
     size: int = Field(default=256, ge=8, description="Dimensions of the head's embeddings.")
@@ -204,7 +207,7 @@ class GeneratorConfig(RunConfig):
     @field_validator("scheme")
     @classmethod
     def _is_measured_as_it_is_served(cls, scheme: str, info: ValidationInfo) -> str:
-        if scheme != "per-type" and info.data.get("measure_every"):
+        if scheme == "question" and info.data.get("measure_every"):
             raise ValueError(f"`{scheme}` has no F1 while training; set measure_every to 0")
         return scheme
 

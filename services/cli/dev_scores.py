@@ -7,13 +7,17 @@ from typing import Any
 
 from services.extractor import Extractor
 from services.generation.config import GenerationConfig
-from services.generation.copy import CopyEngine
+from services.generation.copy.engine import CopyEngine
+from services.generation.engine import Engine
+from services.generation.per_type.engine import PerTypeEngine
 from services.selection.selector import Selector
+from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
 from shared.model.body import Packed
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from training.data.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation.scores import Scores, score_all
 
@@ -24,9 +28,15 @@ class DevScores:
     Scores greedy mentions with the default calibration, since thresholds cannot be fitted while the model changes.
     """
 
-    def __init__(self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int) -> None:
-        """``corpora``: label mappings by name, None for the built-in one; ``texts``: how many of each."""
+    def __init__(
+        self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int, scheme: str = "per-type"
+    ) -> None:
+        """``corpora``: label mappings by name, None for the built-in one; ``texts``: how many of each.
+
+        ``scheme``: as in :class:`training.config.GeneratorConfig`.
+        """
         self._settings = settings
+        self._scheme = scheme
         self._corpora = corpora
         self._texts = texts
         self._examples: dict[str, list[Example]] = {}
@@ -38,7 +48,13 @@ class DevScores:
                 name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]
                 for name, types in self._corpora.items()
             }
-        engine = CopyEngine(Packed(model), CopyTokens(load_tokenizer(self._settings)), GenerationConfig())
+        tokenizer, config = load_tokenizer(self._settings), GenerationConfig()
+        body = Packed(use_packed_attention(model))
+        engine: Engine
+        if self._scheme == "labelled":
+            engine = CopyEngine(body, CopyTokens(tokenizer), config)
+        else:
+            engine = PerTypeEngine(body, PerTypeTokens(tokenizer), config)
         extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training")
         scores = {}
         for name, examples in self._examples.items():

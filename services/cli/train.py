@@ -53,7 +53,8 @@ def train_generator(
 
         loaded = _config(GeneratorConfig, config_file, overrides)
         mappings = {name: corpus.types for name, corpus in loaded.corpora.items()}
-        _train(loaded, folder, on_ray, "BIOBRACKET_ADAPTER", DevScores(Settings(), mappings, loaded.measure_texts))
+        scores = DevScores(Settings(), mappings, loaded.measure_texts, loaded.scheme)
+        _train(loaded, folder, on_ray, "BIOBRACKET_ADAPTER", scores)
 
 
 @train.command("selector")

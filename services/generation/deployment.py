@@ -29,7 +29,7 @@ class Generation:
         self._under_way = 0
 
     async def tag(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-        """A line for each segment and type, segment by segment."""
+        """A line for each segment, in order."""
         if self._under_way and self._under_way + len(segments) > _CONFIG.max_queued:
             raise Overloaded(
                 "generation: too many segments are waiting; send fewer or raise BIOBRACKET_GENERATION_MAX_QUEUED"
@@ -37,10 +37,9 @@ class Generation:
         self._count(len(segments))
         try:
             asked = [self._engine.submit(TagRequest(segment, types)) for segment in segments]
-            lines = await asyncio.gather(*map(asyncio.wrap_future, asked))
+            return tuple(await asyncio.gather(*map(asyncio.wrap_future, asked)))
         finally:
             self._count(-len(segments))
-        return tuple(line for found in lines for line in found)
 
     def _count(self, more: int) -> None:
         self._under_way += more

@@ -18,15 +18,15 @@ class TagRequest(NamedTuple):
 
 
 class Engine(ABC):
-    """Tags segments with a language model. For any number of threads."""
+    """Tags segments with a language model. Thread-safe."""
 
     @abstractmethod
-    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
-        """In the end, one line a type, in the order of its types.
+    def submit(self, request: TagRequest) -> Future[TaggedLine]:
+        """The segment's line, in the end. It does not depend on what else is running.
 
-        The lines do not depend on what else is under way. A future that is cancelled before its turn costs nothing.
+        A future that is cancelled before its turn costs nothing.
         """
 
-    def tag(self, requests: Iterable[TagRequest]) -> list[list[TaggedLine]]:
-        """The lines of each request, in order, when all are there."""
+    def tag(self, requests: Iterable[TagRequest]) -> list[TaggedLine]:
+        """The lines of requests, in order, when all are there."""
         return [future.result() for future in [self.submit(request) for request in requests]]

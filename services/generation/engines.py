@@ -6,7 +6,10 @@ import os
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine
+from shared.errors import AdapterError
 from shared.model.base_model import base_folder
+from shared.model.folders import adapter_folder
+from shared.model.scheme import scheme_of
 from shared.settings import Settings
 
 # Of a device's memory for weights of two bytes each; the rest is for keys, values and what a pass holds.
@@ -15,11 +18,21 @@ _SHARE = 0.6
 
 def load(settings: Settings, config: GenerationConfig) -> Engine:
     """The engine of the settings, with its model loaded. The heavy imports are here: whoever names it does not wait."""
+    scheme = scheme_of(adapter_folder(settings))
     if config.engine == "vllm" or (config.engine == "auto" and not fits(settings)):
+        if scheme != "per-type.v1":
+            raise AdapterError(
+                f"adapter: its scheme is {scheme}, which vllm does not run yet; set BIOBRACKET_GENERATION_ENGINE=copy, "
+                "or BIOBRACKET_ADAPTER to an adapter of per-type.v1"
+            )
         from services.generation.vllm import VllmEngine
 
         return VllmEngine.load(settings, config)
-    from services.generation.copy import CopyEngine
+    if scheme == "per-type.v1":
+        from services.generation.per_type.engine import PerTypeEngine
+
+        return PerTypeEngine.load(settings, config)
+    from services.generation.copy.engine import CopyEngine
 
     return CopyEngine.load(settings, config)
 

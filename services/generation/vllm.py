@@ -1,4 +1,4 @@
-"""The ``vllm`` engine: a line token by token, for bases that one device cannot hold (design section 4).
+"""The ``vllm`` engine: a line token by token, for bases that one device cannot hold.
 
 Every type of a segment is a request of its own; what they share is read once, from vLLM's prefix cache. The copy
 constraint is a logits processor, so that nothing but the segment and brackets can be said, and the log-probabilities
@@ -21,8 +21,8 @@ from typing import Any
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
-from services.generation.lines import Range, Step, alternatives, begun, passed_over, tagged_line
-from services.generation.walk import KEY, Walk, steps_of
+from services.generation.per_type.lines import Range, Step, TypeLine, begun, passed_over, tagged_line, type_line
+from services.generation.per_type.walk import KEY, Walk, steps_of
 from shared import entity_types
 from shared.messages import TaggedLine
 from shared.model.base_model import load_tokenizer
@@ -31,7 +31,7 @@ from shared.model.folders import adapter_folder
 from shared.model.loading import load_merged
 from shared.model.revision import generator_revision
 from shared.settings import Settings
-from shared.text.grammar import Action, CopyTokens
+from shared.text.per_type import Action, PerTypeTokens
 from shared.text.pieces import Pieces, split
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
@@ -49,7 +49,7 @@ class VllmEngine(Engine):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model)
-        self._tokens = CopyTokens(tokenizer)
+        self._tokens = PerTypeTokens(tokenizer)
         self._tokenizer = tokenizer
         self._config = config
         self._constrained = not config.speculate
@@ -109,17 +109,19 @@ class VllmEngine(Engine):
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
-    def submit(self, request: TagRequest) -> Future[list[TaggedLine]]:
+    def submit(self, request: TagRequest) -> Future[TaggedLine]:
         """See :class:`services.generation.engine.Engine`."""
         return asyncio.run_coroutine_threadsafe(self._segment(request), self._loop)
 
-    async def _segment(self, request: TagRequest) -> list[TaggedLine]:
+    async def _segment(self, request: TagRequest) -> TaggedLine:
         pieces = split(request.segment.text)
-        line = self._line if self._constrained else self._free_line
-        return list(await asyncio.gather(*(line(request, pieces, key) for key in request.types)))
+        if not self._constrained:
+            return await self._free_lines(request, pieces)
+        lines = await asyncio.gather(*(self._line(request, pieces, key) for key in request.types))
+        return tagged_line(request.segment, lines)
 
-    async def _line(self, request: TagRequest, pieces: Pieces, key: str) -> TaggedLine:
-        """A line and the candidates beyond it; see ``CopyEngine``, which finds the same ones with fewer passes."""
+    async def _line(self, request: TagRequest, pieces: Pieces, key: str) -> TypeLine:
+        """A line and the candidates beyond it; see ``PerTypeEngine``, which finds the same ones with fewer passes."""
         floor = math.log(self._config.candidate_floor)
         prompt = [*self._tokens.prefix(pieces), *self._header(request, key)]
         steps = await self._decode(prompt, pieces)
@@ -146,16 +148,22 @@ class VllmEngine(Engine):
                 span = (copied, copied + sum(step.action is Action.COPY for step in inner))
                 if logprob >= floor:
                     beyond[span] = max(beyond.get(span, -math.inf), logprob)
-        others = () if begin.first.action is Action.ABSENT else alternatives(pieces, begin, steps, beyond, floor)
-        return tagged_line(request.segment, key, pieces, begin, steps, others)
+        return type_line(key, pieces, begin, steps, beyond, floor)
 
-    async def _free_line(self, request: TagRequest, pieces: Pieces, key: str) -> TaggedLine:
-        """What the model says unconstrained."""
+    async def _free_lines(self, request: TagRequest, pieces: Pieces) -> TaggedLine:
+        """What the model says unconstrained: a copy for each type that is there, its name in front."""
         prefix = self._tokens.prefix(pieces)
-        output = await self._ask([*prefix, *self._header(request, key)], len(prefix) * 2 + 8, None)
-        said = str(self._tokenizer.decode(output.token_ids, skip_special_tokens=True))
-        absent = said.strip() in ("", "-")
-        return TaggedLine(segment=request.segment, type=key, tagged="" if absent else said, presence=float(not absent))
+        lang = request.segment.lang
+
+        async def said(key: str) -> str:
+            output = await self._ask([*prefix, *self._header(request, key)], len(prefix) * 2 + 8, None)
+            copy = str(self._tokenizer.decode(output.token_ids, skip_special_tokens=True))
+            return "" if copy.strip() in ("", "-") else f"{entity_types.get(key).name(lang)}: {copy.strip()}"
+
+        copies = [copy for copy in await asyncio.gather(*map(said, request.types)) if copy]
+        return TaggedLine(
+            segment=request.segment, types=request.types, tagged="\n".join(copies), presence=float(bool(copies))
+        )
 
     async def _decode(
         self, prompt: Sequence[int], pieces: Pieces, done: Sequence[Action] = (), closing: int = 0

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-from services.generation.walk import KEY, Walk
-from shared.text.grammar import Action, CopyTokens
+from services.generation.per_type.walk import KEY, Walk
+from shared.text.per_type import Action, PerTypeTokens
 from shared.text.pieces import split
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class CopyConstraint(LogitsProcessor):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
-        self._tokens = CopyTokens(tokenizer)
+        self._tokens = PerTypeTokens(tokenizer)
         self._end: int = tokenizer.eos_token_id
         self._rows: dict[int, _Row] = {}
 

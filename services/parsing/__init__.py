@@ -1,0 +1,1 @@
+"""The parsing service: from tagged lines to candidates."""

@@ -1,81 +1,82 @@
-"""Bracketed text to candidates: total, so that any string in gives spans and a count of repairs out.
+"""Bracketed text to candidates: total, so that any string in gives mentions and a count of repairs out.
 
-What the constrained engine writes takes the first way: without its brackets the line is the segment, letter by letter,
-and the bracket positions are the offsets. What a free-running model says may differ in any way, so its text is aligned
-to the segment first: characters are compared by their compatibility form in one case and without white space
-(:func:`_keys`), a longest-block alignment (Ratcliff and Obershelp, as in :mod:`difflib`) carries every bracketed span
-over, and a span whose alignment is too thin is looked up literally. The work is bounded whatever the length.
+Lines are of scheme ``labelled.v1`` (:mod:`shared.text.tagging`). Those of the constrained engine are copies of the
+segment, character for character, once brackets and labels are taken out, so the bracket positions are the offsets. A
+free-running model may say anything, so its text is aligned to the segment first (:mod:`services.parsing.alignment`).
+The work is bounded whatever the length.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from difflib import SequenceMatcher
-from functools import lru_cache
-from itertools import accumulate
+from itertools import islice
 from typing import Literal, NamedTuple
 
+from services.parsing.alignment import MAX_PAIRS, Alignment, Difference, Span, comparable, folded, matches
+from services.parsing.labels import Labels
 from shared.entity_types import TYPES
 from shared.messages import Candidate, Parsed, Segment, TaggedLine
 
-# Kinds of repair, the keys of ``Parsed.repairs``.
-Repair = Literal[
-    "unbalanced-open",  # an opening bracket that nothing closes; left out
-    "unbalanced-close",  # a closing bracket that nothing opens; left out
-    "empty-brackets",  # a span of nothing or of white space alone; left out
-    "whitespace-trimmed",  # a span that began or ended in white space
-    "duplicate",  # one span said more than once; the more confident stays
-    "unescaped-bracket",  # a literal bracket of the segment that was copied without its backslash
-    "whitespace-changed",  # the text differs from the segment in white space alone
-    "characters-normalised",  # the text differs in case, width or other compatibility form alone
-    "text-changed",  # words differ, are missing or are new
-    "truncated",  # the text stops before the segment does
-    "unaligned",  # a span that is not found in the segment; left out
-    "extra-lines",  # a further copy of the segment; read as well
-    "absent-mark",  # ` -` where there should have been nothing
-    "label",  # the type's own name before the text
-    "other-type",  # a copy labelled with another type of the inventory; its spans are left out
-    "unknown-type",  # a span of a type that the inventory does not have; left out
-    "overlong",  # more than any segment of this length can need; the rest was not read
-    "logprobs-mismatch",  # not one log-probability a bracket; the presence alone is the confidence
-    "alternative-out-of-range",  # an alternative that lies outside of the segment; left out
-]
+Repair = (
+    Difference
+    | Literal[
+        "unbalanced-open",  # an opening bracket that nothing closes; left out
+        "unbalanced-close",  # a closing bracket that nothing opens; left out
+        "empty-brackets",  # a span of nothing or of white space alone; left out
+        "whitespace-trimmed",  # a span that began or ended in white space
+        "duplicate",  # one mention said more than once; the more confident stays
+        "unescaped-bracket",  # a literal bracket of the segment that was copied without its backslash
+        "unescaped-bar",  # a bar without a backslash that begins no label; read as text
+        "unaligned",  # a span that is not found in the segment; left out
+        "extra-lines",  # a further copy, in a line that is not the segment character for character; read as well
+        "absent-mark",  # ` -` where there should have been nothing
+        "header",  # names of types before the text; the type of the mentions behind it that have none
+        "no-type",  # a mention without a type where several were asked for; left out
+        "other-type",  # a mention of a type that was not asked for; left out
+        "unknown-type",  # a mention of a type that the inventory does not have; left out
+        "overlong",  # more than any segment of this length can need; the rest was not read
+        "logprobs-mismatch",  # not one log-probability a bracket; the presence alone is the confidence
+        "alternative-out-of-range",  # an alternative that lies outside of the segment; left out
+    ]
+)
+"""Kinds of repair, the keys of ``Parsed.repairs``."""
 
-# Pairs of equal characters that one alignment may look at, about half a second of work; its time grows with them. Two
-# English texts of 700 characters, the longest segments, have 30,000, and an alignment looks at them a few times.
-MAX_PAIRS = 3_000_000
-# What the alignment does not place is looked up literally: so many spans of a line, none longer than so many
-# characters, at so many places each.
-MAX_SEARCHES = 200
-MAX_WANTED = 500
-MAX_PLACES = 16
-# Characters by which a span grows at most to end with its word.
-MAX_WORD = 32
-# A span of n characters may lie on m characters of the segment where twice the matches is at least this share of n + m.
-# 0.6 keeps `beta-catenin` on `β-catenin` and refuses an abbreviation on the letters of its long form.
-MIN_OVERLAP = 0.6
+# Copies of a segment that are aligned to it, each with its share of ``MAX_PAIRS``.
+MAX_COPIES = 8
 
-_TOKEN = re.compile(r"\\[\\\[\]]|[\[\]]|[^\\\[\]]+|\\")
-_LABEL = re.compile(r"\s{0,8}([^\[\]:：\n]{1,60}?)\s{0,8}[:：]\s{0,8}")
-_PUNCTUATION = str.maketrans("。‘’“”‐‑‒–—−", "." + "''" + '""' + "------")
-
-Span = tuple[int, int]
+_TOKEN = re.compile(r"\\[\\\[\]|]|[\[\]|]|[^\\\[\]|]+|\\")
+# The names of all types that can be asked for take less.
+_HEADER = re.compile(r"\s{0,8}([^\[\]:：\n]{1,2000}?)\s{0,8}[:：]\s{0,8}")
 
 
-class _Mark(NamedTuple):
+class _Bracket(NamedTuple):
     """An unescaped bracket: how many characters of the text stand before it, and its place in the line's brackets."""
 
     at: int
     opens: bool
     number: int
+    label: str | None = None  # of a closing one, as it was said
+
+    def moved(self, at: int) -> _Bracket:
+        return self._replace(at=at)
 
 
-class _Found(NamedTuple):
+class _Pair(NamedTuple):
+    """A span and its two brackets."""
+
+    start: int
+    end: int
+    opening: _Bracket
+    closing: _Bracket
+
+
+class _Said(NamedTuple):
+    """How a mention was said."""
+
     confidence: float
     greedy: bool
 
@@ -86,20 +87,20 @@ def parse(line: TaggedLine) -> Parsed:
 
 
 def parse_lines(lines: Iterable[TaggedLine]) -> Parsed:
-    """The candidates of many lines, line by line, each in text order. Never raises.
+    """The candidates of many lines, segment by segment, each in text order. Never raises.
 
-    Offsets are the document's, and ``candidate.text`` is the segment's own text there. Spans that several lines of one
-    segment and type repeat (crossing spans need a second line) come out once.
+    Offsets are the document's, and ``candidate.text`` is the segment's own text there. A mention that is said more than
+    once of a segment comes out once.
     """
     repairs: Counter[str] = Counter()
-    groups: dict[tuple[Segment, str], list[TaggedLine]] = {}
+    groups: dict[Segment, list[TaggedLine]] = {}
     for line in lines:
-        groups.setdefault((line.segment, line.type), []).append(line)
+        groups.setdefault(line.segment, []).append(line)
     candidates: list[Candidate] = []
     repaired: Counter[int] = Counter()
-    for (segment, _), group in groups.items():
+    for segment, group in groups.items():
         before = repairs.total()
-        candidates += _candidates(group, repairs)
+        candidates += _candidates(segment, group, repairs)
         repaired[segment.index] += repairs.total() - before
     return Parsed(
         candidates=tuple(candidates),
@@ -108,12 +109,11 @@ def parse_lines(lines: Iterable[TaggedLine]) -> Parsed:
     )
 
 
-def _candidates(lines: list[TaggedLine], repairs: Counter[str]) -> Iterator[Candidate]:
-    """The candidates of all lines of one segment and type."""
-    segment, type_ = lines[0].segment, lines[0].type
-    found: dict[Span, _Found] = {}
+def _candidates(segment: Segment, lines: list[TaggedLine], repairs: Counter[str]) -> Iterator[Candidate]:
+    """The candidates of all lines of one segment."""
+    found: dict[tuple[int, int, str], _Said] = {}
     for line in lines:
-        for (start, end), said in _spans(line, repairs):
+        for (start, end), type_, said in _mentions(line, repairs):
             stripped = segment.text[start:end].strip()
             if not stripped:
                 repairs["empty-brackets"] += 1
@@ -122,15 +122,12 @@ def _candidates(lines: list[TaggedLine], repairs: Counter[str]) -> Iterator[Cand
                 repairs["whitespace-trimmed"] += 1
                 start = segment.text.index(stripped, start)
                 end = start + len(stripped)
-            known = found.get((start, end))
+            known = found.get((start, end, type_))
             if known is not None:
                 repairs["duplicate"] += 1
             if known is None or (said.greedy, said.confidence) > (known.greedy, known.confidence):
-                found[start, end] = said
-    if type_ not in TYPES:
-        repairs["unknown-type"] += len(found)
-        return
-    for (start, end), said in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1])):
+                found[start, end, type_] = said
+    for (start, end, type_), said in sorted(found.items(), key=lambda item: (item[0][0], -item[0][1], item[0][2])):
         yield Candidate(
             segment=segment,
             type=type_,
@@ -142,111 +139,166 @@ def _candidates(lines: list[TaggedLine], repairs: Counter[str]) -> Iterator[Cand
         )
 
 
-def _spans(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, _Found]]:
-    """Spans of one line within its segment, as they were said."""
-    said, marks, escapes = _read(line.tagged, line.segment.text, repairs)
+def _mentions(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, str, _Said]]:
+    """Mentions of one line within its segment, as they were said: span and type."""
+    labels = Labels(line.types, line.segment.text)
+    said, brackets, escapes = _read(line, labels, repairs)
     logprobs = line.brackets
-    if logprobs is not None and len(logprobs) != len(marks):
+    if logprobs is not None and len(logprobs) != len(brackets):
         repairs["logprobs-mismatch"] += 1
         logprobs = None
-    for span, opening, closing in _bracketed(said, marks, escapes, line, repairs):
+    for start, end, opening, closing in _bracketed(said, brackets, escapes, line, labels, repairs):
+        type_ = _type(closing.label, line.types, labels, repairs)
+        if type_ is None:
+            continue
         confidence = line.presence
         if logprobs is not None:
             confidence *= _probability(logprobs[opening.number]) * _probability(logprobs[closing.number])
-        yield span, _Found(min(1.0, max(0.0, confidence)), greedy=True)
+        yield (start, end), type_, _Said(min(1.0, max(0.0, confidence)), greedy=True)
     for alternative in line.alternatives:
-        if 0 <= alternative.start < alternative.end <= len(line.segment.text):
-            yield (
-                (alternative.start, alternative.end),
-                _Found(_probability(alternative.logprob), greedy=False),
-            )
-        else:
+        start, end = alternative.start, alternative.end
+        if not 0 <= start < end <= len(line.segment.text):
             repairs["alternative-out-of-range"] += 1
+        elif (type_ := _asked(alternative.type, line.types, repairs)) is not None:
+            yield (start, end), type_, _Said(_probability(alternative.logprob), greedy=False)
+
+
+def _type(label: str | None, types: tuple[str, ...], labels: Labels, repairs: Counter[str]) -> str | None:
+    """The type that a label means, None where there is none to take."""
+    if label is not None and label.strip():
+        return _asked(labels.key(label), types, repairs)
+    if len(types) == 1:
+        return _asked(types[0], types, repairs)
+    repairs["no-type"] += 1
+    return None
+
+
+def _asked(key: str | None, types: tuple[str, ...], repairs: Counter[str]) -> str | None:
+    """The key, if it is one that was asked for and that the inventory has."""
+    if key in TYPES and key in types:
+        return key
+    repairs["other-type" if key in TYPES else "unknown-type"] += 1
+    return None
 
 
 def _probability(logprob: float) -> float:
-    """The probability of a natural log-probability; 0 for what is none."""
+    """The probability of a natural log-probability; 0 for NaN."""
     return 0.0 if math.isnan(logprob) else math.exp(min(0.0, logprob))
 
 
-def _read(tagged: str, text: str, repairs: Counter[str]) -> tuple[str, list[_Mark], bool]:
-    """The line without its brackets, the brackets, and whether it escapes literal ones."""
-    # A text of n characters takes at most 2n when escaped, and at most 2n - 1 nested spans take 4n - 2 brackets.
-    most = 8 * len(text) + 1024
+def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str, list[_Bracket], bool]:
+    """The line without brackets and labels, the brackets, and whether the line escapes literal ones."""
+    # A text of n characters takes at most 2n when escaped. Three copies with a mention of thirty more characters at
+    # every third one take 36n.
+    tagged, most = line.tagged, 40 * len(line.segment.text) + 4096
     if len(tagged) > most:
         repairs["overlong"] += 1
         tagged = tagged[:most]
     parts: list[str] = []
-    marks: list[_Mark] = []
+    brackets: list[_Bracket] = []
     at, escapes = 0, False
+    first = 0  # of the parts since the last bracket
+    bar: tuple[int, int] | None = None  # the last unescaped bar among them: its part and place
     for match in _TOKEN.finditer(tagged):
         part = match[0]
         if part in ("[", "]"):
-            marks.append(_Mark(at, part == "[", len(marks)))
+            label = None
+            if part == "]" and bar is not None and labels.is_label(said := "".join(parts[bar[0] + 1 :])):
+                label = said
+                repairs["unescaped-bar"] -= 1
+                del parts[bar[0] :]
+                at = bar[1]
+                if len(parts) > first and parts[-1].endswith(" "):
+                    parts[-1] = parts[-1][:-1]
+                    at -= 1
+            brackets.append(_Bracket(at, part == "[", len(brackets), label))
+            first, bar = len(parts), None
             continue
-        if part in (r"\[", r"\]", r"\\"):
-            escapes = escapes or part != r"\\"
+        if part == "|":
+            bar = len(parts), at
+            repairs["unescaped-bar"] += 1
+        elif len(part) == 2 and part[0] == "\\":
             part = part[1]
+            escapes = escapes or part in "[]"
         parts.append(part)
         at += len(part)
-    return "".join(parts), marks, escapes
+    return "".join(parts), brackets, escapes
 
 
 def _bracketed(
-    said: str, marks: list[_Mark], escapes: bool, line: TaggedLine, repairs: Counter[str]
-) -> Iterator[tuple[Span, _Mark, _Mark]]:
-    """The bracketed spans of a line, carried over to its segment, each with its two brackets."""
+    said: str, brackets: list[_Bracket], escapes: bool, line: TaggedLine, labels: Labels, repairs: Counter[str]
+) -> Iterator[_Pair]:
+    """The bracketed spans of a line, carried over to its segment."""
     text = line.segment.text
-    if said == text:
-        yield from _pairs(marks, repairs)
+    if exact := _exact_copies(said, brackets, text):
+        for own in exact:
+            yield from _pairs(own, repairs)
         return
-    for i, (copy, own) in enumerate(_copies(said, marks, text)):
+    copies = list(islice(_copies(said, brackets, text), MAX_COPIES + 1))
+    if len(copies) > MAX_COPIES:
+        repairs["overlong"] += 1
+        copies.pop()
+    max_pairs = MAX_PAIRS // len(copies)
+    for i, (copy, own) in enumerate(copies):
         if i:
             repairs["extra-lines"] += 1
-        copy, own = _without_label(copy, own, line, repairs)
+        copy, own, default = _without_header(copy, own, line, labels, repairs)
         if copy.strip() == "-" and text.strip() != "-":
             repairs["absent-mark"] += 1
             continue
         if not escapes and ("[" in text or "]" in text) and own:
-            copy, own = _restore_brackets(copy, own, text, repairs)
+            copy, own = _restore_brackets(copy, own, text, max_pairs, repairs)
+        own = [each if each.label is not None else each._replace(label=default) for each in own]
         pairs = list(_pairs(own, repairs))
         if copy == text:
             yield from pairs
         elif copy.strip():
-            yield from _carry(copy, pairs, text, repairs)
+            yield from _carried_over(copy, pairs, text, max_pairs, repairs)
 
 
-def _pairs(marks: Iterable[_Mark], repairs: Counter[str]) -> Iterator[tuple[Span, _Mark, _Mark]]:
+def _pairs(brackets: Iterable[_Bracket], repairs: Counter[str]) -> Iterator[_Pair]:
     """Brackets in pairs, each closing one with the nearest open one; spans of nothing left out."""
-    stack: list[_Mark] = []
-    for mark in marks:
-        if mark.opens:
-            stack.append(mark)
+    stack: list[_Bracket] = []
+    for bracket in brackets:
+        if bracket.opens:
+            stack.append(bracket)
         elif not stack:
             repairs["unbalanced-close"] += 1
         else:
             opening = stack.pop()
-            if opening.at < mark.at:
-                yield (opening.at, mark.at), opening, mark
+            if opening.at < bracket.at:
+                yield _Pair(opening.at, bracket.at, opening, bracket)
             else:
                 repairs["empty-brackets"] += 1
     repairs["unbalanced-open"] += len(stack)
 
 
-def _copies(said: str, marks: list[_Mark], text: str) -> Iterator[tuple[str, list[_Mark]]]:
+def _exact_copies(said: str, brackets: list[_Bracket], text: str) -> list[list[_Bracket]]:
+    """The brackets of each copy in a line of exact copies of the text; empty where it is none."""
+    size = len(text) + 1  # with the line break between two
+    copies = (len(said) + 1) // size
+    if not copies or said != "\n".join([text] * copies):
+        return []
+    own: list[list[_Bracket]] = [[] for _ in range(copies)]
+    for bracket in brackets:
+        copy, at = divmod(bracket.at, size)
+        own[copy].append(bracket.moved(at))
+    return own
+
+
+def _copies(said: str, brackets: list[_Bracket], text: str) -> Iterator[tuple[str, list[_Bracket]]]:
     """A line that repeats the segment, copy by copy: as many rows each as the segment has, blank ones not counted."""
     rows = _rows(said)
     size = max(1, len(_rows(text)))
     if len(rows) <= size:
-        yield said, marks
+        yield said, brackets
         return
-    places = [mark.at for mark in marks]
+    places = [bracket.at for bracket in brackets]
     begin = 0
     for i in range(0, len(rows), size):
         start, end = rows[i][0], rows[min(i + size, len(rows)) - 1][1]
-        stop = bisect_left(places, rows[i + size][0]) if i + size < len(rows) else len(marks)
-        own = marks[begin:stop]
-        yield said[start:end], [_Mark(max(start, min(m.at, end)) - start, m.opens, m.number) for m in own]
+        stop = bisect_left(places, rows[i + size][0]) if i + size < len(rows) else len(brackets)
+        yield said[start:end], [b.moved(max(start, min(b.at, end)) - start) for b in brackets[begin:stop]]
         begin = stop
 
 
@@ -261,214 +313,88 @@ def _rows(text: str) -> list[Span]:
     return rows
 
 
-def _without_label(copy: str, marks: list[_Mark], line: TaggedLine, repairs: Counter[str]) -> tuple[str, list[_Mark]]:
-    """The copy without a leading ``Type:``; without its brackets too where that is another type."""
+def _without_header(
+    copy: str, brackets: list[_Bracket], line: TaggedLine, labels: Labels, repairs: Counter[str]
+) -> tuple[str, list[_Bracket], str | None]:
+    """The copy without leading names of types and a colon; the name, if it is one, for mentions without a label."""
     text = line.segment.text
-    match = _LABEL.match(copy)
-    if match is None or _folded(text).startswith(_folded(match[0])):
-        return copy, marks
-    name = _folded(match[1])
+    match = _HEADER.match(copy)
+    if match is None or folded(text).startswith(folded(match[0])):
+        return copy, brackets, None
     rest = copy[match.end() :]
-    if name in _names():
-        own = _names()[name] == line.type
-        kind: Repair = "label" if own else "other-type"
-    else:
-        beginning = _keys(rest[:64])[0][:8]
-        if not beginning or not _keys(text[:64])[0].startswith(beginning):
-            return copy, marks  # a colon of the text itself
-        own, kind = name == _folded(line.type), "unknown-type"
-    if own or not marks:
-        repairs["label"] += 1
-    else:
-        repairs[kind] += sum(mark.opens for mark in marks) if kind == "unknown-type" else 1
-    kept = marks if own else []
-    return rest, [_Mark(max(0, mark.at - match.end()), mark.opens, mark.number) for mark in kept]
+    names = labels.names_in(match[1])
+    if not names:
+        beginning = folded(rest[:64])[:8]
+        if not beginning or not folded(text[:64]).startswith(beginning):
+            return copy, brackets, None  # a colon of the text itself
+        names = [match[1]]
+    repairs["header"] += 1
+    own = [bracket.moved(max(0, bracket.at - match.end())) for bracket in brackets]
+    return rest, own, names[0] if len(names) == 1 else None
 
 
-@lru_cache(maxsize=1)
-def _names() -> dict[str, str]:
-    """Folded names and keys of all types, with their keys."""
-    return {_folded(name): key for key, type_ in TYPES.items() for name in (key, type_.en, type_.zh)}
-
-
-def _restore_brackets(copy: str, marks: list[_Mark], text: str, repairs: Counter[str]) -> tuple[str, list[_Mark]]:
+def _restore_brackets(
+    copy: str, brackets: list[_Bracket], text: str, max_pairs: int, repairs: Counter[str]
+) -> tuple[str, list[_Bracket]]:
     """Brackets that stand where the segment has literal ones become text."""
     parts: list[str] = []
-    places: list[int] = []  # of the marks, in the copy with its brackets
+    places: list[int] = []  # of the brackets, in the copy with its brackets
     done = 0
-    for i, mark in enumerate(marks):
-        parts += (copy[done : mark.at], "[" if mark.opens else "]")
-        places.append(mark.at + i)
-        done = mark.at
+    for i, bracket in enumerate(brackets):
+        parts += (copy[done : bracket.at], "[" if bracket.opens else "]")
+        places.append(bracket.at + i)
+        done = bracket.at
     parts.append(copy[done:])
     whole = "".join(parts)
-    keys, sources = _keys(whole)
-    aligned = _align(keys, _keys(text)[0])
-    copied = {sources[i] for i, to in enumerate(aligned) if to >= 0}.intersection(places)
-    repairs["unescaped-bracket"] += len(copied)
+    keys, sources = comparable(whole)
+    aligned = matches(keys, folded(text), max_pairs)
+    literal = {sources[i] for i, to in enumerate(aligned) if to >= 0}.intersection(places)
     # Of several brackets in a row the outer ones are the text's: `[[CD28]]` is a mention in literal brackets.
     for run in re.finditer(r"\[{2,}|\]{2,}", whole):
         row = range(*run.span())
-        n = len(copied.intersection(row))
-        copied = copied.difference(row).union(row[:n] if run[0][0] == "[" else row[len(row) - n :])
-    kept: list[_Mark] = []
+        n = len(literal.intersection(row))
+        literal.difference_update(row)
+        literal.update(row[:n] if run[0][0] == "[" else row[len(row) - n :])
+    literal -= _labelled(brackets, places, literal)
+    repairs["unescaped-bracket"] += len(literal)
+    kept: list[_Bracket] = []
     dropped: set[int] = set()
-    for place, mark in zip(places, marks, strict=True):
-        if place not in copied:
-            kept.append(_Mark(place - len(dropped), mark.opens, mark.number))
+    for place, bracket in zip(places, brackets, strict=True):
+        if place not in literal:
+            kept.append(bracket.moved(place - len(dropped)))
             dropped.add(place)
     return "".join(char for i, char in enumerate(whole) if i not in dropped), kept
 
 
-def _carry(
-    copy: str, pairs: list[tuple[Span, _Mark, _Mark]], text: str, repairs: Counter[str]
-) -> Iterator[tuple[Span, _Mark, _Mark]]:
+def _labelled(brackets: list[_Bracket], places: list[int], literal: set[int]) -> set[int]:
+    """The places of labelled closing brackets, which are no text, and of those taken for text that must open them."""
+    found: set[int] = set()
+    marks: list[int] = []  # open ones
+    literals: list[int] = []  # open ones taken for text
+    for place, bracket in zip(places, brackets, strict=True):
+        if bracket.opens:
+            (literals if place in literal else marks).append(place)
+        elif bracket.label is not None:
+            found.add(place)
+            if marks:
+                marks.pop()
+            elif literals:
+                found.add(literals.pop())
+        elif place in literal:
+            if literals:
+                literals.pop()
+        elif marks:
+            marks.pop()
+    return found
+
+
+def _carried_over(copy: str, pairs: list[_Pair], text: str, max_pairs: int, repairs: Counter[str]) -> Iterator[_Pair]:
     """Spans of a copy that differs from the segment, as spans of the segment."""
-    said, sources = _keys(copy)
-    meant, targets = _keys(text)
-    aligned = _align(said, meant)
-    _report(copy, text, said, meant, aligned, repairs)
-    if not pairs:
-        return
-    alignment = _Alignment(aligned, len(meant))
-    searches = cursor = 0
-    for (start, end), opening, closing in sorted(pairs, key=lambda pair: (pair[0][0], -pair[0][1])):
-        a, b = bisect_left(sources, start), bisect_left(sources, end)
-        placed = alignment.place(a, b)
-        if placed is None and a < b <= a + MAX_WANTED and searches < MAX_SEARCHES:
-            searches += 1
-            placed = _search(said[a:b], meant, targets, text, cursor)
-        if placed is None:
-            repairs["unaligned" if a < b else "empty-brackets"] += 1
-            continue
-        cursor = placed[0]
-        first, last = targets[placed[0]], targets[placed[1] - 1] + 1
-        # A word's end that the model did not copy (`receptor` for `receptors`) still belongs to the mention.
-        if not _in_word(copy, start):
-            first = _word_edge(text, first, -1)
-        if not _in_word(copy, end):
-            last = _word_edge(text, last, 1)
-        yield (first, last), opening, closing
-
-
-def _report(copy: str, text: str, said: str, meant: str, aligned: list[int], repairs: Counter[str]) -> None:
-    """Counts in what way a copy differs from its segment."""
-    if said == meant:
-        same = "".join(copy.split()) == "".join(text.split())
-        repairs["whitespace-changed" if same else "characters-normalised"] += 1
-    elif said and meant.startswith(said):
-        repairs["truncated"] += 1
-    else:
-        repairs["text-changed"] += 1
-        # Faithful up to a place well before the end, and nothing said after it.
-        if aligned and 0 <= aligned[-1] < len(meant) - 1:
-            matched = sum(to >= 0 for to in aligned)
-            repairs["truncated"] += matched >= 0.8 * (aligned[-1] + 1)
-
-
-class _Alignment:
-    """Which key of the segment each key of the copy matches (-1: none), ready for spans."""
-
-    def __init__(self, to: list[int], length: int) -> None:
-        self.to = to
-        self.length = length
-        self.matched = [i for i, target in enumerate(to) if target >= 0]
-        self.before = list(accumulate((target >= 0 for target in to), initial=0))
-
-    def place(self, a: int, b: int) -> Span | None:
-        """The segment's keys of the copy's keys ``a`` to ``b``; none where too few match."""
-        hits = self.before[b] - self.before[a]
-        if not hits:
-            return None
-        left, right = self.matched[self.before[a]], self.matched[self.before[b] - 1]
-        first, last = self.to[left], self.to[right] + 1
-        # Keys that were replaced just inside a bracket (`beta` for `β`) stand for what is unmatched there.
-        if left > a and (a == 0 or self.to[a - 1] >= 0):
-            edge = self.to[a - 1] + 1 if a else 0
-            first = edge if first - edge <= 2 * (left - a) + 2 else first
-        if right < b - 1 and (b == len(self.to) or self.to[b] >= 0):
-            edge = self.to[b] if b < len(self.to) else self.length
-            last = edge if edge - last <= 2 * (b - 1 - right) + 2 else last
-        return (first, last) if 2 * hits >= MIN_OVERLAP * (b - a + last - first) else None
-
-
-def _search(wanted: str, meant: str, targets: list[int], text: str, cursor: int) -> Span | None:
-    """The first place of the keys at or after the cursor, else anywhere, that cuts no word."""
-    for at in (cursor, 0):
-        for _ in range(MAX_PLACES):
-            at = meant.find(wanted, at)
-            if at < 0:
-                break
-            end = at + len(wanted)
-            if not _in_word(text, targets[at]) and not _in_word(text, targets[end - 1] + 1):
-                return at, end
-            at += 1
-    return None
-
-
-def _in_word(text: str, at: int) -> bool:
-    """Whether a place lies inside a run of letters or of digits of a script that has words."""
-    if not 0 < at < len(text):
-        return False
-    before, after = text[at - 1], text[at]
-    return before.isalnum() and after.isalnum() and before.isalpha() == after.isalpha() and max(before, after) < "⺀"
-
-
-def _word_edge(text: str, at: int, step: int) -> int:
-    """The edge of the word that a place lies in; the place itself where the edge is far."""
-    for to in range(at, at + step * MAX_WORD, step):
-        if not _in_word(text, to):
-            return to
-    return at
-
-
-def _align(said: str, meant: str) -> list[int]:
-    """For each character of the one string its match in the other, or -1.
-
-    The longest common block first, then what lies left and right of it, as :mod:`difflib` does, but widest stretches
-    first and only as far as ``MAX_PAIRS`` allows: repetitive texts would take cubic time.
-    """
-    if said == meant:
-        return list(range(len(said)))
-    to = [-1] * len(said)
-    counts = Counter(meant)
-    pairs = list(accumulate((counts[key] for key in said), initial=0))
-    matcher = SequenceMatcher(None, said, meant, autojunk=False)
-    stretches = deque([(0, len(said), 0, len(meant))])
-    left = MAX_PAIRS
-    while stretches:
-        a, b, c, d = stretches.popleft()
-        left -= pairs[b] - pairs[a]
-        if left < 0:
-            break
-        i, j, n = matcher.find_longest_match(a, b, c, d)
-        if n:
-            to[i : i + n] = range(j, j + n)
-            if a < i and c < j:
-                stretches.append((a, i, c, j))
-            if i + n < b and j + n < d:
-                stretches.append((i + n, b, j + n, d))
-    return to
-
-
-def _keys(text: str) -> tuple[str, list[int]]:
-    """What two texts are compared by, and the character each key comes from: no white space, one case, one width."""
-    keys: list[str] = []
-    sources: list[int] = []
-    for i, char in enumerate(text):
-        key = _key(char)
-        keys.append(key)
-        sources += [i] * len(key)
-    return "".join(keys), sources
-
-
-@lru_cache(maxsize=8192)
-def _key(char: str) -> str:
-    if char.isspace() or unicodedata.category(char) in ("Cf", "Cc"):
-        return ""
-    folded = unicodedata.normalize("NFKD", char).casefold().translate(_PUNCTUATION)
-    return "".join(folded.split())
-
-
-def _folded(text: str) -> str:
-    return _keys(text)[0]
+    alignment = Alignment(copy, text, max_pairs)
+    repairs.update(alignment.differences())
+    for pair in sorted(pairs, key=lambda pair: (pair.start, -pair.end)):
+        span = alignment.span(pair.start, pair.end)
+        if span is not None:
+            yield _Pair(*span, pair.opening, pair.closing)
+        else:
+            repairs["unaligned" if alignment.holds(pair.start, pair.end) else "empty-brackets"] += 1

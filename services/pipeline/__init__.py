@@ -1,1 +1,1 @@
-"""The pipeline service: a document to its extraction."""
+"""The pipeline service: from a document to its extraction."""

@@ -1,8 +1,8 @@
-"""From a document to its extraction: segments, the caches, the fan-out, and the merge into document offsets.
+"""From a document to its extraction: segmentation, caches, fan-out to the services, and the merge.
 
-Segments are disjoint, so every chunk of them goes its own way through generation, parsing and selection, and only
-the merge sees the whole document. What was decided of a segment before goes no way at all: the decision is looked up in
-this process, then in the store. Where there is none, the generator's lines may be in the store.
+Segments are disjoint, so chunks of them pass through generation, parsing and selection independently; only the merge
+sees the whole document. A segment that was decided before skips all three: its decision comes from this process or the
+store. Failing that, its tagged line may be in the store and spare generation.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Protocol
 
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
-from services.pipeline.decisions import Decision, decisions
-from services.pipeline.state import State
+from services.pipeline.decisions import SegmentDecision, decisions_of
+from services.pipeline.selection_state import SelectionState
 from shared import entity_types
 from shared.errors import DocumentError, StoreError
 from shared.messages import (
@@ -43,17 +43,19 @@ from shared.text.segmentation import segment
 Generate = Callable[[tuple[Segment, ...], tuple[str, ...]], Awaitable[tuple[TaggedLine, ...]]]
 Parse = Callable[[tuple[TaggedLine, ...]], Awaitable[Parsed]]
 Select = Callable[[tuple[Candidate, ...]], Awaitable[Selected]]
-KnowState = Callable[[], Awaitable[State | None]]
+ReadState = Callable[[], Awaitable[SelectionState | None]]
 
-_Lines = dict[tuple[str, str], TaggedLine]  # by a segment's text and a type
+_Lines = dict[str, TaggedLine]  # by the segment's text
 _Chunk = list[list[Segment]]  # for each distinct text the segments that have it
 
-# What of a line depends on text, language, type and model alone.
-_CACHED = {"tagged", "presence", "brackets", "alternatives"}
+# The fields of a line that its key stands for.
+_NOT_CACHED = {"v", "segment", "types"}
 
-# Characters from which a text is split and merged in a thread: a shorter one takes a millisecond or two, and changing
-# threads twice can take as long.
+# Texts of at least so many characters are split and merged in a thread. Shorter ones take a millisecond or two, about
+# what switching threads twice costs.
 _LONG = 10_000
+
+_INVENTORY_ORDER = {key: place for place, key in enumerate(entity_types.TYPES)}
 
 
 class SegmentCache(Protocol):
@@ -68,11 +70,14 @@ class SegmentCache(Protocol):
 
 
 @dataclass
-class _Run:
-    """What adds up over the chunks of one document."""
+class _DocumentRun:
+    """What the chunks of one document share and add up.
+
+    ``types``: in the order of the inventory, so that the order they were asked in makes no other prompt or cache entry.
+    """
 
     types: tuple[str, ...] = ()
-    state: State | None = None
+    state: SelectionState | None = None
     counts: Counter[str] = field(default_factory=Counter)
     hits: Counter[str] = field(default_factory=Counter)
     timings: dict[str, float] = field(default_factory=dict)
@@ -89,12 +94,14 @@ class _Run:
 
 
 class Pipeline:
-    """Extracts entities. ``generate``, ``parse`` and ``select`` are the other services; ``cache`` is asked in threads.
+    """Extracts entities.
 
-    ``state`` tells what selection would decide by; without it, or while it does not know, no decision is cached.
+    ``generate``, ``parse`` and ``select`` call the other services; ``generate`` returns one line a segment, in order.
+    ``cache`` is called in threads. ``state`` returns what selection decides by at the moment; decisions are cached only
+    while that is known.
 
-    ``timings`` of an extraction are seconds: ``total`` from start to end, the others summed over chunks that ran side
-    by side. ``warnings`` are codes: ``empty-text``, ``cache-unavailable``, ``cache-unreadable``, ``offsets-refused``.
+    ``timings`` of an extraction are seconds: ``total`` is wall time, the others are summed over concurrent chunks.
+    ``warnings`` are codes: ``empty-text``, ``cache-unavailable``, ``cache-unreadable``, ``offsets-refused``.
     """
 
     def __init__(
@@ -107,7 +114,7 @@ class Pipeline:
         model_revision: str,
         generator_revision: str,
         config: PipelineConfig,
-        state: KnowState | None = None,
+        state: ReadState | None = None,
         local: LocalCache | None = None,
         observe: Observe = unobserved,
     ) -> None:
@@ -125,7 +132,7 @@ class Pipeline:
     async def extract(self, document: Document) -> Extraction:
         """The entities of a document.
 
-        :class:`shared.errors.DocumentError` where the document is at fault; what the other services raise, else.
+        Raises :class:`shared.errors.DocumentError` where the document is at fault, else whatever a service raises.
         """
         if len(document.text) > self._config.max_characters:
             raise DocumentError(
@@ -137,12 +144,13 @@ class Pipeline:
         if document.types is not None:
             entity_types.check(document.types)
         start = time.perf_counter()
-        run = _Run()
+        run = _DocumentRun()
         with run.timed("segmentation"):
-            # In a thread where it is long: for megabytes it takes seconds, in which other documents go on.
+            # Megabytes take seconds, which must not hold up other documents.
             long = len(document.text) >= _LONG
             lang, segments = await asyncio.to_thread(self._split, document) if long else self._split(document)
-        run.types = document.types or entity_types.DEFAULTS[lang]
+        asked = document.types or entity_types.DEFAULTS[lang]
+        run.types = tuple(sorted(asked, key=_INVENTORY_ORDER.__getitem__))
         if not segments:
             run.warnings.add("empty-text")
         elif self._state is not None:
@@ -166,10 +174,10 @@ class Pipeline:
             document_id=document.id,
             text_sha256=document.sha256,
             lang=lang,
-            types=run.types,
+            types=asked,
             entities=entities,
             model_revision=self._model_revision,
-            # More than one where they changed between two chunks.
+            # More than one if they changed between two chunks.
             exemplars="+".join(sorted(run.exemplars - {""})),
             warnings=tuple(sorted(run.warnings)),
             counts=Counts.model_validate(run.counts),
@@ -185,14 +193,14 @@ class Pipeline:
             for index, (start, end) in enumerate(spans)
         ]
 
-    async def _fan_out(self, chunks: list[_Chunk], run: _Run) -> list[Entity]:
+    async def _fan_out(self, chunks: list[_Chunk], run: _DocumentRun) -> list[Entity]:
         turns = asyncio.Semaphore(self._config.chunks_in_flight)
 
         async def one(chunk: _Chunk) -> list[Entity]:
             async with turns:
                 return await self._extract_chunk(chunk, run)
 
-        # Not a TaskGroup: callers tell failures apart by their class, which an ExceptionGroup would hide.
+        # Not a TaskGroup: callers catch by exception class, which an ExceptionGroup would hide.
         tasks = [asyncio.create_task(one(chunk)) for chunk in chunks]
         try:
             return [entity for entities in await asyncio.gather(*tasks) for entity in entities]
@@ -200,7 +208,7 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
 
-    async def _extract_chunk(self, chunk: _Chunk, run: _Run) -> list[Entity]:
+    async def _extract_chunk(self, chunk: _Chunk, run: _DocumentRun) -> list[Entity]:
         decided = {} if run.state is None else await self._decided(chunk, run.state, run)
         entities: list[Entity] = []
         rest: _Chunk = []
@@ -212,7 +220,7 @@ class Pipeline:
             run.counts.update(
                 cached_segments=times, candidates=times * decision.candidates, repairs=times * decision.repairs
             )
-            if decision.candidates and run.state is not None:  # as where it was decided: selection was asked
+            if decision.candidates and run.state is not None:  # without candidates selection is never asked
                 run.exemplars.add(run.state.exemplars)
             for occurrence in occurrences:
                 entities += decision.entities_at(occurrence.start)
@@ -220,8 +228,8 @@ class Pipeline:
             entities += await self._decide(rest, run)
         return entities
 
-    async def _decided(self, chunk: _Chunk, state: State, run: _Run) -> dict[str, Decision]:
-        """The decisions that are cached, by text: those that are here without a thread."""
+    async def _decided(self, chunk: _Chunk, state: SelectionState, run: _DocumentRun) -> dict[str, SegmentDecision]:
+        """The cached decisions, by text. No thread is needed where all are in this process."""
         texts = [occurrences[0].text for occurrences in chunk]
         lang = chunk[0][0].lang
         with run.timed("cache"):
@@ -236,27 +244,26 @@ class Pipeline:
                 except StoreError:
                     run.warnings.add("cache-unavailable")
                 self._local.put_segments(stored)
-            decided: dict[str, Decision] = {}
+            decided: dict[str, SegmentDecision] = {}
             for occurrences, key, value in zip(chunk, keys, values, strict=True):
                 if (known := stored.get(key) if value is None else value) is None:
                     continue
                 text = occurrences[0].text
                 try:
-                    decided[text] = Decision.read(known, text)
+                    decided[text] = SegmentDecision.read(known, text)
                 except ValueError:
                     run.warnings.add("cache-unreadable")
                     continue
                 run.hits["store" if value is None else "local"] += len(occurrences)
         return decided
 
-    async def _decide(self, chunk: _Chunk, run: _Run) -> tuple[Entity, ...]:
-        """Generates what has no lines, parses, selects, and caches what was decided."""
+    async def _decide(self, chunk: _Chunk, run: _DocumentRun) -> tuple[Entity, ...]:
+        """Generates the lines that are not cached, parses, selects, and caches the decisions."""
         lines = await self._tag(chunk, run)
         everywhere = tuple(
-            line if line.segment is occurrence else line.model_copy(update={"segment": occurrence})
+            lines[occurrence.text].model_copy(update={"segment": occurrence})
             for occurrences in chunk
             for occurrence in occurrences
-            for line in (lines[occurrence.text, type_] for type_ in run.types)
         )
         with run.timed("parsing"):
             parsed = await self._parse(everywhere)
@@ -268,93 +275,91 @@ class Pipeline:
                 selected = await self._select(parsed.candidates)
             run.exemplars.add(selected.exemplars)
             entities = selected.entities
-            # Exemplars can have changed meanwhile, or differ on the replica that answered.
+            # The exemplars may have changed since, or differ on the replica that answered.
             state = state and state._replace(exemplars=selected.exemplars)
         if state is not None:
             await self._keep(chunk, state, parsed, entities, run)
         return entities
 
-    async def _keep(self, chunk: _Chunk, state: State, parsed: Parsed, entities: tuple[Entity, ...], run: _Run) -> None:
+    async def _keep(
+        self, chunk: _Chunk, state: SelectionState, parsed: Parsed, entities: tuple[Entity, ...], run: _DocumentRun
+    ) -> None:
         segments = sorted((each for occurrences in chunk for each in occurrences), key=lambda each: each.start)
         lang = segments[0].lang
         values = {
             self._decision_key(state, lang, run.types, text): decision.write()
-            for text, decision in decisions(segments, parsed, entities).items()
+            for text, decision in decisions_of(segments, parsed, entities).items()
         }
         self._local.put_segments(values)
         await self._put(values, run)
 
-    async def _put(self, values: Mapping[str, bytes], run: _Run) -> None:
+    async def _put(self, values: Mapping[str, bytes], run: _DocumentRun) -> None:
         with run.timed("cache"):
             try:
                 await asyncio.to_thread(self._cache.put_segments, values)
             except StoreError:
                 run.warnings.add("cache-unavailable")
 
-    async def _tag(self, chunk: _Chunk, run: _Run) -> _Lines:
-        """The line of each segment text and type: from the cache, else generated and cached."""
+    async def _tag(self, chunk: _Chunk, run: _DocumentRun) -> _Lines:
+        """The line of each segment text: from the cache, else generated and cached."""
         lines = await self._cached([occurrences[0] for occurrences in chunk], run)
-        missing: dict[tuple[str, ...], list[Segment]] = {}
         for first, *others in chunk:
-            if types := tuple(type_ for type_ in run.types if (first.text, type_) not in lines):
-                missing.setdefault(types, []).append(first)
-            else:
+            if first.text in lines:
                 run.counts["cached_segments"] += 1 + len(others)
                 run.hits["lines"] += 1 + len(others)
+        missing = tuple(occurrences[0] for occurrences in chunk if occurrences[0].text not in lines)
         if not missing:
             return lines
         with run.timed("generation"):
             size = self._config.request_segments
-            batches = await asyncio.gather(
-                *(
-                    self._generate(tuple(group[i : i + size]), types)
-                    for types, group in missing.items()
-                    for i in range(0, len(group), size)
-                )
-            )
-        made = {(line.segment.text, line.type): line for batch in batches for line in batch}
-        if made.keys() != {(each.text, type_) for types, group in missing.items() for each in group for type_ in types}:
+            requests = [missing[i : i + size] for i in range(0, len(missing), size)]
+            batches = await asyncio.gather(*(self._generate(request, run.types) for request in requests))
+        made = {line.segment.text: line for batch in batches for line in batch if line.types == run.types}
+        asked = [[each.text for each in request] for request in requests]
+        if len(made) < len(missing) or [[line.segment.text for line in batch] for batch in batches] != asked:
             raise RuntimeError("generation: the lines that came back are not those of the segments and types asked for")
         values = {
-            self._key(line.segment, line.type): line.model_dump_json(include=_CACHED, exclude_defaults=True).encode()
+            self._key(line.segment, run.types): line.model_dump_json(
+                exclude=_NOT_CACHED, exclude_defaults=True
+            ).encode()
             for line in made.values()
         }
         await self._put(values, run)
         return lines | made
 
-    async def _cached(self, segments: list[Segment], run: _Run) -> _Lines:
-        asked = [(each, type_) for each in segments for type_ in run.types]
+    async def _cached(self, segments: list[Segment], run: _DocumentRun) -> _Lines:
         with run.timed("cache"):
+            keys = [self._key(each, run.types) for each in segments]
             try:
-                values = await asyncio.to_thread(self._cache.get_segments, [self._key(*pair) for pair in asked])
+                values = await asyncio.to_thread(self._cache.get_segments, keys)
             except StoreError:
                 run.warnings.add("cache-unavailable")
                 return {}
         lines = {}
-        for (each, type_), value in zip(asked, values, strict=True):
+        for each, value in zip(segments, values, strict=True):
             if value is None:
                 continue
             try:
-                line = TaggedLine(segment=each, type=type_, **json.loads(value))
+                line = TaggedLine(segment=each, types=run.types, **json.loads(value))
             except (TypeError, ValueError):
                 run.warnings.add("cache-unreadable")
                 continue
-            lines[each.text, type_] = line
+            lines[each.text] = line
         return lines
 
-    def _key(self, segment: Segment, type_: str) -> str:
+    def _key(self, segment: Segment, types: tuple[str, ...]) -> str:
         # The text comes last: nothing before it can hold the separator.
-        what = "\x1f".join((self._generator_revision, segment.lang, type_, segment.text))
+        what = "\x1f".join((self._generator_revision, segment.lang, ",".join(types), segment.text))
         return hashlib.sha256(what.encode()).hexdigest()
 
-    def _decision_key(self, state: State, lang: Lang, types: Iterable[str], text: str) -> str:
+    def _decision_key(self, state: SelectionState, lang: Lang, types: tuple[str, ...], text: str) -> str:
         # The prefix tells it from the key of a line, which is a digest alone.
-        what = "\x1f".join((self._model_revision, *state, lang, ",".join(sorted(types)), text))
+        what = "\x1f".join((self._model_revision, *state, lang, ",".join(types), text))
         return f"decision:{hashlib.sha256(what.encode()).hexdigest()}"
 
 
 def _chunks(segments: Sequence[Segment], size: int) -> list[_Chunk]:
-    """Chunks of ``size`` distinct texts, so that what a document repeats is generated once."""
+    """Chunks of ``size`` distinct texts, so that a repeated segment is generated once."""
     occurrences: dict[str, list[Segment]] = {}
     for each in segments:
         occurrences.setdefault(each.text, []).append(each)
@@ -363,10 +368,10 @@ def _chunks(segments: Sequence[Segment], size: int) -> list[_Chunk]:
 
 
 def merge(text: str, found: Iterable[Entity]) -> tuple[tuple[Entity, ...], int]:
-    """What is kept of the entities found in a text, and how many were refused because their offsets do not fit it.
+    """The entities found in a text without duplicates, and how many were refused because their offsets do not fit it.
 
-    Kept are the most confident of each span and type, ordered by start, falling end and type. ``parent_id`` is the
-    shortest one that contains an entity and is longer than it; the first in order where several are as short.
+    Of each span and type the most confident is kept. They are ordered by start, descending end and type. ``parent_id``
+    names the shortest entity that is longer and contains this one; the first in order where several are as short.
     """
     best: dict[tuple[int, int, str], Entity] = {}
     refused = 0
@@ -378,7 +383,7 @@ def merge(text: str, found: Iterable[Entity]) -> tuple[tuple[Entity, ...], int]:
         if key not in best or entity.confidence > best[key].confidence:
             best[key] = entity
     kept: list[Entity] = []
-    around: list[Entity] = []  # those that begin at or before the current one and end behind its start
+    around: list[Entity] = []  # those that begin at or before the current one and end after its start
     for _, entity in sorted(best.items()):
         around = [other for other in around if other.end > entity.start]
         containers = [
@@ -386,7 +391,7 @@ def merge(text: str, found: Iterable[Entity]) -> tuple[tuple[Entity, ...], int]:
         ]
         parent = min(containers, key=lambda other: other.end - other.start, default=None)
         parent_id = parent.id if parent else None
-        # Most have none already, and copies are what costs most here.
+        # Most have the right one (none) already, and copying is what costs here.
         kept.append(entity if entity.parent_id == parent_id else entity.model_copy(update={"parent_id": parent_id}))
         around.append(entity)
     return tuple(kept), refused

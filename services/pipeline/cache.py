@@ -1,4 +1,4 @@
-"""A cache in the process, before the one that replicas share."""
+"""A cache in this process, in front of the store that replicas share."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from contextlib import suppress
 
 from cachetools import TTLCache
 
-# Bytes of an entry beside its value: the key and the tables of the cache, by tracemalloc on Python 3.11.
+# Bytes of an entry besides its value (key and tables of the cache), measured with tracemalloc on Python 3.11.
 _OVERHEAD = 400
 
 
 class LocalCache:
-    """See :class:`services.pipeline.assembly.SegmentCache`. What was not asked for longest goes first. Thread-safe."""
+    """A :class:`services.pipeline.assembly.SegmentCache` that evicts the least recently used entry. Thread-safe."""
 
     def __init__(self, max_bytes: int, ttl_s: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        """``max_bytes``: of all entries, 0 holds none; ``ttl_s``: seconds that one is kept, 0 for good."""
+        """``max_bytes``: of all entries, 0 for no cache; ``ttl_s``: lifetime of an entry in seconds, 0 for ever."""
         self._lock = threading.Lock()
         self._entries: TTLCache[str, bytes] = TTLCache(
             max_bytes, ttl_s or math.inf, clock, getsizeof=lambda value: len(value) + _OVERHEAD
@@ -28,7 +28,7 @@ class LocalCache:
         found: dict[str, bytes] = {}
         with self._lock:
             for key in keys:
-                with suppress(KeyError):  # `get` looks at the clock twice, and fails where an entry ends in between
+                with suppress(KeyError):  # `get` reads the clock twice, and fails if an entry expires in between
                     found[key] = self._entries[key]
         return [found.get(key) for key in keys]
 

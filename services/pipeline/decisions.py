@@ -1,4 +1,4 @@
-"""What selection decided of a segment, as it is kept for the next document that has the same one."""
+"""What selection decided about a segment, cached for the next document with the same text."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from shared.messages import Entity, Message, Parsed, Segment, check_offsets, entity_id
 
 
-class Decision(Message):
-    """The kept entities of a segment, with offsets within it, and what they were chosen from."""
+class SegmentDecision(Message):
+    """The kept entities of a segment, with offsets within it, and the counts they came with."""
 
     entities: tuple[Entity, ...]
     candidates: int
     repairs: int
 
     @classmethod
-    def read(cls, value: bytes, text: str) -> Decision:
-        """What :meth:`write` made. ValueError where it is no decision on this text."""
+    def read(cls, value: bytes, text: str) -> SegmentDecision:
+        """The inverse of :meth:`write`. ValueError where the bytes are no decision on this text."""
         decision = cls.model_validate_json(value)
         if not all(check_offsets(text, entity) for entity in decision.entities):
             raise ValueError("entities: do not lie in the text")
@@ -28,14 +28,14 @@ class Decision(Message):
         return self.model_dump_json(exclude_defaults=True).encode()
 
     def entities_at(self, start: int) -> list[Entity]:
-        """The entities where the segment starts there in its document."""
+        """The entities of a segment that starts at ``start`` in its document."""
         return [_moved(entity, start) for entity in self.entities]
 
 
-def decisions(segments: Sequence[Segment], parsed: Parsed, entities: Sequence[Entity]) -> dict[str, Decision]:
-    """The decision on each text among a document's segments, which are in order.
+def decisions_of(segments: Sequence[Segment], parsed: Parsed, entities: Sequence[Entity]) -> dict[str, SegmentDecision]:
+    """The decision on the text of each segment; the segments are in document order.
 
-    None at all where an entity does not fit its segment: that is a bug, which is not to be kept.
+    Empty where an entity does not fit its segment: a bug must not be cached.
     """
     starts = [segment.start for segment in segments]
     within: list[list[Entity]] = [[] for _ in segments]
@@ -47,7 +47,7 @@ def decisions(segments: Sequence[Segment], parsed: Parsed, entities: Sequence[En
         within[place].append(moved)
     candidates = Counter(candidate.segment.index for candidate in parsed.candidates)
     return {
-        segment.text: Decision(
+        segment.text: SegmentDecision(
             entities=tuple(kept), candidates=candidates[segment.index], repairs=parsed.repaired.get(segment.index, 0)
         )
         for segment, kept in zip(segments, within, strict=True)

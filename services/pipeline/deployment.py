@@ -11,7 +11,7 @@ from ray.serve.handle import DeploymentHandle
 from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
-from services.pipeline.state import StateWatch
+from services.pipeline.selection_state import SelectionWatch
 from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
@@ -41,7 +41,7 @@ class PipelineService:
         self._turns = asyncio.Semaphore(_CONFIG.requests_in_flight)
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
-        self._watch = StateWatch(self._basis, self._feedback.version, _CONFIG.state_s)
+        self._watch = SelectionWatch(self._basis, self._feedback.version, _CONFIG.state_s)
         self._watching = asyncio.get_running_loop().create_task(self._watch.run())
         self._observe = RayObserver()
         self._pipeline = Pipeline(

@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from shared.model.folders import adapter_folder
+from shared.model.scheme import SCHEME_FILE
 from shared.settings import Settings
 
-SCHEME = "per-type.v1"
+_BEGIN = "per-type.v1"  # the only scheme before an adapter said its own: digests of older adapters stay
 
 
 def generator_revision(settings: Settings) -> str:
@@ -22,15 +23,15 @@ def weights(folder: Path | None, *also: str) -> list[Path]:
 
     Its card and the manifest of its training are not among them.
     """
-    names = {"adapter_config.json", *also}
+    names = {"adapter_config.json", SCHEME_FILE, *also}
     files = sorted(folder.glob("*")) if folder is not None else []
     return [file for file in files if file.suffix == ".safetensors" or file.name in names]
 
 
 @lru_cache(maxsize=8)
 def digest(base_model: str, *files: Path) -> str:
-    """Sixteen hex digits that change with the base, the tagging scheme, and the name or content of any file."""
-    hashed = hashlib.sha256(f"{SCHEME}\x1f{base_model}".encode())
+    """Sixteen hex digits that change with the base, and the name or content of any file."""
+    hashed = hashlib.sha256(f"{_BEGIN}\x1f{base_model}".encode())
     for file in files:
         hashed.update(file.name.encode() + b"\x1f" + hashlib.sha256(file.read_bytes()).digest())
     return hashed.hexdigest()[:16]

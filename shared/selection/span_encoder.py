@@ -31,7 +31,7 @@ from shared.model.loading import load_body
 from shared.model.masks import block_mask, both_ways, sliding
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile, Way
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import Pieces, split
 
 HEAD_FILE = "head.safetensors"
@@ -97,7 +97,7 @@ class SegmentTokens:
 
     @classmethod
     def of(
-        cls, tokens: CopyTokens, pieces: Pieces, headers: Mapping[int, tuple[int, ...]] | None = None
+        cls, tokens: PerTypeTokens, pieces: Pieces, headers: Mapping[int, tuple[int, ...]] | None = None
     ) -> SegmentTokens:
         """From the pieces of a segment."""
         ids, first, last = _runs(tokens, pieces, copied=False)
@@ -131,7 +131,7 @@ class SegmentTokens:
 
 
 def _runs(
-    tokens: CopyTokens, pieces: Pieces, *, copied: bool
+    tokens: PerTypeTokens, pieces: Pieces, *, copied: bool
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """The tokens of all pieces, and the first and last token of each."""
     ids: list[int] = []
@@ -188,7 +188,7 @@ class SpanEncoder:
     """Encodes candidates, see the module. Not thread-safe."""
 
     def __init__(
-        self, body: Body, head: SpanHead, tokens: CopyTokens, batch_tokens: int, way: Way = "both-ways"
+        self, body: Body, head: SpanHead, tokens: PerTypeTokens, batch_tokens: int, way: Way = "both-ways"
     ) -> None:
         """``body``: the model; a forward pass has at most ``batch_tokens`` tokens, or one segment."""
         self._body = body
@@ -209,7 +209,7 @@ class SpanEncoder:
         ``dtype``: see :func:`shared.model.loading.load_body`.
         """
         made = SelectorFile.load(folder)
-        tokens = CopyTokens(load_tokenizer(settings))
+        tokens = PerTypeTokens(load_tokenizer(settings))
 
         def with_head(body: Body) -> SpanEncoder:
             head = SpanHead(body.config.hidden_size, made.types, made.hidden, made.size)
@@ -303,7 +303,7 @@ def piece_range(pieces: Pieces, start: int, end: int) -> tuple[int, int]:
     return first, max(first + 1, bisect_left(pieces.cores, end))
 
 
-def headers(tokens: CopyTokens, types: Sequence[str], lang: Lang) -> dict[int, tuple[int, ...]]:
+def headers(tokens: PerTypeTokens, types: Sequence[str], lang: Lang) -> dict[int, tuple[int, ...]]:
     """The headers of a generator's lines, by the index of the type."""
     return {place: tokens.header(entity_types.get(key).name(lang)) for place, key in enumerate(types)}
 

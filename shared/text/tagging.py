@@ -1,8 +1,10 @@
-"""Symbolic tagging, scheme ``per-type.v1``: a text with square brackets around the mentions of one entity type.
+r"""Symbolic tagging, scheme ``labelled.v1``: a text with brackets around its mentions, each closed by its type.
 
-Nested mentions nest brackets. Brackets cannot express spans that cross, so those go to further lines. A bracket or
-backslash of the text itself is escaped with a backslash, which makes every line exactly reversible. Method: "A Unified
-Biomedical Named Entity Recognition Framework with Large Language Models" (arXiv 2510.08902).
+``[[CD28 | Protein] surface receptor | DNA]`` has a protein within a DNA. Nested mentions nest brackets. Brackets cannot
+express spans that cross, so those go to further rows, each a copy of the whole text. Brackets, bars and backslashes of
+text and labels are escaped with a backslash, which makes every row exactly reversible. Method: "A Unified Biomedical
+Named Entity Recognition Framework with Large Language Models" (arXiv 2510.08902); labels inside the line: arXiv
+2601.17898.
 """
 
 from __future__ import annotations
@@ -10,104 +12,103 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-Span = tuple[int, int]
+TypedSpan = tuple[int, int, str]
+"""Start, end (exclusive) and label of a mention, in code points."""
 
-OPEN, CLOSE, ESCAPE = "[", "]", "\\"
-_SPECIAL = re.compile(r"[\[\]\\]")
-_MARK = re.compile(r"\\[\[\]\\]|[\[\]\\]")  # an escaped character, or one alone
+_SPECIAL = re.compile(r"[\[\]\\|]")
+_ESCAPED = re.compile(r"\\(.)", re.DOTALL)
+# An escaped character, a labelled closing bracket, or a special character alone.
+_MARK = re.compile(r"\\[\[\]\\|]| \| ((?:[^\[\]\\|]|\\[\[\]\\|])*)\]|[\[\]\\|]")
 
 
 def escape(text: str) -> str:
-    """The text with a backslash before each bracket and backslash."""
+    """The text with a backslash before each bracket, bar and backslash."""
     return _SPECIAL.sub(r"\\\g<0>", text)
 
 
-def unescape(text: str) -> str:
-    """The inverse of :func:`escape`. ValueError for what it cannot have written."""
-    plain, spans = decode(text)
-    if spans:
-        raise ValueError("tagged text: an unescaped bracket where none may be")
-    return plain
+def encode(text: str, mentions: Iterable[TypedSpan]) -> list[str]:
+    """The rows that hold the mentions: copies of the text with labelled brackets; none where there is no mention.
 
-
-def encode(text: str, spans: Iterable[Span]) -> list[str]:
-    """The text with brackets around the spans ``(start, end)``, in code points; no line where there is no span.
-
-    Equal spans collapse. In the order of their start, the longer first, each goes to the first line where it crosses
-    no other. ValueError for a span that is empty or not within the text.
+    Equal mentions collapse. In the order of their start, the longer first, each goes to the first row where it crosses
+    no other; those of one span nest in the order given, the first outermost. ValueError for a span that is empty or not
+    within the text.
     """
-    # Each line has its spans, and the ends of those that hold the current place, innermost last.
-    lines: list[tuple[list[Span], list[int]]] = []
-    for start, end in sorted(set(spans), key=lambda span: (span[0], -span[1])):
+    # Each row has its mentions, and the ends of those around the current place, innermost last.
+    rows: list[tuple[list[TypedSpan], list[int]]] = []
+    for mention in sorted(dict.fromkeys(mentions), key=lambda each: (each[0], -each[1])):
+        start, end, _ = mention
         if not 0 <= start < end <= len(text):
             raise ValueError(f"spans: ({start}, {end}) is empty or not within the {len(text)} characters of the text")
-        for _, ends in lines:
+        for _, ends in rows:
             while ends and ends[-1] <= start:
                 ends.pop()
-        place = next((i for i, (_, ends) in enumerate(lines) if not ends or end <= ends[-1]), len(lines))
-        if place == len(lines):
-            lines.append(([], []))
-        lines[place][0].append((start, end))
-        lines[place][1].append(end)
-    return [_line(text, line) for line, _ in lines]
+        place = next((i for i, (_, ends) in enumerate(rows) if not ends or end <= ends[-1]), len(rows))
+        if place == len(rows):
+            rows.append(([], []))
+        rows[place][0].append(mention)
+        rows[place][1].append(end)
+    return [_row(text, row) for row, _ in rows]
 
 
-def _line(text: str, spans: list[Span]) -> str:
-    """One line of properly nested spans, sorted by start, the longer first."""
+def _row(text: str, mentions: list[TypedSpan]) -> str:
+    """One row of properly nested mentions, sorted by start, the longer first."""
     parts: list[str] = []
     at = 0
-    ends: list[int] = []
+    around: list[tuple[int, str]] = []  # end and label of the mentions that are open, innermost last
 
     def copy_to(place: int) -> None:
         nonlocal at
-        while ends and ends[-1] <= place:
-            parts.extend((escape(text[at : ends[-1]]), CLOSE))
-            at = ends.pop()
+        while around and around[-1][0] <= place:
+            end, label = around.pop()
+            parts.append(f"{escape(text[at:end])} | {escape(label)}]")
+            at = end
         parts.append(escape(text[at:place]))
         at = place
 
-    for start, end in spans:
+    for start, end, label in mentions:
         copy_to(start)
-        parts.append(OPEN)
-        ends.append(end)
+        parts.append("[")
+        around.append((end, label))
     copy_to(len(text))
     return "".join(parts)
 
 
-def decode(line: str) -> tuple[str, list[Span]]:
-    """The text of a line that :func:`encode` wrote, and the line's spans in the order of their opening brackets.
+def decode(row: str) -> tuple[str, list[TypedSpan]]:
+    """The text of a row that :func:`encode` wrote, and the row's mentions in the order of their opening brackets.
 
-    ValueError, which never quotes the line, where brackets do not pair up, hold nothing or say one span twice, or
-    where a backslash escapes nothing. For what a free-running model says, see the parsing service.
+    ValueError, which never quotes the row, where brackets do not pair up, hold nothing, have no label or say a mention
+    twice, where a bar is not a label's, or where a backslash escapes nothing. For what a free-running model says, see
+    the parsing service.
     """
     parts: list[str] = []
-    spans: list[Span] = []
-    opened: list[int] = []  # indices into spans
+    mentions: list[TypedSpan] = []
+    opened: list[int] = []  # indices into mentions
     at = length = 0
-    for mark in _MARK.finditer(line):
-        parts.append(line[at : mark.start()])
+    for mark in _MARK.finditer(row):
+        parts.append(row[at : mark.start()])
         length += mark.start() - at
         at = mark.end()
-        match mark[0]:
-            case "[":
-                opened.append(len(spans))
-                spans.append((length, length))
-            case "]":
-                if not opened:
-                    raise ValueError(f"tagged text: the bracket closed at character {mark.start()} was never opened")
-                index = opened.pop()
-                start = spans[index][0]
-                if start == length:
-                    raise ValueError(f"tagged text: the brackets closed at character {mark.start()} hold nothing")
-                spans[index] = (start, length)
-            case "\\":
-                raise ValueError(f"tagged text: the backslash at character {mark.start()} escapes nothing")
-            case escaped:
-                parts.append(escaped[1])
-                length += 1
+        label: str | None = mark[1]
+        if label is not None:
+            if not opened:
+                raise ValueError(f"tagged text: the bracket closed at character {at - 1} was never opened")
+            index = opened.pop()
+            start = mentions[index][0]
+            if start == length:
+                raise ValueError(f"tagged text: the brackets closed at character {at - 1} hold nothing")
+            mentions[index] = (start, length, _ESCAPED.sub(r"\1", label))
+        elif mark[0] == "[":
+            opened.append(len(mentions))
+            mentions.append((length, length, ""))
+        elif mark[0] in "]|\\":
+            problem = {"]": "bracket has no label", "|": "bar begins no label", "\\": "backslash escapes nothing"}
+            raise ValueError(f"tagged text: at character {mark.start()} a {problem[mark[0]]}")
+        else:
+            parts.append(mark[0][1])
+            length += 1
     if opened:
         raise ValueError(f"tagged text: {len(opened)} opened brackets are never closed")
-    if len(set(spans)) < len(spans):
-        raise ValueError("tagged text: one span is bracketed twice")
-    parts.append(line[at:])
-    return "".join(parts), spans
+    if len(set(mentions)) < len(mentions):
+        raise ValueError("tagged text: one mention is bracketed twice")
+    parts.append(row[at:])
+    return "".join(parts), mentions

@@ -1,10 +1,20 @@
+import json
+
 import pytest
+import torch
+import typer
+from peft import LoraConfig, get_peft_model
+from typer.testing import CliRunner
 
 from benchmarks import engines
-from services.generation.config import GenerationConfig
+from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
-from shared.messages import Segment
+from services.generation.per_type.engine import PerTypeEngine
+from shared.messages import Segment, TaggedLine
+from shared.model.base_model import load_base
+from shared.model.scheme import write_scheme
 from shared.settings import Settings
+from shared.text.tagging import decode
 from tests.support.tiny import make_tiny_model
 
 TYPES = ("protein", "disease")
@@ -24,28 +34,74 @@ def requests():
     ]
 
 
+@pytest.fixture(scope="module")
+def labelled(settings, tmp_path_factory):
+    """The same with an adapter of lines that say all types."""
+    folder = tmp_path_factory.mktemp("adapter")
+    model = get_peft_model(load_base(settings, torch.float32), LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(folder)
+    write_scheme(folder, "labelled.v1")
+    return settings.model_copy(update={"adapter": str(folder)})
+
+
 @pytest.mark.parametrize("together", [1, 4])
 def test_transformers_say_what_the_copy_engine_says(settings, together, monkeypatch):
     monkeypatch.setenv("BIOBRACKET_GENERATION_DTYPE", "bfloat16")
-    from services.generation.copy import CopyEngine
-
-    copied = CopyEngine.load(settings, GenerationConfig()).tag(requests())
+    copied = engines.engine("copy", settings)[0](requests())
     said = engines.Generate(settings, together).tag(requests())
-    for one, other in zip(copied, said, strict=True):
-        assert [(line.type, line.segment) for line in one] == [(line.type, line.segment) for line in other]
+    assert [(line.types, line.segment) for line in copied] == [(line.types, line.segment) for line in said]
     # Two ways to compute in bfloat16 differ where a choice is nearly even.
     ours, theirs = (set(engines.spans(of)) for of in (copied, said))
     assert len(ours & theirs) >= 0.5 * len(ours | theirs) > 0
 
 
-def test_floor_counts_every_token_once(settings):
-    from services.generation.copy import CopyEngine
+@pytest.mark.parametrize("name", ["copy", "copy_greedy", "copy_sequential"])
+def test_copying_is_by_the_scheme_of_the_adapter(settings, labelled, name):
+    for of, engine in ((settings, PerTypeEngine), (labelled, CopyEngine)):
+        tag, _ = engines.engine(name, of)
+        assert type(tag.__self__) is engine
+        lines = tag(requests())
+        assert [line.segment.text for line in lines] == list(TEXTS)
+        if name == "copy_greedy":
+            assert not any(line.alternatives for line in lines)
 
-    lines = CopyEngine.load(settings, GenerationConfig()).tag(requests())
-    found = engines.floor(settings, requests(), lines)
-    assert found["tokens"] > sum(len(text.encode()) for text in TEXTS)  # the tiny tokeniser has bytes
+
+@pytest.mark.parametrize("scheme", ["per-type.v1", "labelled.v1"])
+def test_floor_counts_every_token_once(settings, labelled, scheme):
+    given = settings if scheme == "per-type.v1" else labelled
+    found = engines.floor(given, requests(), engines.engine("copy", given)[0](requests()))
+    # The tiny tokeniser has a token a byte. A line has its text again at most, and some brackets and names.
+    once = sum(len(text.encode()) for text in TEXTS)
+    assert once < found["tokens"] < 30 * once
     assert found["gflop_per_token"] > 0
     assert found["seconds"] > 0
+
+
+def line(tagged):
+    text = decode(tagged)[0]
+    segment = Segment(document_id="d", index=0, start=0, end=len(text), text=text, lang="en")
+    return TaggedLine(segment=segment, types=("protein", "dna"), tagged=tagged if "[" in tagged else "", presence=1.0)
+
+
+@pytest.mark.parametrize(
+    ("tagged", "per_type", "labelled"),
+    [
+        ("ab", "<bos>ab\nProtein:DNA:", "<bos>Protein, DNA:\nab\n"),
+        ("[ab | DNA]", "<bos>ab\nProtein:DNA:[", "<bos>Protein, DNA:\nab\n[ab | DNA]"),
+    ],
+)
+def test_the_floor_has_the_tokens_up_to_the_last_decision(tokenizer, tagged, per_type, labelled):
+    made = line(tagged)
+    request = TagRequest(made.segment, made.types)
+    for counted, said in ((engines._per_type_tokens, per_type), (engines._labelled_tokens, labelled)):
+        assert counted(tokenizer, [request], [made]) == len(tokenizer.encode(said)), said
+
+
+def test_the_header_of_types_is_counted_once(tokenizer):
+    made = line("ab")
+    request = TagRequest(made.segment, made.types)
+    once, twice = (engines._labelled_tokens(tokenizer, [request] * n, [made] * n) for n in (1, 2))
+    assert twice - once == len("ab\n")
 
 
 def report(seconds, found, segments=2):
@@ -77,3 +133,44 @@ def test_ratios_are_of_rates_and_f1_is_on_the_same_segments():
 def test_unknown_engines_are_refused():
     with pytest.raises(Exception, match="the known ones are paper"):
         engines.main(engines="jax", segments=1, repetitions=1, plot=None, as_json=False, worker="")
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Runs the command in this process, with a measurement that costs nothing; what it was asked to measure."""
+    asked = []
+    monkeypatch.setattr(
+        engines, "run_alone", lambda name, segments, _: asked.append(name) or report([1.0], [], segments)
+    )
+    app = typer.Typer()
+    app.command()(engines.main)
+
+    def run(settings, *arguments):
+        asked.clear()
+        for name in ("base_model", "adapter"):
+            monkeypatch.setenv(f"BIOBRACKET_{name.upper()}", str(getattr(settings, name)))
+        return CliRunner().invoke(app, arguments), list(asked)
+
+    return run
+
+
+def test_what_knows_a_line_a_type_alone_is_left_out_beside_labelled_lines(settings, labelled, command):
+    names = "paper,transformers,copy,copy_greedy"
+    found, asked = command(settings, "--engines", names, "--json")
+    assert asked == names.split(",")
+    assert json.loads(found.stdout)["scheme"] == "per-type.v1"
+    found, asked = command(labelled, "--engines", names, "--json")
+    assert asked == ["copy", "copy_greedy"]
+    assert "paper, transformers: left out" in found.stderr
+    assert "labelled.v1" in found.stderr
+    told = json.loads(found.stdout)
+    assert (told["scheme"], list(told["engines"])) == ("labelled.v1", asked)
+    shown, _ = command(labelled, "--engines", "copy")
+    assert "| copy |" in shown.stdout
+    assert "(labelled.v1)" in shown.stdout
+
+
+def test_a_run_of_nothing_is_refused(labelled, command):
+    found, asked = command(labelled, "--engines", "paper")
+    assert (found.exit_code, asked) == (2, [])
+    assert "none of them can run here" in found.stderr

@@ -104,7 +104,7 @@ def test_a_segment_is_as_long_as_its_text() -> None:
 def test_a_probability_is_between_zero_and_one(presence: float) -> None:
     segment = Segment(document_id="1", index=0, start=3, end=7, text="gout", lang="en")
     with pytest.raises(ValidationError):
-        TaggedLine(segment=segment, type="disease", tagged="", presence=presence)
+        TaggedLine(segment=segment, types=("disease",), tagged="", presence=presence)
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,18 @@ def test_overrides_are_yaml_and_reach_inside():
         ("fold=0", "fold: there is no such fold"),
         ("folds=2 fold=2", "fold: there is no such fold"),
         ("scheme=question", "scheme: `question` has no F1"),
-        ("scheme=labelled", "scheme: `labelled` has no F1"),
         ("export_rank=8", "export_rank: only `tuning: full`"),
     ],
 )
 def test_bad_values_name_the_field(override, field):
     with pytest.raises(ConfigError, match=field.replace(".", r"\.")):
         GeneratorConfig.load(DEFAULT, override.split())
+
+
+@pytest.mark.parametrize("scheme", ["per-type", "labelled"])
+def test_what_is_served_is_measured_while_training(scheme):
+    config = GeneratorConfig.load(DEFAULT, [f"scheme={scheme}"])
+    assert (config.scheme, config.measure_every > 0) == (scheme, True)
 
 
 def test_four_bits_are_not_shared_out():

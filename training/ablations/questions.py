@@ -17,7 +17,7 @@ from shared import entity_types
 from shared.messages import Candidate
 from shared.model.attention import run
 from shared.selection.span_encoder import piece_range
-from shared.text.grammar import CopyTokens, actions_of
+from shared.text.per_type import PerTypeTokens, actions_of
 from shared.text.pieces import Pieces, split
 from shared.text.segmentation import segment
 from training.data import spans
@@ -26,7 +26,7 @@ from training.data.lines import Item, Line, pack
 from training.data.mixing import grouped
 
 
-def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> list[Item]:
+def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
     """One item per question: each mention, a copy with a moved boundary, and one random span of the segment."""
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     out = []
@@ -41,7 +41,7 @@ def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> li
     return out
 
 
-def _question(tokens: CopyTokens, pieces: Pieces, start: int, end: int, name: str, right: bool = True) -> Item:
+def _question(tokens: PerTypeTokens, pieces: Pieces, start: int, end: int, name: str, right: bool = True) -> Item:
     marked = [token for _, ids in tokens.steps(pieces, actions_of(len(pieces), [(start, end)])) for token in ids]
     header = tokens.header(name)
     answers = (tokens.open[0], tokens.absent[0])
@@ -51,7 +51,7 @@ def _question(tokens: CopyTokens, pieces: Pieces, start: int, end: int, name: st
 
 
 @torch.inference_mode()
-def ask(model: Any, tokens: CopyTokens, candidates: Sequence[Candidate], batch_tokens: int = 4096) -> list[float]:
+def ask(model: Any, tokens: PerTypeTokens, candidates: Sequence[Candidate], batch_tokens: int = 4096) -> list[float]:
     """The log-odds that each candidate is correct, from a causal model with packed attention."""
     embedding = model.get_output_embeddings().weight
     answers = []
@@ -64,7 +64,7 @@ def ask(model: Any, tokens: CopyTokens, candidates: Sequence[Candidate], batch_t
     return answers
 
 
-def _asked(tokens: CopyTokens, candidates: Sequence[Candidate]) -> Iterator[Item]:
+def _asked(tokens: PerTypeTokens, candidates: Sequence[Candidate]) -> Iterator[Item]:
     for c in candidates:
         pieces = split(c.segment.text)
         start, end = piece_range(pieces, c.start - c.segment.start, c.end - c.segment.start)

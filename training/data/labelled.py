@@ -1,4 +1,4 @@
-"""Training items of scheme ``labelled.v1`` (:mod:`shared.text.labelled`), varied from one epoch to the next.
+"""Training items of scheme ``labelled.v1`` (:mod:`shared.text.grammar`), varied from one epoch to the next.
 
 An item is drawn anew each time its text comes up. Types are shuffled and dropped, since a service asks for any of them
 in any order. Types that the corpus does not annotate are asked for too; then only the annotated mentions are learnt
@@ -15,13 +15,20 @@ from dataclasses import dataclass
 
 from shared import entity_types
 from shared.messages import Lang
-from shared.text.grammar import CopyTokens
-from shared.text.labelled import (
+from shared.text.grammar import (
+    ABSENT,
+    CLOSE,
+    COPY,
+    END,
+    LABEL,
+    MORE,
+    OPEN,
     Action,
-    Asked,
-    Does,
+    CopyTokens,
+    Labels,
     LineState,
     PieceTokens,
+    Script,
     Typed,
     actions_of,
     lines_of,
@@ -98,7 +105,7 @@ class Texts:
 
     def __init__(self, tokens: CopyTokens, max_units: int, others: Sequence[str]) -> None:
         self._tokens, self._max_units, self._others = tokens, max_units, others
-        self._asked: dict[tuple[tuple[str, ...], tuple[str, ...], Lang], Asked] = {}
+        self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
 
     def sources(self, examples: Iterable[Example]) -> list[Source]:
         """A source of each example."""
@@ -151,178 +158,109 @@ class Texts:
         lang: Lang = source.lang
         if draw.random() < vary.other_names:
             lang = "en" if lang == "zh" else "zh"
-        asked = self.asked(tuple(types), lang)
         gold = frozenset(span for span in part.gold if span[2] in own)
         marked = gold
         if draw.random() < vary.wrong and len(lines_of(gold)) < 2:
             marked = _wrong(gold, len(part.tokens), sorted(own), draw)
-        return item(self._tokens, part.tokens, asked, gold, marked, annotated=not extra)
+        script = Script(self._tokens, part.tokens, self._labels_of(tuple(types), lang))
+        return item(script, gold, marked, annotated=not extra)
 
-    def asked(self, types: tuple[str, ...], lang: Lang) -> Asked:
-        """The types as tokens, remembered. Names that two of them share are those of the other language."""
-        names = [entity_types.get(key).name(lang) for key in types]
-        key = (types, tuple(names), lang)
-        if key not in self._asked:
-            if len(self._asked) > 50_000:
-                self._asked.clear()
-            self._asked[key] = Asked(self._tokens, types, lang, names)
-        return self._asked[key]
+    def _labels_of(self, types: tuple[str, ...], lang: Lang) -> Labels:
+        labels = self._labels.get((types, lang))
+        if labels is None:
+            if len(self._labels) > 50_000:
+                self._labels.clear()
+            labels = self._labels[types, lang] = Labels(self._tokens, types, lang)
+        return labels
 
 
-def item(
-    tokens: CopyTokens,
-    pieces: PieceTokens,
-    asked: Asked,
-    gold: frozenset[Typed],
-    marked: frozenset[Typed],
-    *,
-    annotated: bool = True,
-) -> Item:
+def item(script: Script, gold: frozenset[Typed], marked: frozenset[Typed], *, annotated: bool = True) -> Item:
     """The line that marks the spans ``marked``, and what would be right at each of its decisions.
 
     Not ``annotated``: some of the types asked for are not annotated in the text; that nothing begins at a place is
     then not known, and not learnt.
     """
-    ids = [*asked.header, *pieces.text]
+    labels = script.labels
+    ids = list(script.prompt())
     decisions: list[tuple[int, tuple[int, ...], int]] = []
     found: list[Marked] = []
-    state = LineState(len(pieces))
-    oracle = _Oracle(gold, asked.types)
+    state = script.begin()
+    oracle = _Oracle(gold, labels)
     opened: list[tuple[int, int]] = []  # tokens before and of the brackets that are open
-    for action in actions_of(len(pieces), marked, asked.types):
-        admissible = state.admissible(len(asked.types))
-        said = _said(tokens, pieces, asked, state, action)
-        if len(admissible) > 1:
-            right = oracle.right(state, annotated=annotated)
-            if right is not None and right in admissible:
-                first = tuple(_first(tokens, pieces, asked, state, does) for does in admissible)
-                if len(set(first)) == len(first):
-                    decisions.append((len(ids) - 1, first, admissible.index(right)))
-        if action.does is Does.OPEN:
+    bars: tuple[int, int] = (0, 0)  # tokens before and of the last bar
+    for action in actions_of(len(script.pieces), marked, labels):
+        options, first = script.options(state)
+        if len(options) > 1:
+            right = oracle.right(state, action, annotated=annotated)
+            if right in options:
+                decisions.append((len(ids) - 1, first, options.index(right)))
+        if action == OPEN:
             opened.append((len(ids) - 1, len(ids)))
-        if action.does is Does.CLOSE:
-            before, bracket = opened.pop()
-            bar = len(ids) + len(asked.bar) - 1
-            found.append(
-                Marked(
-                    (before, bracket, len(ids) - 1, bar),
-                    asked.types[action.type],
-                    (state.open[-1], state.copied, asked.types[action.type]) in gold,
-                )
-            )
-            ids += asked.bar
-            decisions += _types_said(asked, state, oracle.types(state), action.type, len(ids))
-            ids += asked.said[action.type]
-        else:
-            ids += said
-        oracle.took(state, action)
-        state.apply(action)
+        elif action == CLOSE:
+            bars = (len(ids) - 1, len(ids) + len(script.tokens.bar) - 1)
+        elif action == MORE:
+            oracle.next_line()
+        ids += script.ids(state, action)
+        if (closed := state.apply(action)) is not None:
+            start, end, type_ = closed
+            key = labels.types[type_]
+            found.append(Marked((*opened.pop(), *bars), key, (start, end, key) in gold))
     last = max([at for at, _, _ in decisions] + [at for one in found for at in one.at], default=len(ids) - 1)
     return Item(tuple(ids[: last + 1]), tuple(decisions), tuple(found))
 
 
-def _types_said(
-    asked: Asked, state: LineState, right: Sequence[int], taken: int, at: int
-) -> list[tuple[int, tuple[int, ...], int]]:
-    """The decisions between type names: token by token, where the name that is said could still be a right one."""
-    found = []
-    closable = state.closable(len(asked.types))
-    for said in range(len(asked.said[taken])):
-        begun = asked.said[taken][:said]
-        wanted = {asked.said[i][said] for i in right if asked.said[i][:said] == begun}
-        if not wanted:
-            break
-        options, own = asked.branches(closable, said, taken)
-        if len(options) > 1:
-            target = options[own] if options[own] in wanted else min(wanted)
-            found.append((at + said - 1, tuple(options), options.index(target)))
-    return found
-
-
-def _said(tokens: CopyTokens, pieces: PieceTokens, asked: Asked, state: LineState, action: Action) -> tuple[int, ...]:
-    """The tokens of an action, of a closing without its type."""
-    match action.does:
-        case Does.COPY:
-            return (pieces.bare if state.after_open else pieces.copies)[state.copied]
-        case Does.OPEN:
-            return tokens.open if state.after_open else pieces.openings[state.copied]
-        case Does.CLOSE:
-            return asked.bar
-        case Does.ABSENT:
-            return tokens.absent
-        case Does.MORE:
-            return tokens.newline
-        case Does.END:
-            return tokens.end
-
-
-def _first(tokens: CopyTokens, pieces: PieceTokens, asked: Asked, state: LineState, does: Does) -> int:
-    return _said(tokens, pieces, asked, state, Action(does))[0]
-
-
 class _Oracle:
-    """What is right to do next, whatever was done before: the mentions of ``gold`` that can still be said."""
+    """What is right to do next, whatever was done before, by the mentions of ``gold`` that can still be said."""
 
-    def __init__(self, gold: frozenset[Typed], types: Sequence[str]) -> None:
-        self._index = {key: i for i, key in enumerate(types)}
-        self._lines = [frozenset(line) for line in lines_of(gold)] or [frozenset()]
-        self._line = 0
-        self._starts: dict[int, list[Typed]] = {}
-        self._begin()
+    def __init__(self, gold: frozenset[Typed], labels: Labels) -> None:
+        self._index = {key: i for i, key in enumerate(labels.types)}
+        self._lines = lines_of(gold) or [[]]
+        self._line = -1
+        self.next_line()
 
-    def _begin(self) -> None:
-        self._gold = self._lines[self._line] if self._line < len(self._lines) else frozenset()
-        self._starts = {}
-        for span in self._gold:
-            self._starts.setdefault(span[0], []).append(span)
+    def next_line(self) -> None:
+        """Go on to the mentions of the next line."""
+        self._line += 1
+        self._gold = frozenset(self._lines[self._line]) if self._line < len(self._lines) else frozenset()
+        self._starts: dict[int, list[int]] = {}  # ends of the mentions that begin at a piece
+        for start, end, _ in self._gold:
+            self._starts.setdefault(start, []).append(end)
 
-    def right(self, state: LineState, *, annotated: bool) -> Does | None:
-        """None where it cannot be said."""
+    def right(self, state: LineState, taken: Action, *, annotated: bool) -> Action | None:
+        """None where it cannot be said. Of several right labels it is the one that is taken, if that is one."""
+        if state.node is not None:
+            right = self._types(state)
+            fitting = [LABEL + k for k, branch in enumerate(state.node) if not branch.types.isdisjoint(right)]
+            return taken if taken in fitting else fitting[0] if fitting else None
         i = state.copied
         if not state.started and not self._gold:
-            return Does.ABSENT if annotated else None
+            return ABSENT if annotated else None
         if i == state.pieces and not state.open:
-            return Does.MORE if self._line + 1 < len(self._lines) else Does.END
-        if state.open:
-            top = state.open[-1]
-            if top < i:
-                if self.types(state):
-                    return Does.CLOSE
-                deeper = state.open.count(top)  # mentions that began where the innermost did
-                ahead = [end for _, end, _ in self._starts.get(top, ()) if end > i]
-                if len(ahead) < 1 or deeper > len(ahead):
-                    return None  # nothing of gold can close it: it should not be there
-        starting = [end for _, end, _ in self._starts.get(i, ())]
+            return MORE if self._line + 1 < len(self._lines) else END
+        if state.open and (top := state.open[-1]) < i:
+            if self._types(state):
+                return CLOSE
+            ahead = sum(end > i for end in self._starts.get(top, ()))
+            if ahead < state.open.count(top):
+                return None  # nothing of gold can close it: it should not be there
+        starting = self._starts.get(i, ())
         if len(starting) > state.open.count(i):
             # One that crosses what is open could not be closed.
             if not state.open or state.open[-1] == i or any(end <= self._ends(state) for end in starting):
-                return Does.OPEN
+                return OPEN
             return None
-        return Does.COPY if annotated or self._inside(state) else None
+        # Behind a bracket the first word follows, whatever else is asked for.
+        return COPY if annotated or state.after_open else None
 
-    def types(self, state: LineState) -> list[int]:
+    def _types(self, state: LineState) -> set[int]:
         """The types that are right for the innermost mention if it closes here."""
         start, end = state.open[-1], state.copied
-        return [
-            self._index[key]
-            for s, e, key in self._gold
-            if (s, e) == (start, end) and (start, self._index[key]) not in state.here
-        ]
+        found = {self._index[key] for s, e, key in self._gold if (s, e) == (start, end)}
+        return {type_ for type_ in found if (start, type_) not in state.here}
 
     def _ends(self, state: LineState) -> int:
         """Where the innermost open mention ends at the latest."""
-        return max((end for _, end, _ in self._starts.get(state.open[-1], ())), default=state.pieces)
-
-    def _inside(self, state: LineState) -> bool:
-        """Whether the last opening is to be followed by its mention's first word whatever else is asked for."""
-        return state.after_open
-
-    def took(self, state: LineState, action: Action) -> None:
-        """Told before the state takes it."""
-        del state
-        if action.does is Does.MORE:
-            self._line += 1
-            self._begin()
+        return max(self._starts.get(state.open[-1], ()), default=state.pieces)
 
 
 def _wrong(gold: frozenset[Typed], pieces: int, types: Sequence[str], draw: random.Random) -> frozenset[Typed]:

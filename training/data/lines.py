@@ -12,7 +12,7 @@ from torch import Tensor
 from shared import entity_types
 from shared.model.attention import Block
 from shared.model.masks import block_mask, causal
-from shared.text.grammar import Action, CopyTokens, actions_of, nested_only
+from shared.text.per_type import Action, PerTypeTokens, actions_of, nested_only
 from shared.text.pieces import split, to_piece_spans
 from shared.text.segmentation import segment
 from training.data.corpora import Example
@@ -65,7 +65,7 @@ class Batch:
     tokens: int
 
 
-def items(examples: Sequence[Example], tokens: CopyTokens, max_units: int) -> list[Item]:
+def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
     """One item a segment. A mention that crosses a segment or a piece boundary cannot be said and is left out."""
     out = []
     for example in examples:

@@ -14,7 +14,7 @@ from shared.messages import LANGS
 from shared.model.attention import Block
 from shared.selection.selector_folder import Way
 from shared.selection.span_encoder import TYPES_AT_ONCE, SegmentTokens, headers
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import Pieces, split, to_piece_spans
 from shared.text.segmentation import segment
 from training.data.candidates import digest
@@ -107,7 +107,7 @@ class SpanItem:
 
 def items(
     examples: Sequence[Example],
-    tokens: CopyTokens,
+    tokens: PerTypeTokens,
     types: Sequence[str],
     max_units: int,
     mistakes: Mapping[str, Sequence[Mention]] | None = None,

@@ -1,4 +1,4 @@
-"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.labelled`).
+"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.grammar`).
 
 Beside the line's loss, a head on the states around a mention's brackets learns to tell right mentions from wrong ones:
 what selection decides by, without reading the segment again.
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.model.base_model import load_tokenizer
+from shared.model.scheme import write_scheme
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
-from shared.text.labelled import SCHEME
+from shared.text.grammar import SCHEME, CopyTokens
 from training.config import ConfigError, GeneratorConfig
 from training.data import mixing
 from training.data.corpora import Example, corpus_folder, read
@@ -60,7 +60,7 @@ class LabelledObjective(nn.Module):
 
 
 class LabelledTask:
-    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.labelled`)."""
+    """See :class:`training.tuning.loop.Task`. A line of labelled brackets per segment (:mod:`shared.text.grammar`)."""
 
     shared_out = False
 
@@ -162,10 +162,16 @@ class LabelledTask:
         write_model(self._model, below["model"], folder, self._settings)
         if below["head"]:
             write_head(below["head"], self._made, folder)
-        return {"scheme": SCHEME}
+        write_scheme(folder, SCHEME)
+        return {}
 
     def measure(self) -> Measured | None:
-        return None if self._measure is None else Measured(self._measure(plain(self._model)))
+        if self._measure is None:
+            return None
+        try:
+            return Measured(self._measure(plain(self._model)))
+        finally:
+            self._model.set_attn_implementation(NAME)  # the engine has its own
 
 
 class Place(int):

@@ -1,6 +1,6 @@
 """Fine-tuning of the generator: an adapter (or a whole model) that copies text with brackets.
 
-The loss is the negative log-likelihood of the right action among the admissible ones (:mod:`shared.text.grammar`): the
+The loss is the negative log-likelihood of the right action among the admissible ones (:mod:`shared.text.per_type`): the
 same few logits that decoding looks at, so the projection onto the full vocabulary is never computed. The loop around it
 is :mod:`training.tuning.loop`.
 """
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from shared.model.attention import run, use_packed_attention
 from shared.model.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from training.ablations import questions
 from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
@@ -71,7 +71,7 @@ class GeneratorTask:
         self, config: GeneratorConfig, settings: Settings, device: torch.device, measure: Measure | None = None
     ) -> None:
         self._config, self._settings, self._device, self._measure = config, settings, device, measure
-        tokens = CopyTokens(load_tokenizer(settings))
+        tokens = PerTypeTokens(load_tokenizer(settings))
         of_scheme = questions.items if config.scheme == "question" else lines.items
         vary = (
             (lambda item, draw: item.thinned(config.negatives, draw))

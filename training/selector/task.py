@@ -22,7 +22,7 @@ from shared.model.base_model import load_tokenizer
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from training.config import SelectorConfig
 from training.data import mixing, spans
 from training.data.candidates import digest, files, wrong
@@ -76,7 +76,7 @@ class SelectorTask:
     def __init__(self, config: SelectorConfig, settings: Settings, device: torch.device) -> None:
         self._config, self._settings, self._device = config, settings, device
         types = _types(config, settings)
-        tokens = CopyTokens(load_tokenizer(settings))
+        tokens = PerTypeTokens(load_tokenizer(settings))
         self._model = lora(config, settings, device)
         self._frozen = config.reading == "copy"
         if self._frozen:

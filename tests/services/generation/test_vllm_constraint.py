@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from shared.text.grammar import Action
+from shared.text.per_type import Action
 from shared.text.pieces import split
 from tests.support.tiny import make_tiny_model
 
@@ -31,7 +31,7 @@ def update(*, added: Any = (), removed: Any = (), moved: Any = ()) -> Any:
 
 
 def asked(said: list[int], *done: Action, closing: int = 0) -> Any:
-    from services.generation.walk import KEY
+    from services.generation.per_type.walk import KEY
 
     arguments = {KEY: {"text": TEXT, "done": [int(action) for action in done], "closing": closing}}
     return SimpleNamespace(extra_args=arguments), [], said

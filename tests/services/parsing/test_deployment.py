@@ -18,8 +18,8 @@ def test_repairs_are_counted_by_kind() -> None:
     service = object.__new__(SERVICE)
     service._observe = lambda *observed: seen.append(observed)
     lines = (
-        TaggedLine(segment=SEGMENT, type="protein", tagged="the gene [abc] binds", presence=1.0),
-        TaggedLine(segment=SEGMENT, type="dna", tagged="the [gene [abc] binds", presence=1.0),
+        TaggedLine(segment=SEGMENT, types=("protein", "dna"), tagged="the gene [abc | DNA] binds", presence=1.0),
+        TaggedLine(segment=SEGMENT, types=("dna",), tagged="the [gene [abc] binds", presence=1.0),
     )
     parsed = asyncio.run(service.parse(lines))
     assert parsed == parse_lines(lines)

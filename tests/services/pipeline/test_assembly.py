@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from services.pipeline.assembly import Pipeline, merge
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
-from services.pipeline.state import State
+from services.pipeline.selection_state import SelectionState
 from shared.entity_types import DEFAULTS
 from shared.errors import DocumentError, StoreError
 from shared.messages import (
@@ -38,32 +38,38 @@ MENTIONS = {
     "dna": r"[A-Z]{2,}\d+",
     "disease": r"右肺腺癌|fever",
     "body": "右肺",
+    "equipment": r"receptor [A-Z]+",
 }
 
 
-def tag(segment: Segment, type_: str) -> TaggedLine:
-    pattern = MENTIONS.get(type_)
-    spans = [match.span() for match in re.finditer(pattern, segment.text)] if pattern else []
-    lines = tagging.encode(segment.text, spans)
-    return TaggedLine(segment=segment, type=type_, tagged=lines[0] if lines else "", presence=0.9 if lines else 0.1)
+def tag(segment: Segment, types: tuple[str, ...]) -> TaggedLine:
+    mentions = [
+        (*match.span(), type_)
+        for type_ in types
+        if type_ in MENTIONS
+        for match in re.finditer(MENTIONS[type_], segment.text)
+    ]
+    rows = tagging.encode(segment.text, mentions)
+    return TaggedLine(segment=segment, types=types, tagged="\n".join(rows), presence=0.9 if rows else 0.1)
 
 
 async def parse(lines: tuple[TaggedLine, ...]) -> Parsed:
-    return Parsed(
-        candidates=tuple(
-            Candidate(
-                segment=line.segment,
-                type=line.type,
-                start=line.segment.start + start,
-                end=line.segment.start + end,
-                text=line.segment.text[start:end],
-                generator_confidence=line.presence,
+    candidates = []
+    for line in lines:
+        row = len(line.segment.text) + 1  # of a further row, with the line break before it
+        for start, end, type_ in tagging.decode(line.tagged)[1]:
+            within = start % row, (end - 1) % row + 1
+            candidates.append(
+                Candidate(
+                    segment=line.segment,
+                    type=type_,
+                    start=line.segment.start + within[0],
+                    end=line.segment.start + within[1],
+                    text=line.segment.text[slice(*within)],
+                    generator_confidence=line.presence,
+                )
             )
-            for line in lines
-            for start, end in tagging.decode(line.tagged)[1]
-        ),
-        repairs={"none": 0},
-    )
+    return Parsed(candidates=tuple(candidates), repairs={"none": 0})
 
 
 def entity(start: int, end: int, type_: str, text: str, confidence: float = 0.5) -> Entity:
@@ -123,7 +129,7 @@ class Generator:
     """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str]] = []
+        self.asked: list[tuple[str, tuple[str, ...]]] = []
         self.requests: list[int] = []
         self.running = self.most = 0
         self.together = 1
@@ -138,9 +144,8 @@ class Generator:
         await asyncio.wait_for(self._met.wait(), timeout=60)
         await asyncio.sleep(0.01 if self.together > 1 else 0)  # one more than allowed would come in now
         self.running -= 1
-        self.asked += [(segment.text, type_) for segment in segments for type_ in types]
-        # In another order than asked: the order is free.
-        return tuple(tag(segment, type_) for type_ in types for segment in reversed(segments))
+        self.asked += [(segment.text, types) for segment in segments]
+        return tuple(tag(segment, types) for segment in segments)
 
 
 class Bench:
@@ -217,7 +222,7 @@ def test_what_repeats_is_generated_once() -> None:
     text = "\n\n".join(["CD28 binds.", "CD3 binds."] * 10)
     result = bench.extract(text, types=["dna"])
     assert result.counts.segments == 20
-    assert sorted(bench.generator.asked) == [("CD28 binds.", "dna"), ("CD3 binds.", "dna")]
+    assert sorted(bench.generator.asked) == [("CD28 binds.", ("dna",)), ("CD3 binds.", ("dna",))]
     assert [each.text for each in result.entities] == ["CD28", "CD3"] * 10
     assert result.counts.cached_segments == 0
 
@@ -250,13 +255,39 @@ def test_the_cache_spares_the_generator() -> None:
     assert all(each.document_id == "other" for each in (moved,))
 
 
-def test_only_types_that_are_missing_are_generated() -> None:
+def test_types_in_another_order_are_the_same_types() -> None:
+    bench = Bench()
+    first = bench.extract("CD28 binds.", types=["dna", "protein"])
+    again = bench.extract("CD28 binds.", types=["protein", "dna"])
+    assert bench.generator.asked == [("CD28 binds.", ("protein", "dna"))]  # the order of the inventory
+    assert (first.types, again.types) == (("dna", "protein"), ("protein", "dna"))  # as asked
+    assert first.entities == again.entities
+    assert first.key == again.key
+
+
+def test_other_types_are_generated_together() -> None:
     bench = Bench()
     bench.extract("CD28 binds.", types=["dna"])
     bench.generator.asked.clear()
     result = bench.extract("CD28 binds.", types=["protein", "dna"])
-    assert bench.generator.asked == [("CD28 binds.", "protein")]
+    assert bench.generator.asked == [("CD28 binds.", ("protein", "dna"))]
     assert [each.type for each in result.entities] == ["dna", "protein"]
+
+
+@given(st.permutations(sorted(MENTIONS)), st.permutations(sorted(MENTIONS)))
+def test_the_order_of_types_changes_nothing(one: list[str], other: list[str]) -> None:
+    bench = Bench()
+    first, second = bench.extract(TEXT, types=one), bench.extract(TEXT, types=other)
+    assert first.entities == second.entities
+    assert second.counts.cached_segments == second.counts.segments
+
+
+def test_crossing_mentions_are_cached_too() -> None:
+    bench = Bench()
+    results = [bench.extract("CD28 receptor CD3", types=["protein", "equipment"]) for _ in range(2)]
+    assert len(bench.generator.asked) == len(bench.memory.values) == 1
+    assert [each.text for each in results[1].entities] == ["CD28 receptor", "receptor CD", "CD3"]
+    assert results[0].entities == results[1].entities
 
 
 def test_the_cache_tells_models_and_languages_apart_and_knows_no_document() -> None:
@@ -337,13 +368,20 @@ def test_a_failure_keeps_its_class_and_ends_the_rest() -> None:
 
 def test_a_line_that_did_not_come_back_is_an_error() -> None:
     async def forgetful(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
-        return tuple(tag(segments[0], type_) for type_ in types)[1:]
+        return tuple(tag(segment, types) for segment in segments)[1:]
 
-    bench = Bench()
-    bench.pipeline._generate = forgetful
-    with pytest.raises(RuntimeError, match="generation"):
-        bench.extract(TEXT)
-    assert bench.memory.values == {}
+    async def confused(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        return tuple(tag(segment, types) for segment in reversed(segments))
+
+    async def deaf(segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
+        return tuple(tag(segment, types[1:]) for segment in segments)
+
+    for wrong in (forgetful, confused, deaf):
+        bench = Bench()
+        bench.pipeline._generate = wrong
+        with pytest.raises(RuntimeError, match="generation"):
+            bench.extract(TEXT)
+        assert bench.memory.values == {}
 
 
 def test_entities_that_break_the_invariant_are_refused() -> None:
@@ -410,12 +448,12 @@ class Selection:
     """A parser and a selector that count how often they are asked, and what the pipeline knows of their state."""
 
     def __init__(self) -> None:
-        self.told: State | StoreError | None = State("settings", "index.1")
+        self.told: SelectionState | StoreError | None = SelectionState("settings", "index.1")
         self.exemplars = "index.1"
         self.asked = 0
         self.rejected: set[str] = set()
 
-    async def state(self) -> State | None:
+    async def state(self) -> SelectionState | None:
         if isinstance(self.told, StoreError):
             raise self.told
         return self.told
@@ -480,7 +518,7 @@ def test_what_was_decided_is_not_decided_again() -> None:
     moved = other.extract(f"CD9 too.\n\n{text}")
     assert [each.text for each in moved.entities][-len(cold.entities) :] == [each.text for each in cold.entities]
     assert moved.counts.refused == 0
-    assert {segment for segment, _ in other.generator.asked} == {"CD9 too."}
+    assert {text for text, _ in other.generator.asked} == {"CD9 too."}
 
 
 def test_a_text_without_candidates_is_decided_whatever_the_exemplars() -> None:
@@ -495,14 +533,18 @@ def test_what_a_reviewer_says_is_in_force_at_the_next_document() -> None:
     replicas = [deciding(selection, memory, LocalCache(2**20)) for _ in range(2)]
     for bench in replicas:
         assert "fever" in {each.text for each in bench.extract(TEXT).entities}
-    selection.rejected, selection.exemplars, selection.told = {"fever"}, "index.2", State("settings", "index.2")
+    selection.rejected, selection.exemplars, selection.told = (
+        {"fever"},
+        "index.2",
+        SelectionState("settings", "index.2"),
+    )
     for bench in replicas:
         result = bench.extract(TEXT)
         assert "fever" not in {each.text for each in result.entities}
         assert result.exemplars == "index.2"
         assert bench.hits["lines"] in (0, result.counts.segments)  # the first decides anew, and need not generate
     # Taken back, under a new version: what was decided under the first one is not asked for.
-    selection.rejected, selection.exemplars, selection.told = set(), "index.3", State("settings", "index.3")
+    selection.rejected, selection.exemplars, selection.told = set(), "index.3", SelectionState("settings", "index.3")
     assert "fever" in {each.text for each in replicas[0].extract(TEXT).entities}
 
 
@@ -512,10 +554,10 @@ def test_a_decision_is_kept_under_the_state_it_was_made_with() -> None:
     bench = deciding(selection, memory)
     assert bench.extract(TEXT).exemplars == "index.2"
     asked = selection.asked
-    selection.told = State("settings", "index.2")
+    selection.told = SelectionState("settings", "index.2")
     assert bench.extract(TEXT).exemplars == "index.2"
     assert selection.asked == asked
-    selection.exemplars, selection.rejected, selection.told = "index.1", set(), State("settings", "index.1")
+    selection.exemplars, selection.rejected, selection.told = "index.1", set(), SelectionState("settings", "index.1")
     assert "fever" in {each.text for each in bench.extract(TEXT).entities}
 
 
@@ -531,7 +573,7 @@ def test_models_settings_languages_and_types_have_decisions_of_their_own() -> No
         result = deciding(selection, memory, local, revision).extract(text, lang=lang, types=types)
         assert selection.asked == asked + 2 * count
         assert (result.model_revision, {each.type for each in result.entities}) == (revision, set(types))
-    selection.told = State("other settings", "index.1")
+    selection.told = SelectionState("other settings", "index.1")
     deciding(selection, memory, local).extract(text, types=["dna", "protein"])
     assert selection.asked == asked + 2 * 4
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.pipeline.decisions import Decision, decisions
+from services.pipeline.decisions import SegmentDecision, decisions_of
 from shared.messages import Candidate, Entity, Evidence, Parsed, Segment, entity_id
 
 TEXT = "CD28 binds. CD28 binds. No fever."
@@ -36,18 +36,18 @@ PARSED = Parsed(
 
 def test_entities_go_to_their_segments() -> None:
     evidence = (Evidence(text=None, type="dna", accepted=True, similarity=0.1),)
-    found = decisions(SEGMENTS, PARSED, [entity(0, 4, evidence=evidence), entity(12, 16, evidence=evidence)])
+    found = decisions_of(SEGMENTS, PARSED, [entity(0, 4, evidence=evidence), entity(12, 16, evidence=evidence)])
     assert found == {
-        "CD28 binds.": Decision(entities=(entity(0, 4, evidence=evidence),), candidates=2, repairs=2),
-        "No fever.": Decision(entities=(), candidates=0, repairs=0),
+        "CD28 binds.": SegmentDecision(entities=(entity(0, 4, evidence=evidence),), candidates=2, repairs=2),
+        "No fever.": SegmentDecision(entities=(), candidates=0, repairs=0),
     }
     assert found["CD28 binds."].entities_at(12) == [entity(12, 16, evidence=evidence)]
 
 
 @pytest.mark.parametrize("wrong", [entity(8, 14), entity(10, 13), entity(23, 24), entity(0, 4, text="CD3")])
 def test_entities_that_fit_no_segment_are_not_kept(wrong: Entity) -> None:
-    assert decisions(SEGMENTS, PARSED, [entity(0, 4), wrong]) == {}
-    assert decisions(SEGMENTS[1:], PARSED, [entity(0, 4)]) == {}
+    assert decisions_of(SEGMENTS, PARSED, [entity(0, 4), wrong]) == {}
+    assert decisions_of(SEGMENTS[1:], PARSED, [entity(0, 4)]) == {}
 
 
 @given(
@@ -57,11 +57,11 @@ def test_entities_that_fit_no_segment_are_not_kept(wrong: Entity) -> None:
 )  # fmt: skip
 def test_what_is_written_is_read_to_the_last_digit(confidence: float, evidence: list[Evidence]) -> None:
     kept = entity(0, 4, confidence=confidence, evidence=tuple(evidence))
-    decision = Decision(entities=(kept,), candidates=3, repairs=1)
-    assert Decision.read(decision.write(), "CD28 binds.") == decision
+    decision = SegmentDecision(entities=(kept,), candidates=3, repairs=1)
+    assert SegmentDecision.read(decision.write(), "CD28 binds.") == decision
 
 
 @pytest.mark.parametrize("text", ["", "CD3 binds.", "CD2"])
 def test_a_decision_on_another_text_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="entities"):
-        Decision.read(Decision(entities=(entity(0, 4),), candidates=1, repairs=0).write(), text)
+        SegmentDecision.read(SegmentDecision(entities=(entity(0, 4),), candidates=1, repairs=0).write(), text)

@@ -36,11 +36,11 @@ class Engine:
         self.batches.append([r.segment.text for r in requests])
         if any(r.segment.text == "boom" for r in requests):
             raise RuntimeError("engine")
-        return [[TaggedLine(segment=r.segment, type="protein", tagged=r.segment.text, presence=1.0)] for r in requests]
+        return [TaggedLine(segment=r.segment, types=r.types, tagged=r.segment.text, presence=1.0) for r in requests]
 
 
 def texts(results):
-    return [lines[0].tagged for lines in results]
+    return [line.tagged for line in results]
 
 
 async def test_everyone_gets_their_own(batcher_of):

@@ -14,7 +14,7 @@ from shared.model.body import Packed
 from shared.model.masks import both_ways
 from shared.selection.selector_folder import SelectorFile, Way
 from shared.selection.span_encoder import SpanEncoder, SpanHead, piece_range
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import split
 from tests.support.tiny import make_tiny_model
 
@@ -24,7 +24,7 @@ def make(folder, window=512, way="both-ways"):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     torch.manual_seed(1)
     head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval()
-    return SpanEncoder(Packed(model), head, CopyTokens(AutoTokenizer.from_pretrained(base)), 64, way)
+    return SpanEncoder(Packed(model), head, PerTypeTokens(AutoTokenizer.from_pretrained(base)), 64, way)
 
 
 @pytest.fixture(scope="module", params=get_args(Way))

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.text.labelled import Asked, PieceTokens, lines_of
+from shared.text.grammar import Labels, PieceTokens, Script, lines_of
 from shared.text.pieces import split
 from training.data.corpora import Example, Mention
 from training.data.labelled import PLAIN, Texts, Variation, item
@@ -56,8 +56,7 @@ def test_what_is_right_on_a_right_line_is_the_line(tokens, data):
     )
     gold = data.draw(typed_spans(len(pieces)))
     gold = frozenset(span for line in lines_of(gold) for span in line)
-    asked = Asked(tokens, TYPES, "en")
-    found = item(tokens, PieceTokens(tokens, pieces), asked, gold, gold)
+    found = item(Script(tokens, PieceTokens(tokens, pieces), Labels(tokens, TYPES, "en")), gold, gold)
     for at, options, right in found.decisions:
         assert at + 1 == len(found.ids) or found.ids[at + 1] == options[right]
     assert {one.type for one in found.marked} == {key for *_, key in gold}
@@ -79,15 +78,14 @@ def test_a_wrong_line_teaches_what_is_right(tokens, tokenizer, seed):
 
 
 def test_what_is_not_annotated_is_not_learnt(tokens):
-    asked = Asked(tokens, (*TYPES, "chemical"), "en")
-    pieces = split(EXAMPLE.text)
+    script = Script(tokens, PieceTokens(tokens, split(EXAMPLE.text)), Labels(tokens, (*TYPES, "chemical"), "en"))
     gold = frozenset({(1, 3, "protein")})
-    found = item(tokens, PieceTokens(tokens, pieces), asked, gold, gold, annotated=False)
+    found = item(script, gold, gold, annotated=False)
     wanted = {options[right] for _, options, right in found.decisions}
     assert tokens.spaced_open[0] in wanted
-    assert asked.bar[0] in wanted
+    assert tokens.bar[0] in wanted
     assert tokens.ids(" of")[0] not in wanted  # it might be a chemical
-    nothing = item(tokens, PieceTokens(tokens, pieces), asked, frozenset(), frozenset(), annotated=False)
+    nothing = item(script, frozenset(), frozenset(), annotated=False)
     assert nothing.decisions == ()
 
 

@@ -18,8 +18,8 @@ EXAMPLE = Example(
 
 
 @pytest.fixture(scope="module")
-def item(tokens):
-    (made,) = items([EXAMPLE], tokens, 160)
+def item(per_type_tokens):
+    (made,) = items([EXAMPLE], per_type_tokens, 160)
     return made
 
 
@@ -43,8 +43,8 @@ def test_a_decision_follows_its_token(item, tokenizer):
     assert opened == ["Protein:The", "Protein:The [CD28] gene binds."]
 
 
-def test_long_texts_become_several_items(tokens, tokenizer):
-    found = items([EXAMPLE], tokens, 8)
+def test_long_texts_become_several_items(per_type_tokens, tokenizer):
+    found = items([EXAMPLE], per_type_tokens, 8)
     assert len(found) == 2
     assert "".join(tokenizer.decode(i.prefix[1:-1]) for i in found).replace(" ", "") == EXAMPLE.text.replace(" ", "")
 

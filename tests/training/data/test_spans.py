@@ -22,8 +22,8 @@ EXAMPLE = Example(
 
 
 @pytest.fixture(scope="module")
-def item(tokens):
-    (made,) = items([EXAMPLE], tokens, TYPES, 160)
+def item(per_type_tokens):
+    (made,) = items([EXAMPLE], per_type_tokens, TYPES, 160)
     return made
 
 
@@ -42,9 +42,9 @@ def test_boundaries_are_those_of_the_mention(item, tokenizer):
     assert said(item, item.gold[0], tokenizer) == ["e", " CD28", " "]
 
 
-def test_a_mention_at_either_end_has_tokens_outside_it(tokens, tokenizer):
+def test_a_mention_at_either_end_has_tokens_outside_it(per_type_tokens, tokenizer):
     example = Example("1", "CD28", "en", (Mention(0, 4, "protein"),), ("protein",))
-    (item,) = items([example], tokens, TYPES, 160)
+    (item,) = items([example], per_type_tokens, TYPES, 160)
     assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
 
 
@@ -64,17 +64,17 @@ def test_negatives_are_wrong_and_distinct(item, data):
         assert type_ in item.types  # of one that the corpus does not annotate nothing is known
 
 
-def test_a_generators_mistakes_are_always_among_the_negatives(tokens):
+def test_a_generators_mistakes_are_always_among_the_negatives(per_type_tokens):
     wrong = [Mention(4, 13, "protein"), Mention(21, 25, "protein"), Mention(4, 8, "rna"), Mention(5, 8, "dna")]
     wrong += [Mention(4, 8, "disease")]
-    (item,) = items([EXAMPLE], tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
+    (item,) = items([EXAMPLE], per_type_tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
     # Not what is a mention, is of a type that is not known, or ends within a piece.
     assert {(s.start, s.end, TYPES[s.type]) for s in item.mistakes} == {(1, 4, "protein"), (1, 3, "rna")}
     none = dict.fromkeys(("boundary", "inner", "wrong_types", "elsewhere"), 0)
     assert item.drawn(config(**none), random.Random(0)).spans == (*item.gold, *item.mistakes)
     drawn = item.drawn(config(boundary=30, inner=30), random.Random(0)).spans
     assert len({(s.start, s.end, s.type) for s in drawn}) == len(drawn)
-    assert items([EXAMPLE], tokens, TYPES, 160, {digest("another"): wrong})[0].mistakes == ()
+    assert items([EXAMPLE], per_type_tokens, TYPES, 160, {digest("another"): wrong})[0].mistakes == ()
 
 
 def test_a_batch_points_at_the_same_tokens(item):
@@ -95,8 +95,8 @@ def test_a_batch_points_at_the_same_tokens(item):
         pack([drawn], len(item) - 1)
 
 
-def test_reading_like_the_generator_takes_a_line_per_type(tokens, tokenizer):
-    (item,) = items([EXAMPLE], tokens, TYPES, 160, way="copy")
+def test_reading_like_the_generator_takes_a_line_per_type(per_type_tokens, tokenizer):
+    (item,) = items([EXAMPLE], per_type_tokens, TYPES, 160, way="copy")
     for span, mention in zip(item.gold, ("CD28", "CD28 gene", "IL-2"), strict=True):
         before, inside, after = said(item, span, tokenizer)
         assert inside.strip() == mention
@@ -113,7 +113,7 @@ def test_reading_like_the_generator_takes_a_line_per_type(tokens, tokenizer):
     drawn = item.drawn(config(), random.Random(1))
     assert pack([drawn], len(item)).tokens == len(drawn.tokens.packed(s.type for s in drawn.spans).ids)
     asked = replace(EXAMPLE, types=(*TYPES, "cell_line", "cell_type"))
-    (many,) = items([asked], tokens, asked.types, 160, way="copy")
+    (many,) = items([asked], per_type_tokens, asked.types, 160, way="copy")
     types = {s.type for s in many.drawn(config(elsewhere=50), random.Random(2)).spans}
     assert len(types) == TYPES_AT_ONCE
 

@@ -14,7 +14,7 @@ from shared.model.attention import use_packed_attention
 from shared.model.base_model import BaseModelError
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
-from shared.text.grammar import CopyTokens
+from shared.text.per_type import PerTypeTokens
 from tests.support import distributed
 from tests.support.generators import config, corpus, trained
 from tests.support.tiny import make_tiny_model
@@ -43,7 +43,7 @@ def test_the_loss_is_that_of_the_plain_model(tmp_path):
     folder = make_tiny_model(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     packed = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    tokens = CopyTokens(AutoTokenizer.from_pretrained(folder))
+    tokens = PerTypeTokens(AutoTokenizer.from_pretrained(folder))
     example = Example("1", "The CD28 gene", "en", (Mention(4, 8, "protein"),), ("protein", "rna"))
     (item,) = items([example], tokens, 160)
     losses = []

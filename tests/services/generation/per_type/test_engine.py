@@ -1,8 +1,7 @@
-"""The copy engine against plain decoding, token by token, with the whole model and no packing."""
+"""The engine of a line a type against plain decoding, token by token, with the whole model and no packing."""
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 
@@ -13,14 +12,15 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.generation.config import GenerationConfig
-from services.generation.copy import CopyEngine
 from services.generation.engine import TagRequest
+from services.generation.per_type.engine import PerTypeEngine
 from shared import entity_types
 from shared.messages import Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
-from shared.text.grammar import Action, CopyTokens, State, tagged_text
+from shared.text.per_type import Action, PerTypeTokens, State
 from shared.text.pieces import split
+from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
 
 TYPES = ("protein", "disease", "cell_line")
@@ -41,7 +41,7 @@ def reference(folder):
 def made(folder, **changes):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     config = GenerationConfig(**{"candidate_floor": 0.3, "branch_pieces": 4} | changes)
-    return CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config)
+    return PerTypeEngine(Packed(model), PerTypeTokens(AutoTokenizer.from_pretrained(folder)), config)
 
 
 @pytest.fixture(scope="module", params=[4, 256], ids="lookahead-{}".format)
@@ -54,23 +54,35 @@ def segment(text: str, lang: str = "en", index: int = 0) -> Segment:
 
 
 @torch.inference_mode()
-def plain(reference, text: str, name: str) -> tuple[list[Action], list[float]]:
-    """Greedy decoding under the constraint: a forward pass of the whole sequence for every action."""
+def plain(reference, text: str, key: str) -> tuple[float, dict[tuple[int, int], float]]:
+    """Greedy decoding of a type under the constraint: a forward pass of the whole sequence for every action.
+
+    The probability that the type is there, and its mentions with theirs.
+    """
     model, tokenizer = reference
-    tokens = CopyTokens(tokenizer)
+    tokens = PerTypeTokens(tokenizer)
     pieces = split(text)
-    ids = [*tokens.prefix(pieces), *tokens.header(name)]
-    state, actions, chosen, after_open = State(len(pieces)), [], [], False
+    ids = [*tokens.prefix(pieces), *tokens.header(entity_types.get(key).name("en"))]
+    state, after_open, opened, found = State(len(pieces)), False, [], {}
+    presence, first = 1.0, True
     while options := state.admissible():
-        first = [tokens.action(pieces, state.copied, o, after_open=after_open) for o in options]
-        logits = model(torch.tensor([ids])).logits[0, -1, [f[0] for f in first]]
-        best = int(logits.argmax())
-        chosen.append(float(torch.log_softmax(logits, -1)[best]))
-        actions.append(options[best])
-        ids += first[best]
+        said = [tokens.action(pieces, state.copied, o, after_open=after_open) for o in options]
+        logits = model(torch.tensor([ids])).logits[0, -1, [ids_[0] for ids_ in said]]
+        chances = torch.softmax(logits.double(), -1).tolist()
+        best = max(range(len(options)), key=chances.__getitem__)
+        if first:
+            presence = 1.0 - chances[options.index(Action.ABSENT)]
+            chances[best] /= presence  # on condition that the type is there
+            first = False
+        if options[best] is Action.OPEN:
+            opened.append(chances[best])
+        elif options[best] is Action.CLOSE:
+            span = pieces.cores[state.open[-1]], pieces.ends[state.copied - 1]
+            found[span] = max(found.get(span, 0.0), presence * opened.pop() * chances[best])
+        ids += said[best]
         state.apply(options[best])
         after_open = options[best] is Action.OPEN
-    return actions, chosen
+    return presence, found
 
 
 TEXTS = [
@@ -84,27 +96,21 @@ TEXTS = [
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_equals_plain_greedy_decoding(engine, reference, text):
-    lines = engine.tag([TagRequest(segment(text), TYPES)])[0]
-    assert [line.type for line in lines] == list(TYPES)
-    for line in lines:
-        actions, logprobs = plain(reference, text, entity_types.get(line.type).name("en"))
-        if actions == [Action.ABSENT]:
-            assert line.tagged == ""
-            assert line.presence == pytest.approx(1 - math.exp(logprobs[0]), abs=1e-4)
-            continue
-        assert line.tagged == tagged_text(split(text), actions)
-        expected = [p for a, p in zip(actions, logprobs, strict=True) if a in (Action.OPEN, Action.CLOSE)]
-        if actions[0] is Action.OPEN:  # the engine gives the first action's probability on condition of presence
-            expected[0] -= math.log(line.presence)
-        assert list(line.brackets) == pytest.approx(expected, abs=1e-4)
+    (line,) = engine.tag([TagRequest(segment(text), TYPES)])
+    expected = {key: plain(reference, text, key) for key in TYPES}
+    assert line.types == TYPES
+    assert line.presence == pytest.approx(max(presence for presence, _ in expected.values()), abs=1e-4)
+    found = mentions(line)
+    for key, (_, spans) in expected.items():
+        assert found[key] == pytest.approx(spans, abs=1e-4)
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(st.sampled_from("ab C1-[]\\ 中文😀\n"), min_size=1, max_size=24), types=st.permutations(TYPES))
+@given(text=st.text(st.sampled_from("ab C1-[]|\\ 中文😀\n"), min_size=1, max_size=24), types=st.permutations(TYPES))
 def test_equals_plain_greedy_decoding_on_any_text(engine, reference, text, types):
-    for line in engine.tag([TagRequest(segment(text), tuple(types))])[0]:
-        actions, _ = plain(reference, text, entity_types.get(line.type).name("en"))
-        assert line.tagged == ("" if actions == [Action.ABSENT] else tagged_text(split(text), actions))
+    (line,) = engine.tag([TagRequest(segment(text), tuple(types))])
+    assert line.types == tuple(types)
+    assert mentions(line) == {key: pytest.approx(plain(reference, text, key)[1], abs=1e-4) for key in types}
 
 
 @pytest.mark.parametrize(("threads", "tokens"), [(1, 1), (1, 200), (3, 200), (3, 4000)])
@@ -112,47 +118,45 @@ def test_lines_do_not_depend_on_what_is_under_way_beside_them(folder, engine, th
     requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS * 3)]
     alone = [engine.tag([request])[0] for request in requests]
     together = made(folder, threads=threads, pass_tokens=tokens, cache_tokens=tokens).tag(requests)
-    for one, other in zip(alone, together, strict=True):
-        for a, b in zip(one, other, strict=True):
-            assert (a.tagged, a.type, a.segment) == (b.tagged, b.type, b.segment)
-            assert a.brackets == pytest.approx(b.brackets, abs=1e-4)
-            assert [(x.start, x.end) for x in a.alternatives] == [(x.start, x.end) for x in b.alternatives]
+    for a, b in zip(alone, together, strict=True):
+        assert (a.tagged, a.types, a.segment) == (b.tagged, b.types, b.segment)
+        assert a.presence == pytest.approx(b.presence, abs=1e-4)
+        assert a.brackets == pytest.approx(b.brackets, abs=1e-4)
+        places = [[(x.start, x.end, x.type) for x in line.alternatives] for line in (a, b)]
+        assert places[0] == places[1]
 
 
-@pytest.mark.parametrize("floor", [0.001, 0.02])
-def test_candidates_do_not_depend_on_how_many_tokens_are_looked_at_together(folder, floor):
-    """Whoever looks at few tokens stops where no closing further on can count; of many all are looked at."""
-    requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS)]
-    few, many = (
-        made(folder, candidate_floor=floor, branch_pieces=8, lookahead=lookahead).tag(requests)
-        for lookahead in (1, 256)
-    )
-    found = [
-        [{(a.start, a.end): a.logprob for of in lines for a in of.alternatives} for lines in tagged]
-        for tagged in (few, many)
-    ]
-    assert any(found[0])
-    for one, other in zip(*found, strict=True):
-        assert one == pytest.approx(other, abs=1e-4)
+def test_a_type_does_not_depend_on_what_is_asked_beside_it(engine):
+    for text in TEXTS:
+        (together,) = engine.tag([TagRequest(segment(text), TYPES)])
+        found = mentions(together)
+        for key in TYPES:
+            (alone,) = engine.tag([TagRequest(segment(text), (key,))])
+            assert mentions(alone) == {key: pytest.approx(found[key], abs=1e-4)}
+            others = {(x.start, x.end): x.logprob for x in together.alternatives if x.type == key}
+            assert {(x.start, x.end): x.logprob for x in alone.alternatives} == pytest.approx(others, abs=1e-4)
 
 
-def test_tagged_text_is_the_segment(engine):
-    for request, lines in zip(
-        requests := [TagRequest(segment(t), TYPES) for t in TEXTS], engine.tag(requests), strict=True
-    ):
-        for line in lines:
-            if line.tagged:
-                assert _without_brackets(line.tagged) == request.segment.text
-            for alternative in line.alternatives:
-                assert 0 <= alternative.start < alternative.end <= len(request.segment.text)
+def test_candidates_lie_in_the_segment_and_are_no_mentions(engine):
+    requests = [TagRequest(segment(text), TYPES) for text in TEXTS]
+    for line in engine.tag(requests):
+        found = mentions(line)
+        for other in line.alternatives:
+            assert 0 <= other.start < other.end <= len(line.segment.text)
+            assert (other.start, other.end) not in found[other.type]
 
 
 def test_no_requests(engine):
     assert engine.tag([]) == []
 
 
+def test_no_types(engine):
+    (line,) = engine.tag([TagRequest(segment(TEXTS[0]), ())])
+    assert (line.tagged, line.types, line.presence) == ("", (), 0.0)
+
+
 def tagged(found):
-    return [[line.tagged for line in lines] for lines in found]
+    return [line.tagged for line in found]
 
 
 def test_a_segment_that_fails_fails_alone(engine):
@@ -182,9 +186,11 @@ class Failing:
 
 
 @pytest.fixture
-def failing(engine):
-    made = CopyEngine(Failing(engine._body), engine._tokens, engine._config.model_copy(update={"threads": 1}))
-    return made, made._body
+def failing(folder, engine):
+    model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
+    body = Failing(Packed(model))
+    config = GenerationConfig(candidate_floor=0.3, branch_pieces=4, threads=1)
+    return PerTypeEngine(body, PerTypeTokens(AutoTokenizer.from_pretrained(folder)), config), body
 
 
 def test_those_under_way_learn_that_a_pass_failed_and_those_after_them_do_not_suffer(engine, failing):
@@ -212,30 +218,17 @@ def test_who_has_gone_before_its_turn_costs_nothing(engine, failing):
     assert tagged([with_it.result(), last.result()]) == tagged(engine.tag([request, request]))
 
 
-def test_what_a_segment_took_of_the_cache_is_given_back(engine):
+def test_what_a_segment_took_of_the_cache_is_given_back(folder, monkeypatch):
     requests = [TagRequest(segment(text, index=i), TYPES) for i, text in enumerate(TEXTS * 3)]
-    caches = []
-    other = CopyEngine(engine._body, engine._tokens, engine._config.model_copy(update={"threads": 1}))
-    segments = other._segment
+    used = []
+    segments = PerTypeEngine._segment
 
-    def seen(request, cache):
-        found = yield from segments(request, cache)
-        caches.append((cache, cache.used))
+    def seen(self, request, worker):
+        found = yield from segments(self, request, worker)
+        used.append(worker.cache.used)
         return found
 
-    other._segment = seen
-    other.tag(requests)
-    assert caches[-1][1] == 0
-
-
-def _without_brackets(tagged: str) -> str:
-    out, escaped = [], False
-    for character in tagged:
-        if escaped:
-            out.append(character)
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character not in "[]":
-            out.append(character)
-    return "".join(out)
+    monkeypatch.setattr(PerTypeEngine, "_segment", seen)
+    made(folder, threads=1).tag(requests)
+    assert len(used) == len(requests)
+    assert used[-1] == 0

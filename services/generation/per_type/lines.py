@@ -1,17 +1,21 @@
-"""Decoded lines: what was decided at each step, and what a line and its candidates are made of. For every engine."""
+"""Decoded lines of a type: what was decided at each step, and the message that the lines of a segment make."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from shared import entity_types
 from shared.messages import Alternative, Segment, TaggedLine
-from shared.text.grammar import Action, State, tagged_text
+from shared.text.per_type import Action, State
 from shared.text.pieces import Pieces
+from shared.text.tagging import decode, encode
 
 Range = tuple[int, int]  # of pieces
+_MARKS = re.compile(r"\\[\[\]\\|]|[\[\]]")
 
 
 @dataclass(slots=True)
@@ -52,17 +56,21 @@ def begun(decided: Mapping[Action, float], floor: float) -> Start:
     return Start(presence, forced, Step(max(rest, key=rest.__getitem__), rest))
 
 
-def spans(pieces: int, steps: Iterable[Step]) -> list[tuple[Range, float]]:
-    """The line's mentions as piece ranges, with the log-probability of their two brackets."""
+def spans(pieces: int, steps: Iterable[Step]) -> dict[Range, tuple[float, float]]:
+    """The line's mentions as piece ranges, with the log-probabilities of their two brackets.
+
+    Of a mention that is said twice those of the likelier pair.
+    """
     state = State(pieces)
     opened: list[float] = []
-    out = []
+    out: dict[Range, tuple[float, float]] = {}
     for step in steps:
         logprob = 0.0 if step.logprobs is None else step.logprobs[step.action]
         if step.action is Action.OPEN:
             opened.append(logprob)
         if (span := state.apply(step.action)) is not None:
-            out.append((span, opened.pop() + logprob))
+            both = (opened.pop(), logprob)
+            out[span] = max(out.get(span, both), both, key=sum)
     return out
 
 
@@ -85,43 +93,61 @@ def passed_over(pieces: int, steps: Iterable[Step], floor: float) -> Iterator[Pa
         state.apply(step.action)
 
 
-def alternatives(
-    pieces: Pieces, begin: Start, steps: Sequence[Step], beyond: Mapping[Range, float], floor: float
-) -> tuple[Alternative, ...]:
-    """The candidates beyond the greedy mentions: ``beyond``, with their log-probabilities, and a forced line's own."""
-    own = dict(spans(len(pieces), steps))
-    found = {**beyond, **own} if begin.forced else {s: p for s, p in beyond.items() if s not in own}
+class TypeLine(NamedTuple):
+    """What is said of one type. ``mentions``: by offsets within the segment, the log-probabilities of both brackets."""
+
+    type: str
+    presence: float
+    mentions: dict[Range, tuple[float, float]]
+    alternatives: tuple[Alternative, ...]
+
+
+def type_line(
+    type_: str, pieces: Pieces, begin: Start, steps: Sequence[Step], beyond: Mapping[Range, float], floor: float
+) -> TypeLine:
+    """A decoded line; an absent type, or one whose line was forced, has no greedy mention.
+
+    ``beyond``: candidates that the line did not take, with their log-probabilities.
+    """
+    own = spans(len(pieces), steps)
+    found = {s: p for s, p in beyond.items() if begin.forced or s not in own}
+    if begin.forced:
+        found |= {s: opening + closing for s, (opening, closing) in own.items()}
     presence = math.log(begin.presence) if begin.forced else 0.0
-    return tuple(
-        Alternative(start=pieces.cores[s], end=pieces.ends[e - 1], logprob=min(0.0, p + presence))
+    others = tuple(
+        Alternative(start=pieces.cores[s], end=pieces.ends[e - 1], type=type_, logprob=min(0.0, p + presence))
         for (s, e), p in sorted(found.items())
         if p + presence >= floor
     )
+    said = {} if begin.forced else {(pieces.cores[s], pieces.ends[e - 1]): p for (s, e), p in own.items()}
+    return TypeLine(type_, min(1.0, max(0.0, begin.presence)), said, others)
 
 
-def tagged_line(
-    segment: Segment,
-    type_: str,
-    pieces: Pieces,
-    begin: Start,
-    steps: Sequence[Step],
-    others: tuple[Alternative, ...],
-) -> TaggedLine:
-    """The message; of an absent type, or of a line that was forced, with no greedy mention."""
-    tagged = ""
-    brackets: tuple[float, ...] = ()
-    if not begin.forced and begin.first.action is not Action.ABSENT:
-        tagged = tagged_text(pieces, [step.action for step in steps])
-        brackets = tuple(
-            min(0.0, 0.0 if step.logprobs is None else step.logprobs[step.action])
-            for step in steps
-            if step.action in (Action.OPEN, Action.CLOSE)
-        )
+def tagged_line(segment: Segment, lines: Sequence[TypeLine]) -> TaggedLine:
+    """The lines of all types as one message. The presence of a mention's own type is part of its opening bracket."""
+    presence = max((line.presence for line in lines), default=0.0)
+    brackets: dict[tuple[int, int, str], tuple[float, float]] = {}
+    for line in lines:
+        name = entity_types.get(line.type).name(segment.lang)
+        rarer = math.log(line.presence / presence) if line.mentions else 0.0
+        for (start, end), (opening, closing) in line.mentions.items():
+            brackets[start, end, name] = (min(0.0, opening + rarer), min(0.0, closing))
+    rows = encode(segment.text, brackets)
+    said: list[float] = []
+    for row in rows:
+        opened: list[tuple[float, float]] = []
+        spans_ = iter(decode(row)[1])  # in the order of their opening brackets
+        for mark in _MARKS.finditer(row):
+            if mark[0] == "[":
+                opened.append(brackets[next(spans_)])
+                said.append(opened[-1][0])
+            elif mark[0] == "]":
+                said.append(opened.pop()[1])
     return TaggedLine(
         segment=segment,
-        type=type_,
-        tagged=tagged,
-        presence=min(1.0, max(0.0, begin.presence)),
-        brackets=brackets,
-        alternatives=others,
+        types=tuple(line.type for line in lines),
+        tagged="\n".join(rows),
+        presence=presence,
+        brackets=tuple(said),
+        alternatives=tuple(other for line in lines for other in line.alternatives),
     )

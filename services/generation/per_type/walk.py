@@ -6,8 +6,8 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from services.generation.lines import Step
-from shared.text.grammar import Action, CopyTokens, State
+from services.generation.per_type.lines import Step
+from shared.text.per_type import Action, PerTypeTokens, State
 from shared.text.pieces import Pieces
 
 KEY = "biobracket"  # of a request's own arguments, which tell the process that runs the model what its walk is
@@ -21,7 +21,7 @@ class Walk:
     """
 
     def __init__(
-        self, tokens: CopyTokens, pieces: Pieces, end: int, done: Sequence[Action] = (), closing: int = 0
+        self, tokens: PerTypeTokens, pieces: Pieces, end: int, done: Sequence[Action] = (), closing: int = 0
     ) -> None:
         self._tokens = tokens
         self._pieces = pieces

@@ -1,0 +1,143 @@
+"""Continuous batching: segments join and leave between two passes (Orca, Yu et al. 2022).
+
+A pass takes what all running segments ask for next, and waiting ones join while it has fewer tokens than its budget:
+passes stay large enough for the products to be fast, and no segment waits for the longest of its batch.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+import torch
+
+from services.generation.copy.forward import Answer, Forward, Part, Task
+from shared.model.cache import Cache
+
+Q = TypeVar("Q")
+T = TypeVar("T")
+
+
+class Scheduler(Generic[Q, T]):
+    """Runs the tasks of requests, in passes. Thread-safe.
+
+    What is not a matrix product runs on one core only, so ``threads`` workers run side by side, each with passes and a
+    cache of its own. ``task`` makes the task of a request, given the worker's cache.
+    """
+
+    def __init__(
+        self, forward: Forward, task: Callable[[Q, Worker], Task[T]], threads: int, token_budget: int, cache_tokens: int
+    ) -> None:
+        """``token_budget``: of a pass; ``cache_tokens``: from which a worker admits no further segment."""
+        self._forward, self._task = forward, task
+        self._threads, self._token_budget, self._cache_tokens = threads, token_budget, cache_tokens
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="copy")
+        self._own = threading.local()
+        self._waiting: deque[tuple[Q, Future[T]]] = deque()
+        self._lock = threading.Lock()
+        self._workers = 0
+
+    def submit(self, request: Q) -> Future[T]:
+        """What the request's task returns, in the end. One that is cancelled before its turn costs nothing."""
+        future: Future[T] = Future()
+        with self._lock:
+            self._waiting.append((request, future))
+            if self._workers < self._threads:
+                self._workers += 1
+                self._executor.submit(self._work)
+        return future
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        """Passes, for as long as there is something to do."""
+        worker: Worker | None = getattr(self._own, "worker", None)
+        if worker is None:  # kept: fresh memory is slow
+            worker = self._own.worker = Worker(self._forward.cache())
+        running: list[_Running[T]] = []
+        while True:
+            self._admit(running, worker)
+            with self._lock:
+                if not running and not self._waiting:
+                    self._workers -= 1
+                    return
+                threads = self._threads // self._workers
+            if self._forward.device.type == "cpu" and torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)  # of this worker only
+            try:
+                answers = iter(self._forward.run([part for one in running for part in one.parts], worker.cache))
+                running = [one for one in running if one.take([next(answers) for _ in one.parts])]
+            except Exception as error:  # whoever asked learns of it; what waits has its own chance
+                for one in running:
+                    one.fail(error)
+                running = []
+                worker.clear()
+
+    def _admit(self, running: list[_Running[T]], worker: Worker) -> None:
+        """Take up waiting segments, until the pass is full or the cache has what it may."""
+        tokens = sum(one.tokens for one in running)
+        while tokens < self._token_budget and worker.cache.used < self._cache_tokens:
+            with self._lock:
+                if not self._waiting:
+                    return
+                request, future = self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            one = _Running(self._task(request, worker), future)
+            if one.begin():
+                running.append(one)
+                tokens += one.tokens
+
+
+class Worker:
+    """What a worker keeps from pass to pass: its cache, and where headers lie in it."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.headers: dict[tuple[int, ...], int] = {}
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.cache.clear()
+        self.headers.clear()
+
+
+class _Running(Generic[T]):
+    """A segment between two passes: its task, what that asks for, and who waits for what it finds."""
+
+    def __init__(self, task: Task[T], future: Future[T]) -> None:
+        self._task = task
+        self._future = future
+        self.parts: list[Part] = []
+
+    @property
+    def tokens(self) -> int:
+        """Of the next pass."""
+        return sum(len(part.ids) for part in self.parts)
+
+    def begin(self) -> bool:
+        """Ask for the first pass; false where there is none to wait for."""
+        return self._on(None)
+
+    def take(self, answers: Sequence[Answer]) -> bool:
+        """Go on with what the pass said; false where that was the last."""
+        return self._on(answers)
+
+    def _on(self, answers: Sequence[Answer] | None) -> bool:
+        try:
+            self.parts = next(self._task) if answers is None else self._task.send(list(answers))
+        except StopIteration as stop:
+            self._future.set_result(stop.value)
+            return False
+        except Exception as error:  # of this segment alone
+            self._future.set_exception(error)
+            return False
+        return True
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits, if nobody has."""
+        self._task.close()
+        if not self._future.done():
+            self._future.set_exception(error)
