@@ -22,6 +22,7 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener  # 
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
+    CoordinatorNotAvailableError,
     IllegalGenerationError,
     InconsistentGroupProtocolError,
     KafkaError,
@@ -440,8 +441,16 @@ class Scan:
 
     def committed(self, group: str) -> dict[int, int]:
         """The committed offset by partition; one that the group never committed is left out."""
+        deadline = time.monotonic() + _CONNECT_MS / 1000
         with _translated(self._settings):
-            found = self._admin.list_group_offsets(group).get(group, {})
+            while True:
+                try:
+                    found = self._admin.list_group_offsets(group).get(group, {})
+                    break
+                except CoordinatorNotAvailableError:  # the first group of a cluster: Kafka creates the offsets topic
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.1)
             return {p.partition: found[p].offset for p in self._partitions if p in found and found[p].offset >= 0}
 
     def read(self, until: Mapping[int, int] | None = None, *, since_ms: int = 0) -> Iterator[list[Record]]:
