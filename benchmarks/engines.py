@@ -124,7 +124,7 @@ def main(
         "hardware": hardware(),
         "generator_revision": generator_revision(settings),
         "scheme": scheme,
-        "engines": {name: summary(of, found) for name, of in found.items()},
+        "engines": {name: summary(one, found) for name, one in found.items()},
     }
     if plot is not None:
         draw(report, plot)
@@ -162,7 +162,7 @@ def measured(name: str, segments: int, repetitions: int) -> dict[str, Any]:
     found = sorted(spans(lines))
     close()
     # Of this process and of those that it started, which have ended.
-    peak = sum(resource.getrusage(of).ru_maxrss for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "segments": len(requests),
         "characters": sum(len(request.segment.text) for request in requests),
@@ -275,7 +275,7 @@ class Generate:
             pad_token_id=pad,
             prefix_allowed_tokens_fn=allowed,
         )[:, width:]
-        return [self._line(*of, row.tolist()) for of, row in zip(asked, said, strict=True)]
+        return [self._line(*request, row.tolist()) for request, row in zip(asked, said, strict=True)]
 
     def _line(self, request: TagRequest, key: str, said: Sequence[int]) -> TypeLine:
         """What was said of a type, as if it were certain: `generate` is not asked for probabilities."""
@@ -384,7 +384,7 @@ def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> flo
 
 def f1(found: Sequence[Span], gold: Sequence[Span], segments: int) -> float:
     """Strict micro F1 on the first segments."""
-    said, right = ({tuple(s) for s in of if s[0] < segments} for of in (found, gold))
+    said, right = ({tuple(s) for s in spans_ if s[0] < segments} for spans_ in (found, gold))
     hits = len(said & right)
     return round(2 * hits / max(1, len(said) + len(right)), 4)
 

@@ -108,7 +108,7 @@ def measure(
         start = time.perf_counter()
         selector.select(parsed)
         selection.append(time.perf_counter() - start)
-    return generation, selection, [candidate for of in parsed for candidate in of]
+    return generation, selection, [candidate for candidates in parsed for candidate in candidates]
 
 
 def measure_index(found: Floats, size: int, kinds: Sequence[str]) -> list[dict[str, Any]]:

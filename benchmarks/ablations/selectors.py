@@ -70,9 +70,9 @@ def only(*terms: str) -> Way:
     """By these terms of a judgement alone."""
 
     def way(known: Known) -> Judgement:
-        of = known.judgement
-        left = Judgement(of.confidence if "confidence" in terms else 0.5, of.greedy)
-        return left._replace(**{term: getattr(of, term) for term in terms})
+        judged = known.judgement
+        left = Judgement(judged.confidence if "confidence" in terms else 0.5, judged.greedy)
+        return left._replace(**{term: getattr(judged, term) for term in terms})
 
     return way
 
@@ -228,7 +228,7 @@ def _prototypes(candidates: Sequence[Candidate], selector: Selector, settings: S
         for vector, exemplar in zip(vectors, exemplars, strict=True):
             key = exemplar.type, exemplar.accepted
             sums[key] = sums.get(key, 0.0) + vector.astype(np.float64)
-    means = {key: of / max(float(np.linalg.norm(of)), 1e-9) for key, of in sums.items()}
+    means = {key: total / max(float(np.linalg.norm(total)), 1e-9) for key, total in sums.items()}
     embeddings = selector.encoder.encode(candidates).embeddings
     none = np.zeros(embeddings.shape[1])
     return [
@@ -247,7 +247,7 @@ def _observations(found: Judged, change: Way, greedy: bool) -> list[Observation]
 
 
 def _calibrated(found: Sequence[Judged], change: Way, greedy: bool) -> Calibration:
-    gold = Counter(type_ for j in found for of in j.gold for _, _, type_ in of)
+    gold = Counter(type_ for j in found for spans in j.gold for _, _, type_ in spans)
     return fit([o for j in found for o in _observations(j, change, greedy)], gold)
 
 
@@ -264,7 +264,7 @@ def _taken(found: Judged, calibration: Calibration, change: Way, greedy: bool) -
     ]
 
     def taken(raised: float) -> list[set[Span]]:
-        kept = [_by_segment([one for above, one in of if above >= raised]) for of in scored]
+        kept = [_by_segment([one for above, one in text if above >= raised]) for text in scored]
         merged = [merge(e.text, entities)[0] for e, entities in zip(found.examples, kept, strict=True)]
         return [{(e.start, e.end, e.type) for e in entities} for entities in merged]
 
@@ -281,7 +281,7 @@ def at_recall(gold: Sequence[set[Span]], taken: Taken, correct: int) -> list[set
     """What is taken with the highest thresholds that leave so many right; none where there are never as many."""
 
     def enough(found: Sequence[set[Span]]) -> bool:
-        return sum(len(of & spans) for of, spans in zip(gold, found, strict=True)) >= correct
+        return sum(len(right & spans) for right, spans in zip(gold, found, strict=True)) >= correct
 
     low, high = -2 * _EXTREME, 2 * _EXTREME  # what differences of clipped log-odds can be
     best = taken(low)
@@ -349,9 +349,9 @@ def plot(table: dict[str, dict[str, Cell]], file: Path) -> None:
         axes.plot([0, 1], [0, 1], color="0.8")
         for way in (CONFIDENCE, "all"):
             found = table[way][name].reliability
-            given, right = [of.probability for of in found], [of.correct for of in found]
+            given, right = [point.probability for point in found], [point.correct for point in found]
             axes.plot(given, right, alpha=0.7, label=way)
-            axes.scatter(given, right, [2 * of.size**0.5 for of in found])
+            axes.scatter(given, right, [2 * point.size**0.5 for point in found])
         axes.set(title=name, xlabel="probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
         axes.legend()
     figure.savefig(file, dpi=100)

@@ -122,7 +122,7 @@ def _of_json(place: str, content: BinaryIO) -> Iterator[tuple[Record, int]]:
     read: list[bytes] = []  # the lines up to the second that is not empty
     for line in content:
         read.append(line)
-        if sum(bool(of.strip()) for of in read) == 2:
+        if sum(bool(one.strip()) for one in read) == 2:
             break
     first, *second = [line.removeprefix(_BOM) for line in read if line.strip()] or [b""]
     if first and not first.lstrip().startswith((b"{", b"[")):

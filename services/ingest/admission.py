@@ -121,15 +121,15 @@ def _refuse(constant: str) -> Any:
     raise ValueError("NaN and Infinity are not JSON")
 
 
-def _error(error: ValidationError, of: _Kind) -> DocumentError:
+def _error(error: ValidationError, record: _Kind) -> DocumentError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    kind, field = first["type"], str(first["loc"][0]) if first["loc"] else of.name
+    kind, field = first["type"], str(first["loc"][0]) if first["loc"] else record.name
     reason = "invalid"
     if not _NAME.fullmatch(field):
-        field = of.name
-        problem = f"has a member that is not a field of a {of.name}"
+        field = record.name
+        problem = f"has a member that is not a field of a {record.name}"
     elif kind == "extra_forbidden":
-        problem = f"is not a field of a {of.name}"
+        problem = f"is not a field of a {record.name}"
     elif kind == "value_error":  # of the message's own validators, which know not to quote
         said = first["msg"].removeprefix("Value error, ").partition(";")[0]
         if not first["loc"]:  # of several fields: it begins with the one to change
@@ -143,4 +143,4 @@ def _error(error: ValidationError, of: _Kind) -> DocumentError:
         problem = "holds an entry of the wrong type"
     else:
         problem = _PROBLEMS.get(kind, "is not valid")
-    return DocumentError(field, problem, of.remedies.get(field, of.unknown), reason=reason)
+    return DocumentError(field, problem, record.remedies.get(field, record.unknown), reason=reason)

@@ -51,14 +51,14 @@ def test_transformers_say_what_the_copy_engine_says(settings, together, monkeypa
     said = engines.Generate(settings, together).tag(requests())
     assert [(line.types, line.segment) for line in copied] == [(line.types, line.segment) for line in said]
     # Two ways to compute in bfloat16 differ where a choice is nearly even.
-    ours, theirs = (set(engines.spans(of)) for of in (copied, said))
+    ours, theirs = (set(engines.spans(lines)) for lines in (copied, said))
     assert len(ours & theirs) >= 0.5 * len(ours | theirs) > 0
 
 
 @pytest.mark.parametrize("name", ["copy", "copy_greedy", "copy_sequential"])
 def test_copying_is_by_the_scheme_of_the_adapter(settings, labelled, name):
-    for of, engine in ((settings, PerTypeEngine), (labelled, CopyEngine)):
-        tag, _ = engines.engine(name, of)
+    for chosen, engine in ((settings, PerTypeEngine), (labelled, CopyEngine)):
+        tag, _ = engines.engine(name, chosen)
         assert type(tag.__self__) is engine
         lines = tag(requests())
         assert [line.segment.text for line in lines] == list(TEXTS)
@@ -120,7 +120,7 @@ def report(seconds, found, segments=2):
 def test_ratios_are_of_rates_and_f1_is_on_the_same_segments():
     copy = report([1.0, 2.0, 3.0], [[0, 0, 4, "protein"], [1, 0, 1, "disease"]])
     paper = report([10.0], [[0, 0, 4, "protein"]], segments=1)
-    of_copy, of_paper = (engines.summary(of, {"copy": copy, "paper": paper}) for of in (copy, paper))
+    of_copy, of_paper = (engines.summary(one, {"copy": copy, "paper": paper}) for one in (copy, paper))
     assert of_copy["segments_per_second"] == 1.0
     assert of_copy["times_paper"] == 10.0
     assert of_paper["times_paper"] == 1.0

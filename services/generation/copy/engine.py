@@ -7,7 +7,6 @@ its keys and values are copied. Prompt, line and branches of a segment lie in on
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import Future
 
 from services.generation.config import GenerationConfig
@@ -41,15 +40,8 @@ class CopyEngine(Engine):
         self._config = config
         self._memory = Memory()
         self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
-        on_cpu = self._forward.device.type == "cpu"
-        self._lookahead = config.lookahead or (6 if on_cpu else 256)
-        self._scheduler: Scheduler[TagRequest, TaggedLine] = Scheduler(
-            self._forward,
-            self._segment,
-            (config.threads or os.cpu_count() or 1) if on_cpu else 1,
-            config.pass_tokens or (512 if on_cpu else 8192),
-            config.cache_tokens,
-        )
+        self._lookahead = config.lookahead or self._forward.lookahead
+        self._scheduler: Scheduler[TagRequest, TaggedLine] = Scheduler(self._forward, self._segment, config)
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> CopyEngine:

@@ -6,6 +6,7 @@ passes stay large enough for the products to be fast, and no segment waits for t
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from services.generation.config import GenerationConfig
 from services.generation.copy.forward import Answer, Forward, Part, Task
 from shared.model.cache import Cache
 
@@ -24,17 +26,17 @@ T = TypeVar("T")
 class Scheduler(Generic[Q, T]):
     """Runs the tasks of requests, in passes. Thread-safe.
 
-    What is not a matrix product runs on one core only, so ``threads`` workers run side by side, each with passes and a
+    What is not a matrix product runs on one core only, so several workers run side by side, each with passes and a
     cache of its own. ``task`` makes the task of a request, given the worker's cache.
     """
 
-    def __init__(
-        self, forward: Forward, task: Callable[[Q, Worker], Task[T]], threads: int, token_budget: int, cache_tokens: int
-    ) -> None:
-        """``token_budget``: of a pass; ``cache_tokens``: from which a worker admits no further segment."""
+    def __init__(self, forward: Forward, task: Callable[[Q, Worker], Task[T]], config: GenerationConfig) -> None:
+        on_cpu = forward.device.type == "cpu"
         self._forward, self._task = forward, task
-        self._threads, self._token_budget, self._cache_tokens = threads, token_budget, cache_tokens
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="copy")
+        self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
+        self._token_budget = config.pass_tokens or (512 if on_cpu else 8192)
+        self._cache_tokens = config.cache_tokens
+        self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")
         self._own = threading.local()
         self._waiting: deque[tuple[Q, Future[T]]] = deque()
         self._lock = threading.Lock()

@@ -7,7 +7,6 @@ cache, a copy of the prefix's first, so that attention sees them in one piece.
 from __future__ import annotations
 
 import math
-import os
 from concurrent.futures import Future
 
 from services.generation.config import GenerationConfig
@@ -38,17 +37,10 @@ class PerTypeEngine(Engine):
         self._forward = Forward(body)
         self._tokens = tokens
         self._floor = config.candidate_floor
-        on_cpu = self._forward.device.type == "cpu"
-        lookahead = config.lookahead or (6 if on_cpu else 256)
+        lookahead = config.lookahead or self._forward.lookahead
         self._drafter = Drafter(tokens, lookahead, self._forward.device)
         self._brancher = Brancher(tokens, self._drafter, self._floor, config.branch_pieces, lookahead)
-        self._scheduler: Scheduler[TagRequest, TaggedLine] = Scheduler(
-            self._forward,
-            self._segment,
-            (config.threads or os.cpu_count() or 1) if on_cpu else 1,
-            config.pass_tokens or (512 if on_cpu else 8192),
-            config.cache_tokens,
-        )
+        self._scheduler: Scheduler[TagRequest, TaggedLine] = Scheduler(self._forward, self._segment, config)
 
     @classmethod
     def load(cls, settings: Settings, config: GenerationConfig) -> PerTypeEngine:

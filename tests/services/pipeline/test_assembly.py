@@ -493,8 +493,10 @@ def deciding(
 def same(one: Extraction, other: Extraction) -> bool:
     """Whether two extractions differ in nothing but what it took to make them."""
 
-    def made(of: Extraction) -> Extraction:
-        return of.model_copy(update={"timings": {}, "counts": of.counts.model_copy(update={"cached_segments": 0})})
+    def made(found: Extraction) -> Extraction:
+        return found.model_copy(
+            update={"timings": {}, "counts": found.counts.model_copy(update={"cached_segments": 0})}
+        )
 
     return made(one) == made(other)
 

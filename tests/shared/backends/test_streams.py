@@ -389,6 +389,7 @@ def test_each_topic_is_shared_out_evenly(stream: Settings, source: Callable[...,
         )
 
     _wait(settled)
+    assert [len(member.source.assignment()) for member in members] == [2, 2, 2]
     for member in members:
         member.stop()
         member.source.close()

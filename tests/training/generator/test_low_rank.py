@@ -13,8 +13,9 @@ from training.generator.low_rank import adapter, linear_weights, truncated
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 12), st.integers(0, 12), st.integers(0, 10**6))
 def test_a_difference_of_the_rank_or_less_is_kept(out, into, rank, less, seed):
     source = torch.Generator().manual_seed(seed)
-    of = max(1, rank - less)
-    difference = torch.randn(out, of, generator=source) @ torch.randn(of, into, generator=source) / of**0.5
+    true_rank = max(1, rank - less)
+    difference = torch.randn(out, true_rank, generator=source) @ torch.randn(true_rank, into, generator=source)
+    difference /= true_rank**0.5
     b, a, kept = truncated(difference, rank)
     assert (b.shape, a.shape) == ((out, rank), (rank, into))
     torch.testing.assert_close(b @ a, difference, atol=1e-4, rtol=1e-4)

@@ -150,7 +150,7 @@ def test_candidates_are_as_probable_as_the_passes_of_their_own_say(folder):
         if expected is None:
             continue
         # Whether what lies on the floor counts is a matter of rounding.
-        clear = [{s: p for s, p in of.items() if p > math.log(floor) + 1e-3} for of in (found, expected)]
+        clear = [{s: p for s, p in probable.items() if p > math.log(floor) + 1e-3} for probable in (found, expected)]
         assert clear[0] == pytest.approx(clear[1], abs=1e-3)
         seen += len(clear[1])
     assert seen

@@ -149,7 +149,7 @@ def test_the_message_of_all_types_has_their_mentions_as_probable_as_they_were(gi
         expected[key] = {offsets(s): pytest.approx(presence * math.exp(sum(both))) for s, both in own.items()}
     made = tagged_line(SEGMENT, lines)
     assert mentions(made) == expected
-    assert made.presence == max(of.presence for of in lines)
+    assert made.presence == max(one.presence for one in lines)
     assert (made.segment, made.types) == (SEGMENT, TYPES[: len(lines)])
 
 
