@@ -11,7 +11,8 @@ import hashlib
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,11 +21,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from services.ingest.admission import admit
-from shared.backends.records import Partition, Record, whence
+from shared.backends.records import Partition, Record, origin, position_of, replay_headers
 from shared.backends.result_store import ResultStore
 from shared.backends.streams import Scan, Sink
 from shared.errors import DocumentError
-from shared.messages import Document, Extraction
+from shared.messages import Document, Extraction, SourcePosition
 from shared.settings import Settings
 
 # The clocks of producers and of ingest may differ by so much.
@@ -38,12 +39,10 @@ _AGO = re.compile(r"(\d{1,6})([mhd])")
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 
 _SCHEMA = """
-CREATE TABLE out (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE out (digest BLOB PRIMARY KEY, outcome TEXT) WITHOUT ROWID;
 CREATE TABLE missing (
-    topic TEXT, partition INTEGER, offset INTEGER, time INTEGER, document BLOB, newest INTEGER DEFAULT 1,
-    PRIMARY KEY (topic, partition, offset)
+    topic TEXT, partition INTEGER, offset INTEGER, PRIMARY KEY (topic, partition, offset)
 ) WITHOUT ROWID;
-CREATE INDEX missing_document ON missing (document);
 """
 
 # What is going on, records read, and records to read.
@@ -52,27 +51,26 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Records of the documents topic below the committed offsets; ``resent`` and ``superseded`` are missing ones."""
+    """Records of the documents topic below the committed offsets.
+
+    ``superseded``: those without a result of their own, since a later version of their document has one.
+    ``resent``: those of the missing ones that were sent again.
+    """
 
     records: int = 0
     results: int = 0
+    superseded: int = 0
     dead_letters: int = 0
     missing: int = 0
     resent: int = 0
-    # A later record of the same document follows: sent again, the older one would take its place.
-    superseded: int = 0
 
     def __str__(self) -> str:
-        said = [
-            f"{self.records:,} records",
-            f"{self.results:,} results",
-            f"{self.dead_letters:,} dead letters",
-            f"{self.missing:,} missing",
-        ]
-        if self.resent or self.superseded:
-            said.append(f"{self.resent:,} sent again")
+        said = [f"{self.records:,} records", f"{self.results:,} results"]
         if self.superseded:
-            said.append(f"{self.superseded:,} not, since a later record of the same document follows")
+            said.append(f"{self.superseded:,} superseded by a later version of the document")
+        said += [f"{self.dead_letters:,} dead letters", f"{self.missing:,} missing"]
+        if self.resent:
+            said.append(f"{self.resent:,} sent again")
         return ", ".join(said)
 
 
@@ -122,14 +120,14 @@ class Audit:
     def run(self, *, resend: bool = False, report: Report = lambda *_: None) -> Counts:
         """Counts, after which :meth:`missing` tells which; with ``resend`` the missing ones are sent again.
 
-        Of several missing records of a document only the last is sent again, and only where none of the same document
-        follows in the topic.
+        A record that is sent again keeps its place among the versions of its document: see
+        :func:`shared.backends.records.replay_headers`.
         """
         self._report = report
         with closing(Scan(self._settings, self._topic)) as scan, closing(self._store()) as store:
             committed = scan.committed(self._group)
-            self._read_out(self._settings.topic_entities, _of_result)
-            self._read_out(self._settings.topic_dead_letters, _of_dead_letter)
+            self._read_out(self._settings.topic_entities, "results", _result)
+            self._read_out(self._settings.topic_dead_letters, "dead_letters", origin)
             counts = self._judge(scan, store, committed)
             if resend and counts.missing:
                 counts = self._resend(scan, counts)
@@ -143,12 +141,12 @@ class Audit:
     def _store(self) -> ResultStore:
         return ResultStore.from_settings(self._settings)
 
-    def _read_out(self, topic: str, digests: Callable[[Record], Sequence[bytes]]) -> None:
+    def _read_out(self, topic: str, outcome: str, position: Callable[[Record], SourcePosition | None]) -> None:
         with closing(Scan(self._settings, topic)) as scan:
             for records in self._scanned(scan, f"reading {topic}", since_ms=max(0, self._since_ms - _SKEW_MS)):
-                rows = [(digest,) for record in records for digest in digests(record)]
+                places = [_place(place) for record in records if (place := position(record)) is not None]
                 self._db.execute("BEGIN")
-                self._db.executemany("INSERT OR IGNORE INTO out VALUES (?)", rows)
+                self._db.executemany("INSERT OR IGNORE INTO out VALUES (?, ?)", [(each, outcome) for each in places])
                 self._db.execute("COMMIT")
 
     def _scanned(
@@ -162,57 +160,47 @@ class Audit:
         counts = Counts()
         for records in self._scanned(scan, f"auditing {self._topic}", committed, self._since_ms):
             undecided: list[tuple[Record, Document]] = []
-            lost: list[tuple[Record, bytes | None]] = []
-            results = dead = 0
+            lost: list[Record] = []
+            found: Counter[str] = Counter()
             for record in records:
-                document = _document(record)
-                if document is not None and self._is_out(_version(document)):
-                    results += 1
-                elif self._is_out(_place(record)) or self._is_out(_content(record)):
-                    dead += 1
-                elif document is not None:
+                if (outcome := self._outcome(position_of(record))) is not None:
+                    found[outcome] += 1
+                elif (document := _document(record)) is not None:
                     undecided.append((record, document))
                 else:
-                    lost.append((record, None))
+                    lost.append(record)
             for start in range(0, len(undecided), _LOOK_UPS):
                 some = undecided[start : start + _LOOK_UPS]
-                kept = store.versions([document.id for _, document in some])
-                for (record, document), (newest, marks) in zip(some, kept, strict=True):
-                    if record.mark in marks or (newest is not None and _answers(newest, document)):
-                        results += 1
+                for (record, document), newest in zip(some, store.newest([d.id for _, d in some]), strict=True):
+                    if newest is None:
+                        lost.append(record)
+                    elif newest.source is None:  # of an earlier version of biobracket
+                        if newest.text_sha256 == document.sha256:
+                            found["results"] += 1
+                        else:
+                            lost.append(record)
+                    elif newest.source.later_than(position_of(record)):
+                        found["superseded"] += 1
+                    elif position_of(record).later_than(newest.source):
+                        lost.append(record)
                     else:
-                        lost.append((record, _digest("document", document.id)))
+                        found["results"] += 1
             self._db.execute("BEGIN")
             self._db.executemany(
-                "INSERT INTO missing (topic, partition, offset, time, document) VALUES (?, ?, ?, ?, ?)",
-                [(r.topic, r.partition, r.offset, r.timestamp_ms, document) for r, document in lost],
+                "INSERT INTO missing VALUES (?, ?, ?)", [(r.topic, r.partition, r.offset) for r in lost]
             )
             self._db.execute("COMMIT")
             counts = replace(
                 counts,
                 records=counts.records + len(records),
-                results=counts.results + results,
-                dead_letters=counts.dead_letters + dead,
+                results=counts.results + found["results"],
+                superseded=counts.superseded + found["superseded"],
+                dead_letters=counts.dead_letters + found["dead_letters"],
                 missing=counts.missing + len(lost),
             )
         return counts
 
     def _resend(self, scan: Scan, counts: Counts) -> Counts:
-        for records in self._scanned(scan, f"looking for later versions in {self._topic}", since_ms=self._since_ms):
-            for record in records:
-                if (document := _document(record)) is not None:
-                    # Within a partition the offset tells which is later, across partitions the time.
-                    self._db.execute(
-                        "UPDATE missing SET newest = 0 WHERE document = :document AND ("
-                        "partition = :partition AND offset < :offset OR partition != :partition AND "
-                        "(time < :time OR time = :time AND offset < :offset))",
-                        {
-                            "document": _digest("document", document.id),
-                            "partition": record.partition,
-                            "offset": record.offset,
-                            "time": record.timestamp_ms,
-                        },
-                    )
         ends = dict(self._db.execute("SELECT partition, max(offset) + 1 FROM missing GROUP BY partition"))
         waiting = []
         sent = 0
@@ -220,20 +208,21 @@ class Audit:
             for records in self._scanned(scan, f"sending to {self._topic}", ends, self._since_ms):
                 for record in records:
                     if self._db.execute(
-                        "SELECT 1 FROM missing WHERE topic = ? AND partition = ? AND offset = ? AND newest",
+                        "SELECT 1 FROM missing WHERE topic = ? AND partition = ? AND offset = ?",
                         (record.topic, record.partition, record.offset),
                     ).fetchone():
-                        waiting.append(sink.send(self._topic, record.key, record.value, record.headers))
+                        headers = replay_headers(record, position_of(record))
+                        waiting.append(sink.send(self._topic, record.key, record.value, headers))
                         sent += 1
                 while len(waiting) > _UNACKNOWLEDGED:
                     waiting.pop(0).result()
             for future in waiting:
                 future.result()
-        (superseded,) = self._db.execute("SELECT count(*) FROM missing WHERE NOT newest").fetchone()
-        return replace(counts, resent=sent, superseded=superseded)
+        return replace(counts, resent=sent)
 
-    def _is_out(self, digest: bytes) -> bool:
-        return self._db.execute("SELECT 1 FROM out WHERE digest = ?", (digest,)).fetchone() is not None
+    def _outcome(self, position: SourcePosition) -> str | None:
+        found = self._db.execute("SELECT outcome FROM out WHERE digest = ?", (_place(position),)).fetchone()
+        return None if found is None else str(found[0])
 
 
 def _document(record: Record) -> Document | None:
@@ -243,44 +232,15 @@ def _document(record: Record) -> Document | None:
         return None
 
 
-def _answers(extraction: Extraction, document: Document) -> bool:
-    """Whether it is the result of this version: of this text, and of the types where the document names some."""
-    return extraction.text_sha256 == document.sha256 and (
-        document.types is None or sorted(document.types) == sorted(extraction.types)
-    )
-
-
-def _version(document: Document) -> bytes:
-    types = "" if document.types is None else ",".join(sorted(document.types))
-    return _digest("version", document.id, document.sha256, types)
-
-
-def _of_result(record: Record) -> list[bytes]:
+def _result(record: Record) -> SourcePosition | None:
     try:
-        extraction = Extraction.model_validate_json(record.value or b"")
+        return Extraction.model_validate_json(record.value or b"").source
     except ValidationError:  # of another version of biobracket, or somebody else's
-        return []
-    given = ",".join(sorted(extraction.types))
-    return [_digest("version", extraction.document_id, extraction.text_sha256, types) for types in ("", given)]
+        return None
 
 
-def _of_dead_letter(record: Record) -> list[bytes]:
-    """Where it came from, and its content: a record that is sent again comes from elsewhere."""
-    came = whence(record)
-    digests = [] if came is None else [_digest("place", *map(str, came))]
-    if record.value:  # what was too large was left out
-        digests.append(_content(record))
-    return digests
-
-
-def _place(record: Record) -> bytes:
-    return _digest("place", record.topic, str(record.partition), str(record.offset), str(record.timestamp_ms))
-
-
-def _content(record: Record) -> bytes:
-    return _digest("content", hashlib.sha256(record.value or b"").hexdigest())
-
-
-def _digest(*parts: str) -> bytes:
+def _place(position: SourcePosition) -> bytes:
+    # Without the id of the topic, which not every client is told; the time stands for it.
+    parts = (position.topic, str(position.partition), str(position.offset), str(position.timestamp_ms))
     told = "".join(f"{len(part)}:{part}" for part in parts)
     return hashlib.sha256(told.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -88,6 +88,36 @@ class Document(Message):
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
 
+class SourcePosition(Message):
+    """Where a record stands in the stream: of two versions of a document, the one at the later position is served."""
+
+    topic: str = Field(description="Kafka topic.")
+    topic_id: str = Field(default="", description="Hex UUID of the topic, which a topic made anew changes; or empty.")
+    partition: int = Field(ge=0, description="Partition of the topic.")
+    offset: int = Field(ge=0, description="Offset in the partition.")
+    timestamp_ms: int = Field(description="Time of the record, in milliseconds since 1970.")
+
+    def later_than(self, other: SourcePosition) -> bool:
+        """Whether this position is the later one: by offset within a partition, else by time, then offset.
+
+        Across partitions that is as right as the clocks of the producers are. Key records by document id: then all
+        versions of a document are in one partition.
+        """
+        if self.same_log(other):
+            return self.offset > other.offset
+        return self._order > other._order
+
+    def same_log(self, other: SourcePosition) -> bool:
+        """Whether offsets of both can be compared; an unknown topic id equals any."""
+        return (self.topic, self.partition) == (other.topic, other.partition) and (
+            self.topic_id == other.topic_id or not (self.topic_id and other.topic_id)
+        )
+
+    @property
+    def _order(self) -> tuple[int, int, int, str]:
+        return self.timestamp_ms, self.offset, self.partition, self.topic_id
+
+
 class Segment(Message):
     """A stretch of a document that is tagged at once: ``document.text[start:end] == text``."""
 
@@ -214,6 +244,9 @@ class Extraction(Message):
     lang: Lang = Field(description="Language of the text, as given or detected.")
     types: tuple[str, ...] = Field(description="Entity type keys that were looked for.")
     entities: tuple[Entity, ...] = Field(description="The mentions, nested ones with the id of their parent.")
+    source: SourcePosition | None = Field(
+        default=None, description="Where the document stood in the stream; none if it came over HTTP."
+    )
     model_revision: str = Field(
         description="Changes when base model, adapter, selector, calibration or tagging scheme does."
     )

@@ -1,9 +1,9 @@
 """The consumer: records to results, at least once, and effectively once because results are idempotent.
 
 A document goes through the pipeline, into the store and onto the entities topic, each step retried by itself; only
-then is its record done. Feedback of reviewers goes into the store, where selectors find it. A record that holds
-neither, or one that cannot be processed, goes to the dead letters. Offsets are committed up to the first record that is
-not done.
+then is its record done. Documents of one id go one after the other. Feedback of reviewers goes into the store, where
+selectors find it. A record that holds neither, or one that cannot be processed, goes to the dead letters. Offsets are
+committed up to the first record that is not done.
 
 Nothing is lost because every offset between a partition's committed offset and the client's position is waiting (in
 the backlog), in flight or done (in the watermark). Work is dropped in one place, :meth:`Consumer._release`, whole
@@ -21,15 +21,17 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.ingest.admission import admit, admit_feedback
 from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
+from services.ingest.delivery import Delivery, record_bytes
+from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
-from shared.backends.records import Callback, Headers, Partition, Record, dead_letter_headers
+from shared.backends.records import Callback, Partition, Record, position_of, replayed
 from shared.errors import DocumentError, Overloaded, Rebalancing, StoreError, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
@@ -41,7 +43,6 @@ from shared.runtime.metrics import (
     IN_FLIGHT,
     LAG,
     RETRIES,
-    STAGE_SECONDS,
     Observe,
     unobserved,
 )
@@ -59,8 +60,6 @@ Process = Callable[[Document], Awaitable[Extraction]]
 _FINISH_S = 2.0
 # With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
 _SETTLE_POLLS = 20
-# Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
-_HEADERS_BYTES = 32 * 1024
 
 logger = get_logger(__name__)
 
@@ -127,13 +126,15 @@ class Consumer:
         self._kafka = ThreadPoolExecutor(1, thread_name_prefix="kafka")
         self._stopping = asyncio.Event()
         self._source: Source
-        self._sink: Sink
         self._loop: asyncio.AbstractEventLoop
         self._watermarks: dict[Partition, Watermark] = {}
         self._committed: dict[Partition, int] = {}
         self._backlog: deque[_Work] = deque()  # read, and waiting for room
         self._running: dict[asyncio.Task[None], _Work] = {}
         self._running_bytes = 0
+        self._turns = Turns()
+        self._delivery: Delivery
+        self._delivering: set[asyncio.Task[None]] = set()
         self._commit_due = 0.0
         self._failure: BaseException | None = None
         self._lag = self._processed = self._dead_lettered = self._retries = 0
@@ -161,8 +162,15 @@ class Consumer:
         with suppress(_Stopped):
             async with AsyncExitStack() as cleanup:
                 cleanup.callback(self._kafka.shutdown, wait=False)
-                self._sink = await self._connect(self._open_sink)
-                cleanup.push_async_callback(self._leave, self._sink.close)
+                sink = await self._connect(self._open_sink)
+                cleanup.push_async_callback(self._leave, sink.close)
+                self._delivery = Delivery(
+                    store=self._store,
+                    sink=sink,
+                    settings=self._settings,
+                    persist=self._persist,
+                    observe=self._observe,
+                )
                 self._source = await self._connect(self._open_source, self._on_revoked)
                 cleanup.push_async_callback(self._leave, self._source.close)
                 cleanup.push_async_callback(self._settle)
@@ -236,7 +244,7 @@ class Consumer:
                 watermark = self._watermarks[partition] = Watermark(record.offset)
                 self._committed[partition] = record.offset
             watermark.add(record.offset)
-            self._backlog.append(_Work(record, watermark, _size(record)))
+            self._backlog.append(_Work(record, watermark, record_bytes(record)))
 
     def _start(self) -> None:
         while self._backlog and len(self._running) < self._config.max_documents:
@@ -311,6 +319,8 @@ class Consumer:
         await self._release(set(self._watermarks))
         if self._running:
             await asyncio.wait(self._running)
+        if self._delivering:
+            await asyncio.wait(self._delivering, timeout=_FINISH_S)
 
     async def _stay(self) -> None:
         """Takes part in the group and reads nothing: others need not wait for this member to settle a rebalance."""
@@ -332,15 +342,29 @@ class Consumer:
                 await self._learn(record)
                 return
             document = admit(record.value)
-            extraction = await self._persist("process", lambda: self._process(document))
-            await self._deliver(record, extraction)
+            async with self._turns.turn(document.id):
+                extraction = await self._persist("process", lambda: self._process(document))
+                await self._deliver(record, extraction)
             self._processed += 1
             self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
         except DocumentError as error:
-            await self._bury(record, error)
+            await self._delivery.bury(record, error)
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
         self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
+
+    async def _deliver(self, record: Record, extraction: Extraction) -> None:
+        headers = (("biobracket.replayed", b"true"),) if replayed(record) else ()
+        placed = extraction.model_copy(update={"source": position_of(record)})
+        task = asyncio.create_task(self._delivery.deliver(placed, headers))
+        self._delivering.add(task)
+        task.add_done_callback(self._delivered)
+        await asyncio.shield(task)
+
+    def _delivered(self, task: asyncio.Task[None]) -> None:
+        self._delivering.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it has it; nobody does where the record was dropped meanwhile
 
     async def _learn(self, record: Record) -> None:
         """Stores feedback, or deletes it: a record with a key alone, as Kafka deletes."""
@@ -354,53 +378,6 @@ class Consumer:
         feedback = admit_feedback(record.value, record.timestamp_ms / 1000)
         await self._persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
         self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
-
-    async def _deliver(self, record: Record, extraction: Extraction) -> None:
-        start = time.perf_counter()
-        await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
-        # A record that is read again after a crash or a rebalance is published again only if it was not before; the
-        # same document in another record is.
-        published = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction))
-        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
-        if published == record.mark:
-            return
-        start = time.perf_counter()
-        value = extraction.model_dump_json().encode()
-        if len(value) > self._settings.max_message_bytes:
-            raise DocumentError(
-                "entities",
-                "are in the store, but take more bytes than a message may have",
-                "raise BIOBRACKET_MAX_MESSAGE_BYTES, or split the document",
-                reason="too_large",
-            )
-        key = extraction.document_id.encode()
-        headers = (("key", extraction.key.encode()),)
-        await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
-        await self._persist("store", lambda: asyncio.to_thread(self._store.mark_published, extraction, record.mark))
-        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
-
-    async def _bury(self, record: Record, error: DocumentError) -> None:
-        logger.warning(
-            "dead_letter",
-            reason=error.reason,
-            field=error.field,
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-        )
-        if _size(record) > self._settings.max_message_bytes + _HEADERS_BYTES:
-            # Another producer's limit is higher. What cannot be sent on can still be told where it is.
-            record = replace(record, key=None, value=None, headers=())
-        headers = dead_letter_headers(record, error.reason, error.field)
-        await self._persist(
-            "dead_letter",
-            lambda: self._send(self._settings.topic_dead_letters, record.key, record.value, headers),
-        )
-
-    async def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
-        sent = await asyncio.to_thread(self._sink.send, topic, key, value, headers)
-        # Shielded: cancelling a document must not cancel what the client is going to resolve.
-        await asyncio.shield(asyncio.wrap_future(sent))
 
     async def _persist(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
         """Tries until it works, or the document is to blame: then a DocumentError."""
@@ -446,8 +423,3 @@ class Consumer:
 
     async def _in_kafka_thread(self, call: Callable[..., T], *args: Any) -> T:
         return await self._loop.run_in_executor(self._kafka, partial(call, *args))
-
-
-def _size(record: Record) -> int:
-    parts = (record.key, record.value, *(part for name, value in record.headers for part in (name.encode(), value)))
-    return sum(len(part or b"") for part in parts)

@@ -1,4 +1,4 @@
-"""Records of a stream and the headers of dead letters; needs no Kafka client."""
+"""Records of a stream, and the headers of dead letters and replays; needs no Kafka client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from shared.messages import SourcePosition
 
 Partition = tuple[str, int]
 Headers = tuple[tuple[str, bytes], ...]
@@ -31,6 +33,7 @@ DeadLetterReason = Literal[
     "refused",
 ]
 _HEADER = "biobracket."
+_REPLAY = "replay-"
 _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -45,42 +48,76 @@ class Record:
     value: bytes | None
     timestamp_ms: int
     headers: Headers = ()
+    topic_id: str = ""  # hex UUID of the topic; empty where the broker does not tell
 
-    @property
-    def mark(self) -> str:
-        """Identifies the record, even if the topic is recreated."""
-        return f"{self.topic}-{self.partition}-{self.offset}-{self.timestamp_ms}"
+
+def position_of(record: Record) -> SourcePosition:
+    """Where a record stands; for a replayed one, where the original stands."""
+    return _position(record, _REPLAY) or SourcePosition(
+        topic=record.topic,
+        topic_id=record.topic_id,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp_ms,
+    )
+
+
+def replayed(record: Record) -> bool:
+    """Whether a record was sent again, see :func:`replay_headers`."""
+    return _position(record, _REPLAY) is not None
+
+
+def origin(letter: Record) -> SourcePosition | None:
+    """Position of the record that became this dead letter; None if the letter does not say."""
+    return _position(letter, "")
+
+
+def own_headers(record: Record) -> Headers:
+    """The headers that are not biobracket's."""
+    return tuple((name, value) for name, value in record.headers if not name.startswith(_HEADER))
+
+
+def replay_headers(record: Record, original: SourcePosition) -> Headers:
+    """Headers to send a record's key and value with again: its own, and where the original stands.
+
+    A replay takes the place of the original among the versions of a document: it never replaces a later one.
+    """
+    return own_headers(record) + _position_headers(original, _REPLAY)
 
 
 def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:
-    """Headers of a dead letter: the reason, where the record came from, and the record's own headers.
+    """Headers of a dead letter: the reason, where the record (or its original) stands, and the record's own headers.
 
-    The dead letter keeps the record's key and value bytes, so sending them to the topic in ``biobracket.topic`` with
-    the remaining headers replays it. ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like
-    a field name is left out: names can come from the document, and headers end up in logs of other tools.
+    The dead letter keeps the record's key and value bytes, so it can be replayed: see :func:`replay_headers`.
+    ``reason`` is one of :data:`DeadLetterReason`. A ``field`` that does not look like a field name is left out: names
+    can come from the document, and headers end up in logs of other tools.
     """
     if reason not in get_args(DeadLetterReason):
         raise ValueError(f"reason: not one of {', '.join(get_args(DeadLetterReason))}")
-    kept = tuple((name, value) for name, value in record.headers if not name.startswith(_HEADER))
-    added = {
-        "reason": reason,
-        "topic": record.topic,
-        "partition": str(record.partition),
-        "offset": str(record.offset),
-        "timestamp-ms": str(record.timestamp_ms),
-        "at-ms": str(time.time_ns() // 1_000_000),
-    }
+    added = {"reason": reason, "at-ms": str(time.time_ns() // 1_000_000)}
     if field is not None and _CODE.fullmatch(field):
         added["field"] = field
-    return kept + tuple((_HEADER + name, value.encode()) for name, value in added.items())
+    named = tuple((_HEADER + name, value.encode()) for name, value in added.items())
+    return own_headers(record) + _position_headers(position_of(record), "") + named
 
 
-def whence(letter: Record) -> tuple[str, int, int, int] | None:
-    """Topic, partition, offset and timestamp of the record that became this dead letter; None if it does not say."""
-    told = dict(letter.headers)
+def _position_headers(position: SourcePosition, prefix: str) -> Headers:
+    values = {
+        "topic": position.topic,
+        "topic-id": position.topic_id,
+        "partition": position.partition,
+        "offset": position.offset,
+        "timestamp-ms": position.timestamp_ms,
+    }
+    return tuple((f"{_HEADER}{prefix}{name}", str(value).encode()) for name, value in values.items())
+
+
+def _position(record: Record, prefix: str) -> SourcePosition | None:
+    start = _HEADER + prefix
+    told = {name[len(start) :].replace("-", "_"): value for name, value in record.headers if name.startswith(start)}
     try:
-        topic, *numbers = (told[_HEADER + name] for name in ("topic", "partition", "offset", "timestamp-ms"))
-        partition, offset, timestamp = map(int, numbers)
-        return topic.decode(), partition, offset, timestamp
-    except (KeyError, ValueError):
+        return SourcePosition.model_validate(
+            {name: told[name].decode() for name in SourcePosition.model_fields if name in told}
+        )
+    except ValueError:  # not UTF-8, or no position
         return None

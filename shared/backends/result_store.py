@@ -2,15 +2,16 @@
 
 Keys; the part in braces determines the slot in a cluster:
 
-    bb:{<bucket>}:d:<document>       hash: `json`, the newest result; `entities`, how many it has; `k:<key>`, a field
-                                     for every extraction key written, whose value is the mark of the record that
-                                     published it
+    bb:{<bucket>}:d:<document>       hash: `json`, the result at the latest source position; `entities`, how many it
+                                     has; `version`, a digest of position and extraction key; the position's parts;
+                                     `published`, the version last published; `open:<version>`, for each version
+                                     whose publication has begun and is not known to have ended
     bb:{<bucket>}:n                  hash of counters: `documents`, `entities`
     bb:m:{<text>}, bb:m:{<text>}:<type>  ids of the documents that mention a text (as a type), by time of writing
     bb:s:{<segment>}                 a cached segment, opaque bytes
 
-`<document>`, `<key>`, `<text>` and `<segment>` are digests: keys contain no clinical text. The bucket is the first two
-hex digits of the document's digest, so a document and its counters share a slot and change atomically.
+`<document>`, `<version>`, `<text>` and `<segment>` are digests: keys contain no clinical text. The bucket is the first
+two hex digits of the document's digest, so a document and its counters share a slot and change atomically.
 
 The index is a hint: readers check every mention against the document's result, so answers are correct even if a writer
 died half-way. By default results do not expire and segments do: with `maxmemory-policy volatile-lru` a full server
@@ -23,7 +24,8 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import redis
 from pydantic import ValidationError
@@ -44,7 +46,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.errors import StoreError
-from shared.messages import Extraction, Mention
+from shared.messages import Extraction, Mention, SourcePosition
 from shared.settings import Settings
 
 _BUCKETS = tuple(f"{n:02x}" for n in range(256))
@@ -55,15 +57,56 @@ _PAGE = 100
 _SOCKET_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
 
-# Writes a result unless its key was written before. Returns 0, or the result it replaces, or 1 if there was none.
+# Writes a result unless one of a later source position is there, by the rule of SourcePosition.later_than; a result
+# without a position is earlier than any with one. Returns the outcome, and the stored result where it has to be
+# published; for `written` the one it replaced.
 _PUT = """
-if redis.call('HSETNX', KEYS[1], 'k:' .. ARGV[1], '') == 0 then return 0 end
-local old = redis.call('HMGET', KEYS[1], 'json', 'entities')
-redis.call('HSET', KEYS[1], 'json', ARGV[2], 'entities', ARGV[3])
-if not old[1] then redis.call('HINCRBY', KEYS[2], 'documents', 1) end
-redis.call('HINCRBY', KEYS[2], 'entities', ARGV[3] - (old[2] or 0))
+local version, topic, id, partition, offset, time = ARGV[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local open = 'open:' .. version
+local old = redis.call('HMGET', KEYS[1], 'version', 'json', 'entities', 'published',
+                       'topic', 'topic_id', 'partition', 'offset', 'time')
+if old[1] == version then
+  if ARGV[10] == '1' then return {'unchanged', false} end
+  if old[4] == version then
+    redis.call('HDEL', KEYS[1], open)
+    return {'unchanged', false}
+  end
+  redis.call('HSET', KEYS[1], open, '')
+  return {'unchanged', old[2]}
+end
+local function later()
+  if not old[1] or old[5] == '' then return false end
+  if topic == '' then return true end
+  if old[5] == topic and old[7] == partition and (old[6] == id or old[6] == '' or id == '') then
+    return tonumber(old[8]) > tonumber(offset)
+  end
+  for _, pair in ipairs({{old[9], time}, {old[8], offset}, {old[7], partition}}) do
+    if tonumber(pair[1]) ~= tonumber(pair[2]) then return tonumber(pair[1]) > tonumber(pair[2]) end
+  end
+  return old[6] > id
+end
+if later() then
+  return {'superseded', redis.call('HEXISTS', KEYS[1], open) == 1 and old[2]}
+end
+if not old[1] then redis.call('DEL', KEYS[1]) end
+redis.call('HSET', KEYS[1], 'version', version, 'json', ARGV[2], 'entities', ARGV[3], 'topic', topic, 'topic_id', id,
+           'partition', partition, 'offset', offset, 'time', time)
+if ARGV[10] == '1' then redis.call('HSET', KEYS[1], 'published', version) else redis.call('HSET', KEYS[1], open, '') end
+if not old[2] then redis.call('HINCRBY', KEYS[2], 'documents', 1) end
+redis.call('HINCRBY', KEYS[2], 'entities', ARGV[3] - (old[3] or 0))
 if tonumber(ARGV[4]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
-return old[1] or 1
+return {'written', old[2]}
+"""
+
+# The version in ARGV[2] was published on behalf of that in ARGV[1]. Returns 1 if it is the newest, 0 if there is no
+# result (any more), else the newest. What is open stays so until its publisher knows that the newest came last.
+_PUBLISHED = """
+local now = redis.call('HMGET', KEYS[1], 'version', 'json')
+if not now[1] then return 0 end
+if now[1] ~= ARGV[2] then return now[2] end
+redis.call('HSET', KEYS[1], 'published', ARGV[2])
+redis.call('HDEL', KEYS[1], 'open:' .. ARGV[1])
+return 1
 """
 
 _RETRYABLE = (
@@ -80,10 +123,12 @@ _RETRYABLE = (
 )
 
 
-# Only if the key was written: a field alone would look like a result.
-_MARK = """
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 1 then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
-"""
+@dataclass(frozen=True, slots=True)
+class Write:
+    """What became of a result given to the store."""
+
+    outcome: Literal["written", "unchanged", "superseded"]
+    unpublished: Extraction | None  # the stored result, where it has to be published (again)
 
 
 class ResultStore:
@@ -95,7 +140,7 @@ class ResultStore:
         self._result_ttl = result_ttl
         self._segment_ttl = segment_ttl
         self._write = client.register_script(_PUT)
-        self._mark = client.register_script(_MARK)
+        self._note = client.register_script(_PUBLISHED)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
@@ -103,39 +148,55 @@ class ResultStore:
         client = connect(settings)
         return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
 
-    def put(self, extraction: Extraction) -> bool:
-        """Writes a result and indexes its mentions; True if ``extraction.key`` was new.
+    def put(self, extraction: Extraction, *, published: bool = False) -> Write:
+        """Write a result and index its mentions, unless one at a later source position is stored.
 
-        A key written before changes nothing, even if a newer result has replaced it since. Once this returns, or the
-        result can be read, its mentions are indexed.
+        One at the same position is replaced if its key differs, as after a change of the model; with the same key
+        nothing changes. Once this returns, or the result can be read, its mentions are indexed.
+
+        Whoever publishes results publishes ``unpublished``, then calls :meth:`published`, until nothing is left. That
+        makes the newest result the last one published, whatever other writers do meanwhile and wherever one dies: its
+        record is not committed, so it is given to the store again, which knows that its publication was left open.
+
+        ``published``: the result comes from where results are published.
         """
         document = _document_key(extraction.document_id)
-        key = _digest(extraction.key)
+        source = extraction.source
         new = _mentioned(extraction)
         with translated():
-            if self._client.hexists(document, f"k:{key}"):
-                return False
-            self._index(extraction.document_id, new)
-            old = self._write(
+            if self._may_write(document, extraction):
+                self._index(extraction.document_id, new)
+            outcome, stored = self._write(
                 keys=[document, _counter_key(document)],
-                args=[key, extraction.model_dump_json(), len(extraction.entities), self._result_ttl],
+                args=[
+                    _version(extraction),
+                    extraction.model_dump_json(),
+                    len(extraction.entities),
+                    self._result_ttl,
+                    *(("", "", 0, 0, 0) if source is None else _parts(source)),
+                    int(published),
+                ],
             )
-            if isinstance(old, bytes):
-                replaced = _parse(old)
-                if replaced is not None:
-                    self._unindex(extraction.document_id, _mentioned(replaced) - new)
-        return bool(old != 0)
+            if outcome == b"written":
+                replaced = None if stored is None else _parse(stored)
+                if replaced is not None and (gone := _mentioned(replaced) - new):
+                    self._unindex(extraction.document_id, gone)
+                    self._index_again(document, extraction)
+                return Write("written", None if published else extraction)
+        unpublished = None if stored is None or published else _parse(stored)
+        return Write("unchanged" if outcome == b"unchanged" else "superseded", unpublished)
 
-    def mark_published(self, extraction: Extraction, mark: str) -> None:
-        """Notes which record published a stored result. Replaces an earlier mark."""
-        with translated():
-            self._mark(keys=[_document_key(extraction.document_id)], args=[f"k:{_digest(extraction.key)}", mark])
+    def published(self, extraction: Extraction, what: Extraction) -> Extraction | None:
+        """Note that ``what`` was published where :meth:`put` of ``extraction`` asked for it.
 
-    def published(self, extraction: Extraction) -> str | None:
-        """The mark of a result; None if it was not published or not stored."""
+        Returns what has to be published now, since a later result was stored meanwhile; None if the newest one is out.
+        """
+        key = _document_key(extraction.document_id)
         with translated():
-            mark = self._client.hget(_document_key(extraction.document_id), f"k:{_digest(extraction.key)}")
-        return mark.decode() if mark else None
+            newest = self._note(keys=[key], args=[_version(extraction), _version(what)])
+        if newest == 0:  # the server lost it
+            return self.put(extraction).unpublished
+        return None if newest == 1 else _parse(newest)
 
     def get(self, document_id: str) -> Extraction | None:
         """The newest result of a document. StoreError where another version of biobracket wrote it."""
@@ -152,19 +213,12 @@ class ResultStore:
             )
         return extraction
 
-    def versions(self, document_ids: Sequence[str]) -> list[tuple[Extraction | None, set[str]]]:
-        """The newest result of each document, if any, and the marks of all records that published one of it."""
+    def newest(self, document_ids: Sequence[str]) -> list[Extraction | None]:
+        """The newest result of each document; None where there is none of this version of biobracket."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
             for document_id in document_ids:
-                pipe.hgetall(_document_key(document_id))
-            hashes = pipe.execute()
-        return [
-            (
-                _parse(fields[b"json"]) if b"json" in fields else None,
-                {value.decode() for name, value in fields.items() if name.startswith(b"k:") and value},
-            )
-            for fields in hashes
-        ]
+                pipe.hget(_document_key(document_id), "json")
+            return [None if raw is None else _parse(raw) for raw in pipe.execute()]
 
     def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
         """At most ``limit`` mentions of a text, most recently written documents first.
@@ -240,6 +294,26 @@ class ResultStore:
         with translated():
             self._client.close()
 
+    def _may_write(self, document: str, extraction: Extraction) -> bool:
+        """Whether the result would be written; the script decides, this spares index entries of one that is not."""
+        version, topic, id_, *numbers = self._client.hmget(
+            document, "version", "topic", "topic_id", "partition", "offset", "time"
+        )
+        if version is None or not topic:
+            return bool(version != _version(extraction).encode())
+        partition, offset, time_ms = map(int, numbers)
+        stored = SourcePosition(
+            topic=topic.decode(), topic_id=id_.decode(), partition=partition, offset=offset, timestamp_ms=time_ms
+        )
+        source = extraction.source
+        return source is not None and not stored.later_than(source)
+
+    def _index_again(self, document: str, extraction: Extraction) -> None:
+        """Index a result that replaced this one while index entries were removed, which could have been its."""
+        version, raw = self._client.hmget(document, "version", "json")
+        if version != _version(extraction).encode() and raw is not None and (newest := _parse(raw)) is not None:
+            self._index(extraction.document_id, _mentioned(newest))
+
     def _index(self, document_id: str, indexes: set[str]) -> None:
         now = _now_ms()
         with self._client.pipeline(transaction=False) as pipe:
@@ -301,6 +375,15 @@ def _parse(raw: bytes) -> Extraction | None:
         return Extraction.model_validate_json(raw)
     except ValidationError:
         return None
+
+
+def _version(extraction: Extraction) -> str:
+    place = "" if extraction.source is None else "\x1f".join(map(str, _parts(extraction.source)))
+    return _digest(f"{place}\x1e{extraction.key}")
+
+
+def _parts(source: SourcePosition) -> tuple[str, str, int, int, int]:
+    return source.topic, source.topic_id, source.partition, source.offset, source.timestamp_ms
 
 
 def _mentioned(extraction: Extraction) -> set[str]:

@@ -36,6 +36,8 @@ def unobserved(metric: Metric, value: float, tags: Mapping[str, str] | None = No
 
 # Documents whose result is stored and published; a document that arrives twice counts twice.
 DOCUMENTS = Metric("biobracket_documents", "counter", "Documents processed.", ("lang",))
+# Versions of a document whose result was not stored, since that of a later version was: amendments and replays.
+SUPERSEDED = Metric("biobracket_superseded", "counter", "Results behind a later version of their document.")
 # Documents sent to the dead-letter topic; tag `reason` is a shared.backends.records.DeadLetterReason.
 DEAD_LETTERS = Metric("biobracket_dead_letters", "counter", "Documents sent to dead letters.", ("reason",))
 # Reviewers' feedback through Kafka; tag `kind` is accepted, rejected or undone.
@@ -66,6 +68,6 @@ DOCUMENT_SECONDS = Metric("biobracket_document_seconds", "histogram", "Seconds a
 STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage takes.", ("stage",), SECONDS)
 
 METRICS = (
-    DOCUMENTS, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES, REPAIRS,
-    REFUSED, LAG, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    DOCUMENTS, SUPERSEDED, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES,
+    REPAIRS, REFUSED, LAG, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

@@ -30,7 +30,9 @@ from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from shared.backends import streams
 from shared.backends.records import Headers
+from shared.backends.result_store import Write
 from shared.backends.streams import Source
+from shared.messages import Extraction
 from shared.settings import Settings
 from tests.support.kafka import Eager
 
@@ -263,14 +265,11 @@ class Store:
     def __init__(self, done: set[str]) -> None:
         self._done = done
 
-    def put(self, extraction: Any) -> None:
-        return None
+    def put(self, extraction: Any) -> Write:
+        return Write("written", extraction)
 
-    def published(self, extraction: Any) -> None:
-        return None
-
-    def mark_published(self, extraction: Any, mark: str) -> None:
-        self._done.add(extraction.document_id)
+    def published(self, extraction: Any, what: Any) -> None:
+        self._done.add(what.document_id)
 
 
 class Sink:
@@ -331,7 +330,9 @@ class States(RuleBasedStateMachine):
                 await pending[attempt]
             finally:
                 del pending[attempt]
-            return SimpleNamespace(document_id=document.id, lang="en", key=document.id, model_dump_json=lambda: "{}")
+            return Extraction(
+                document_id=document.id, text_sha256="", lang="en", types=(), entities=(), model_revision="r"
+            )
 
         def source(revoked: streams.Callback) -> Source:
             with pytest.MonkeyPatch.context() as patch:

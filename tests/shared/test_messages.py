@@ -14,6 +14,7 @@ from shared.messages import (
     Entity,
     Extraction,
     Segment,
+    SourcePosition,
     TaggedLine,
     check_offsets,
     encodable,
@@ -132,3 +133,23 @@ def test_metadata_of_null_is_none() -> None:
     assert Document.model_validate({"id": "a", "text": "x", "metadata": None}).metadata == {}
     with pytest.raises(ValidationError, match="metadata"):
         Document.model_validate({"id": "a", "text": "x", "metadata": []})
+
+
+def at(offset: int, partition: int = 0, time: int = 0, topic_id: str = "") -> SourcePosition:
+    return SourcePosition(topic="t", topic_id=topic_id, partition=partition, offset=offset, timestamp_ms=time)
+
+
+@pytest.mark.parametrize(
+    ("earlier", "later"),
+    [
+        (at(1, time=9), at(2, time=3)),  # within a partition the clock says nothing
+        (at(7, 0, time=3), at(2, 1, time=4)),
+        (at(1, 0, time=3), at(2, 1, time=3)),
+        (at(9, topic_id="a", time=1), at(0, topic_id="b", time=2)),  # the topic was made anew
+        (at(1, topic_id="a", time=9), at(2, time=3)),
+    ],
+)
+def test_the_later_position(earlier: SourcePosition, later: SourcePosition) -> None:
+    assert later.later_than(earlier)
+    assert not earlier.later_than(later)
+    assert not later.later_than(later)

@@ -150,15 +150,16 @@ def read(settings: Settings, topic: str, count: int) -> list[Record]:
 
 
 def check_results(settings: Settings, numbers: range) -> list[Record]:
-    """Every document is in the store, and under its one key on the entities topic; the records of the topic."""
+    """Every document is in the store, and last so on the entities topic, under one key; the records of the topic."""
     store = ResultStore.from_settings(settings)
     keys: dict[str, set[bytes]] = {}
+    last: dict[str, Extraction] = {}
     records = read(settings, settings.topic_entities, len(numbers))
     for record in records:
         extraction = Extraction.model_validate_json(record.value or b"")
         assert record.key == extraction.document_id.encode()
         assert dict(record.headers)["key"] == extraction.key.encode()
-        assert store.get(extraction.document_id) == extraction
+        last[extraction.document_id] = extraction
         keys.setdefault(extraction.document_id, set()).add(dict(record.headers)["key"])
     assert keys.keys() == {f"d-{n}" for n in numbers}
     assert all(len(each) == 1 for each in keys.values())
@@ -166,6 +167,7 @@ def check_results(settings: Settings, numbers: range) -> list[Record]:
     for n in numbers:
         stored = store.get(f"d-{n}")
         assert stored is not None
+        assert stored == last[f"d-{n}"]
         assert f"CD{n}" in {entity.text for entity in stored.entities}
         text = json.loads(document(n))["text"]
         assert all(check_offsets(text, entity) for entity in stored.entities)
@@ -388,6 +390,32 @@ def test_a_record_is_published_once_and_a_document_sent_again_is_again(settings:
     produce(settings, [document(2)])
     asyncio.run(consume(make(settings, extract), 1))
     assert len(check_results(settings, range(5))) == 6
+
+
+@pytest.mark.parametrize("texts", [["long CD1 " * 50, "short CD2"], ["CD1", "CD2", "CD1"]])
+def test_the_last_version_is_served(settings: Settings, texts: list[str]) -> None:
+    """The first takes long, and comes back: what was sent last stays."""
+
+    async def process(document: Document) -> Extraction:
+        await asyncio.sleep(1.0 if document.text == texts[0] else 0.0)
+        return await extract(document)
+
+    ensure_topics(settings)
+    sink = Sink(settings)
+    for text in texts:
+        sink.send(settings.topic_documents, b"d-1", json.dumps({"id": "d-1", "text": text}).encode()).result(PATIENCE_S)
+    sink.close()
+    asyncio.run(consume(make(settings, process), len(texts)))
+    last = Document(id="d-1", text=texts[-1])
+    published = [
+        Extraction.model_validate_json(record.value or b"")
+        for record in read(settings, settings.topic_entities, len(texts))
+    ]
+    assert [each.source.offset for each in published if each.source] == list(range(len(texts)))
+    assert published[-1].text_sha256 == last.sha256
+    store = ResultStore.from_settings(settings)
+    assert store.get("d-1") == published[-1]
+    store.close()
 
 
 def test_a_store_that_is_down_delays_and_loses_nothing(settings: Settings, tmp_path: Path) -> None:

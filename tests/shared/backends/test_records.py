@@ -4,7 +4,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.backends.records import Record, dead_letter_headers, whence
+from shared.backends.records import (
+    Record,
+    dead_letter_headers,
+    origin,
+    own_headers,
+    position_of,
+    replay_headers,
+)
+from shared.messages import SourcePosition
 
 
 def test_reasons_are_a_closed_list() -> None:
@@ -26,16 +34,24 @@ def test_dead_letters_keep_headers_and_take_no_text(field: str, name: str, value
 
 
 @given(topic=st.text(max_size=20), numbers=st.tuples(*[st.integers(0, 2**63 - 1)] * 3))
-def test_a_dead_letter_says_whence_it_came(topic: str, numbers: tuple[int, int, int]) -> None:
+def test_a_dead_letter_names_its_origin_also_after_a_replay(topic: str, numbers: tuple[int, int, int]) -> None:
     partition, offset, timestamp = numbers
-    headers = dead_letter_headers(Record(topic, partition, offset, None, None, timestamp), "invalid")
-    letter = Record("dead-letters", 0, 0, None, None, 0, headers)
-    assert whence(letter) == (topic, partition, offset, timestamp)
+    record = Record(topic, partition, offset, b"k", b"v", timestamp, (("trace", b"1"),), "ab" * 16)
+    letter = Record("dead-letters", 0, 0, b"k", b"v", 0, dead_letter_headers(record, "invalid"))
+    original = position_of(record)
+    assert origin(letter) == original
+    assert original == SourcePosition(
+        topic=topic, topic_id="ab" * 16, partition=partition, offset=offset, timestamp_ms=timestamp
+    )
+    again = Record(topic, 0, 9, b"k", b"v", 8, replay_headers(letter, original))
+    assert position_of(again) == original
+    assert own_headers(again) == (("trace", b"1"),)
+    assert origin(Record("dead-letters", 0, 1, b"k", b"v", 0, dead_letter_headers(again, "exhausted"))) == original
 
 
 @pytest.mark.parametrize("lost", ["biobracket.topic", "biobracket.offset"])
 def test_what_is_no_dead_letter_of_ours_says_nothing(lost: str) -> None:
     headers = dead_letter_headers(Record("t", 1, 2, None, None, 3), "invalid")
-    assert whence(Record("dead-letters", 0, 0, None, None, 0, tuple(h for h in headers if h[0] != lost))) is None
+    assert origin(Record("dead-letters", 0, 0, None, None, 0, tuple(h for h in headers if h[0] != lost))) is None
     garbled = tuple((name, b"\xff" if name == lost else value) for name, value in headers)
-    assert whence(Record("dead-letters", 0, 0, None, None, 0, garbled)) is None
+    assert origin(Record("dead-letters", 0, 0, None, None, 0, garbled)) is None

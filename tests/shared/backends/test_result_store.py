@@ -15,9 +15,9 @@ from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
 from shared.backends import result_store as module
-from shared.backends.result_store import ResultStore
+from shared.backends.result_store import ResultStore, Write
 from shared.errors import StoreError
-from shared.messages import Entity, Extraction, entity_id
+from shared.messages import Entity, Extraction, SourcePosition, entity_id
 from shared.settings import Settings
 from tests.support.servers import Target
 
@@ -44,7 +44,13 @@ def store(make: Make) -> ResultStore:
     return make()
 
 
-def _extraction(document_id: str, revision: str, *mentions: tuple[str, str]) -> Extraction:
+def _at(offset: int, partition: int = 0, time: int = 0, topic_id: str = "") -> SourcePosition:
+    return SourcePosition(topic="t", topic_id=topic_id, partition=partition, offset=offset, timestamp_ms=time)
+
+
+def _extraction(
+    document_id: str, revision: str, *mentions: tuple[str, str], source: SourcePosition | None = None
+) -> Extraction:
     entities = []
     start = 0
     for text, type_ in mentions:
@@ -67,22 +73,31 @@ def _extraction(document_id: str, revision: str, *mentions: tuple[str, str]) -> 
         lang="en",
         types=("disease", "protein"),
         entities=tuple(entities),
+        source=source,
         model_revision=revision,
     )
+
+
+def _publish(store: ResultStore, extraction: Extraction, topic: list[str]) -> None:
+    """What a publisher does: the revisions as they are published, one after the other."""
+    newest = store.put(extraction).unpublished
+    while newest is not None:
+        topic.append(newest.model_revision)
+        newest = store.published(extraction, newest)
 
 
 def test_a_stored_result_can_be_read(store: ResultStore) -> None:
     extraction = _extraction("病历 1", "r1", ("右肺腺癌", "disease"), ("CD28", "protein"))
     assert store.get("病历 1") is None
-    assert store.put(extraction) is True
+    assert store.put(extraction) == Write("written", extraction)
     assert store.get("病历 1") == extraction
 
 
 def test_writing_is_idempotent(store: ResultStore, target: Target) -> None:
     extraction = _extraction("d", "r1", ("cancer", "disease"))
-    assert store.put(extraction) is True
+    assert store.put(extraction).outcome == "written"
     keys = sorted(target.keys())
-    assert store.put(extraction) is False
+    assert store.put(extraction) == Write("unchanged", extraction)
     assert sorted(target.keys()) == keys
     assert store.counts() == {"documents": 1, "entities": 1}
     assert len(store.mentions("cancer")) == 1
@@ -100,30 +115,136 @@ def test_a_newer_result_replaces_the_older(store: ResultStore, target: Target) -
     assert len([key for key in target.keys() if key.startswith(b"bb:m:")]) == 2  # noqa: SIM118 - not a dict
 
 
-def test_an_older_key_is_not_written_again(store: ResultStore) -> None:
-    old = _extraction("d", "r1", ("cancer", "disease"))
-    new = _extraction("d", "r2", ("tumour", "disease"))
-    store.put(old)
+def test_the_result_at_the_later_position_stays(store: ResultStore) -> None:
+    old = _extraction("d", "r1", ("cancer", "disease"), source=_at(1))
+    new = _extraction("d", "r1", ("tumour", "disease"), source=_at(2))
     store.put(new)
-    assert store.put(old) is False
+    assert store.put(old) == Write("superseded", None)
     assert store.get("d") == new
     assert store.mentions("cancer") == []
     assert store.counts() == {"documents": 1, "entities": 1}
+    again = old.model_copy(update={"source": _at(3)})  # the text was changed back
+    assert store.put(again).outcome == "written"
+    assert store.get("d") == again
 
 
-def test_versions_tell_the_newest_and_what_published_each(store: ResultStore) -> None:
-    older, newer = (_extraction("a", revision, ("CD28", "protein")) for revision in ("r1", "r2"))
-    for extraction, mark in ((older, "t-0-1-7"), (newer, "t-0-2-8")):
-        store.put(extraction)
-        store.mark_published(extraction, mark)
-    unpublished = _extraction("b", "r1")
-    store.put(unpublished)
-    assert store.versions(["b", "nowhere", "a"]) == [
-        (unpublished, set()),
-        (None, set()),
-        (newer, {"t-0-1-7", "t-0-2-8"}),
-    ]
-    assert store.versions([]) == []
+@given(
+    places=st.lists(
+        st.builds(_at, st.integers(0, 3), st.integers(0, 2), st.integers(0, 3), st.sampled_from(["", "a", "b"])),
+        min_size=1,
+        max_size=6,
+    )
+)
+@hypothesis_settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_positions_compare_on_the_server_as_here(target: Target, places: list[SourcePosition]) -> None:
+    target.everywhere("FLUSHALL")
+    store = ResultStore.from_settings(target.settings)
+    newest: SourcePosition | None = None
+    for place in places:
+        written = store.put(_extraction("d", "r", source=place)).outcome
+        later = newest is not None and newest.later_than(place)
+        assert written == ("unchanged" if newest == place else "superseded" if later else "written")
+        if not later:
+            newest = place
+        (stored,) = store.newest(["d"])
+        assert stored is not None
+        assert stored.source == newest
+    store.close()
+
+
+def test_a_result_without_a_position_is_earlier_than_any_with_one(store: ResultStore) -> None:
+    placed = _extraction("d", "r1", source=_at(0))
+    assert store.put(_extraction("d", "r0")).outcome == "written"
+    assert store.put(placed).outcome == "written"
+    assert store.put(_extraction("d", "r2")) == Write("superseded", None)
+    assert store.get("d") == placed
+
+
+def test_another_model_may_replace_a_result_at_the_same_position(store: ResultStore) -> None:
+    topic: list[str] = []
+    for revision in ("r1", "r2", "r1"):
+        _publish(store, _extraction("d", revision, source=_at(5)), topic)
+    assert topic == ["r1", "r2", "r1"]
+    _publish(store, _extraction("d", "r1", source=_at(5)), topic)
+    assert topic == ["r1", "r2", "r1"]
+    assert store.get("d") == _extraction("d", "r1", source=_at(5))
+
+
+def test_a_late_publisher_publishes_what_is_newest(store: ResultStore) -> None:
+    old, new = (_extraction("d", revision, source=_at(n)) for n, revision in enumerate(("old", "new")))
+    assert store.put(old).unpublished == old
+    _publish(store, new, [])
+    assert store.published(old, old) == new
+    assert store.published(old, new) is None
+    # It died with the old one on its way, and is given its record again.
+    assert store.put(old) == Write("superseded", None)
+
+
+def test_a_publication_left_open_is_made_good(store: ResultStore) -> None:
+    old, new = (_extraction("d", revision, source=_at(n)) for n, revision in enumerate(("old", "new")))
+    store.put(old)
+    _publish(store, new, [])
+    assert store.put(old) == Write("superseded", new)
+    assert store.published(old, new) is None
+    assert store.put(old) == Write("superseded", None)
+    # One that died before it noted the publication of the newest publishes that again.
+    newer = _extraction("d", "newer", source=_at(2))
+    store.put(newer)
+    assert store.put(newer) == Write("unchanged", newer)
+
+
+def test_a_result_that_the_server_lost_is_written_again(store: ResultStore, target: Target) -> None:
+    extraction = _extraction("d", "r", ("fever", "disease"), source=_at(0))
+    store.put(extraction)
+    target.everywhere("FLUSHALL")
+    assert store.published(extraction, extraction) == extraction
+    assert store.published(extraction, extraction) is None
+    assert store.get("d") == extraction
+    assert len(store.mentions("fever")) == 1
+
+
+def test_old_versions_leave_nothing_behind(store: ResultStore, target: Target) -> None:
+    for n in range(50):
+        _publish(store, _extraction("d", "r", (f"fever {n}", "disease"), source=_at(n)), [])
+    assert len(target.keys()) == 4  # the document, its counters, and an index with and without type
+    fields = target.client.hkeys(module._document_key("d"))
+    assert not [name for name in fields if name.startswith(b"open:")]
+    assert len(fields) == 9
+    assert len(store.mentions("fever 49")) == 1
+
+
+def test_results_of_a_topic_need_no_publication(store: ResultStore) -> None:
+    extraction = _extraction("d", "r", source=_at(0))
+    assert store.put(extraction, published=True) == Write("written", None)
+    assert store.put(extraction) == Write("unchanged", None)
+
+
+def test_a_writer_that_was_overtaken_leaves_the_index_of_the_newest(
+    store: ResultStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _extraction("d", "r", ("fever", "disease"), source=_at(0))
+    middle = _extraction("d", "r", ("cough", "disease"), source=_at(1))
+    last = _extraction("d", "r", ("fever", "disease"), source=_at(2))
+    store.put(first)
+    unindex = store._unindex
+
+    def overtaken(document_id: str, indexes: set[str]) -> None:
+        monkeypatch.setattr(store, "_unindex", unindex)
+        store.put(last)
+        unindex(document_id, indexes)
+
+    monkeypatch.setattr(store, "_unindex", overtaken)
+    store.put(middle)
+    assert [mention.entity for mention in store.mentions("fever")] == list(last.entities)
+    assert store.mentions("cough") == []
+
+
+def test_the_newest_of_several_documents(store: ResultStore) -> None:
+    older, newer = (_extraction("a", "r", source=_at(n)) for n in range(2))
+    store.put(older)
+    store.put(newer)
+    assert store.newest(["b", "a"]) == [None, newer]
+    assert store.newest([]) == []
 
 
 def test_mentions_are_found_by_text_and_type(store: ResultStore) -> None:
@@ -154,7 +275,7 @@ def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store:
     extraction = _extraction("d", "r", ("fever", "disease"))
     store._index("d", module._mentioned(extraction))
     assert store.mentions("fever") == []
-    assert store.put(extraction) is True
+    assert store.put(extraction).outcome == "written"
     assert len(store.mentions("fever")) == 1
 
 
@@ -172,14 +293,17 @@ def test_stale_entries_are_dropped_when_read(
 
 def test_counts_are_exact_under_concurrent_writers(store: ResultStore) -> None:
     work = [
-        _extraction(f"d{n}", f"r{revision}", *[("fever", "disease")] * n)
+        _extraction(f"d{n}", "r", *[("fever", "disease")] * n, source=_at(offset))
         for n in range(12)
-        for revision in range(3)
+        for offset in (1, 2, 0)
         for _ in range(2)
     ]
     with ThreadPoolExecutor(8) as threads:
-        new = list(threads.map(store.put, work))
-    assert sum(new) == 36
+        outcomes = [write.outcome for write in threads.map(store.put, work)]
+    assert 12 <= outcomes.count("written") <= 36
+    assert all(
+        store.get(f"d{n}") == _extraction(f"d{n}", "r", *[("fever", "disease")] * n, source=_at(2)) for n in range(12)
+    )
     assert store.counts() == {"documents": 12, "entities": sum(range(12))}
 
 
@@ -226,7 +350,7 @@ def test_a_full_server_refuses_and_recovers(store: ResultStore, target: Target) 
             assert "fever" not in str(full.value)
     finally:
         target.everywhere("CONFIG", "SET", "maxmemory", "0")
-    assert store.put(extraction) is True
+    assert store.put(extraction).outcome == "written"
     assert store.counts() == {"documents": 1, "entities": 1}
 
 
@@ -236,7 +360,7 @@ def test_a_result_of_another_version_is_refused(store: ResultStore, target: Targ
         store.get("d")
     assert not refused.value.retryable
     assert "fever" not in str(refused.value)
-    assert store.put(_extraction("d", "r")) is True
+    assert store.put(_extraction("d", "r")).outcome == "written"
     assert store.get("d") == _extraction("d", "r")
 
 
@@ -283,7 +407,7 @@ def test_work_goes_on_after_a_restart(tmp_path: Path) -> None:
         again.password = server.password
         with again:
             assert store.get("d") == extraction
-            assert store.put(extraction) is False
+            assert store.put(extraction).outcome == "unchanged"
             store.close()
 
 
@@ -292,7 +416,8 @@ def test_work_goes_on_after_a_restart(tmp_path: Path) -> None:
     history=st.lists(
         st.tuples(
             st.sampled_from(["a", "b", "c"]),
-            st.sampled_from(["r1", "r2", "r3"]),
+            st.sampled_from(["r1", "r2"]),
+            st.integers(0, 3),
             st.lists(
                 st.tuples(st.sampled_from(["Fever", "fever", "癌", "İ"]), st.sampled_from(["disease", "protein"])),
                 max_size=4,
@@ -305,13 +430,17 @@ def test_the_store_agrees_with_its_history(target: Target, history: list[Any]) -
     target.everywhere("FLUSHALL")
     store = ResultStore.from_settings(target.settings)
     newest: dict[str, Extraction] = {}
-    written: set[str] = set()
-    for document_id, revision, mentions in history:
-        extraction = _extraction(document_id, revision, *mentions)
-        assert store.put(extraction) is (extraction.key not in written)
-        if extraction.key not in written:
+    for document_id, revision, offset, mentions in history:
+        extraction = _extraction(document_id, revision, *mentions, source=_at(offset))
+        before = newest.get(document_id)
+        outcome = store.put(extraction).outcome
+        if before is not None and before.source is not None and before.source.offset > offset:
+            assert outcome == "superseded"
+        elif before is not None and (before.source, before.key) == (extraction.source, extraction.key):
+            assert outcome == "unchanged"
+        else:
+            assert outcome == "written"
             newest[document_id] = extraction
-            written.add(extraction.key)
     for document_id in "abc":
         assert store.get(document_id) == newest.get(document_id)
     assert store.counts() == {

@@ -1,0 +1,116 @@
+"""What leaves ingest: results to the store and the entities topic, and records to the dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from shared.backends.records import Headers, Record, dead_letter_headers
+from shared.errors import DocumentError
+from shared.messages import Extraction
+from shared.runtime.logs import get_logger
+from shared.runtime.metrics import STAGE_SECONDS, SUPERSEDED, Observe
+from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from shared.backends.result_store import ResultStore
+    from shared.backends.streams import Sink
+
+T = TypeVar("T")
+
+# Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
+_HEADERS_BYTES = 32 * 1024
+
+logger = get_logger(__name__)
+
+
+class Persist(Protocol):
+    """Tries work of a stage until it succeeds; DocumentError where the document is to blame."""
+
+    def __call__(self, stage: str, work: Callable[[], Awaitable[T]]) -> Awaitable[T]: ...
+
+
+class Delivery:
+    """The last version of a document is what the store serves and the last record of its key on the entities topic.
+
+    That holds in whatever order its versions come, on however many replicas, also after crashes and replays: see
+    :meth:`shared.backends.result_store.ResultStore.put`.
+    """
+
+    def __init__(
+        self, *, store: ResultStore, sink: Sink, settings: Settings, persist: Persist, observe: Observe
+    ) -> None:
+        self._store = store
+        self._sink = sink
+        self._settings = settings
+        self._persist = persist
+        self._observe = observe
+
+    async def deliver(self, extraction: Extraction, headers: Headers = ()) -> None:
+        """Stores a result and publishes it with these headers, unless a later version of the document is there.
+
+        Once begun it has to end, even if the partition goes to another consumer: a record on its way could else come
+        last. DocumentError where the result is too large for the topic.
+        """
+        start = time.perf_counter()
+        write = await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
+        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
+        if write.outcome == "superseded":
+            self._observe(SUPERSEDED, 1)
+        newest = write.unpublished
+        while newest is not None:
+            if newest.source != extraction.source:
+                headers = ()  # those of another record
+            newest = await self._publish(extraction, newest, headers)
+
+    async def _publish(self, extraction: Extraction, newest: Extraction, headers: Headers) -> Extraction | None:
+        start = time.perf_counter()
+        value = newest.model_dump_json().encode()
+        if len(value) > self._settings.max_message_bytes:
+            if newest.source != extraction.source:  # which is told where that record is handled
+                return None
+            raise DocumentError(
+                "entities",
+                "are in the store, but take more bytes than a message may have",
+                "raise BIOBRACKET_MAX_MESSAGE_BYTES, or split the document",
+                reason="too_large",
+            )
+        key = newest.document_id.encode()
+        headers = (*headers, ("key", newest.key.encode()))
+        await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
+        later = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction, newest))
+        self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
+        return later
+
+    async def bury(self, record: Record, error: DocumentError) -> None:
+        """Sends a record to the dead letters."""
+        logger.warning(
+            "dead_letter",
+            reason=error.reason,
+            field=error.field,
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+        )
+        if record_bytes(record) > self._settings.max_message_bytes + _HEADERS_BYTES:
+            # Another producer's limit is higher. What cannot be sent on can still be told where it is.
+            record = replace(record, key=None, value=None, headers=())
+        headers = dead_letter_headers(record, error.reason, error.field)
+        await self._persist(
+            "dead_letter",
+            lambda: self._send(self._settings.topic_dead_letters, record.key, record.value, headers),
+        )
+
+    async def _send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> None:
+        sent = await asyncio.to_thread(self._sink.send, topic, key, value, headers)
+        # Shielded: cancelling a document must not cancel what the client is going to resolve.
+        await asyncio.shield(asyncio.wrap_future(sent))
+
+
+def record_bytes(record: Record) -> int:
+    """Bytes of a record's key, value and headers."""
+    parts = (record.key, record.value, *(part for name, value in record.headers for part in (name.encode(), value)))
+    return sum(len(part or b"") for part in parts)

@@ -1,0 +1,187 @@
+"""Which version of a document is served, and comes last on the topic, in any order of what can happen.
+
+Workers stand for replicas that each have a record in hand, one of them maybe no longer theirs. They take turns at every
+step: a write to the store, a record that reaches the topic, the note that it did. A crash ends a worker between two
+steps; then its record, which was not committed, is given to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from services.embedded.servers import Valkey
+from services.ingest.delivery import Delivery, record_bytes
+from shared.backends import result_store as module
+from shared.backends.records import Headers, Record
+from shared.backends.result_store import ResultStore
+from shared.errors import DocumentError
+from shared.messages import Extraction, SourcePosition
+from shared.runtime.metrics import SUPERSEDED, unobserved
+from shared.settings import Settings
+
+T = TypeVar("T")
+TEXTS = "ABA"  # the last version has the text of the first one
+
+
+class Topic:
+    def __init__(self) -> None:
+        self.records: list[tuple[str, bytes | None, bytes | None, Headers]] = []
+
+    def send(self, topic: str, key: bytes | None, value: bytes | None, headers: Headers = ()) -> Future[None]:
+        self.records.append((topic, key, value, headers))
+        sent: Future[None] = Future()
+        sent.set_result(None)
+        return sent
+
+    def revisions(self) -> list[tuple[int, str]]:
+        """Offset and model of what was published."""
+        found = [Extraction.model_validate_json(value or b"") for _, _, value, _ in self.records]
+        return [(each.source.offset, each.model_revision) for each in found if each.source is not None]
+
+
+def version(offset: int, model: str = "r") -> Extraction:
+    return Extraction(
+        document_id="d",
+        text_sha256=TEXTS[offset % len(TEXTS)],
+        lang="en",
+        types=(),
+        entities=(),
+        source=SourcePosition(topic="t", partition=0, offset=offset, timestamp_ms=0),
+        model_revision=model,
+    )
+
+
+@pytest.fixture
+def store(valkey: Valkey) -> Iterator[ResultStore]:
+    made = ResultStore.from_settings(Settings(redis=SecretStr(valkey.url)))
+    made._client.flushall()
+    yield made
+    made.close()
+
+
+async def once(stage: str, work: Callable[[], Awaitable[T]]) -> T:
+    return await work()
+
+
+class Worker:
+    """A delivery that goes on by a step whenever it is let."""
+
+    def __init__(self, store: ResultStore, topic: Topic, extraction: Extraction) -> None:
+        self._may = asyncio.Event()
+        self._stopped = asyncio.Event()
+        delivery = Delivery(
+            store=store,
+            sink=topic,  # type: ignore[arg-type]
+            settings=Settings(),
+            persist=self._step,
+            observe=unobserved,
+        )
+        self.extraction = extraction
+        self.task = asyncio.create_task(delivery.deliver(extraction))
+
+    async def _step(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
+        self._stopped.set()
+        await self._may.wait()
+        self._may.clear()
+        return await work()
+
+    async def go_on(self) -> None:
+        """Lets it take one step."""
+        await asyncio.wait([self.task, asyncio.create_task(self._stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+        self._stopped.clear()
+        self._may.set()
+        await asyncio.wait([self.task, asyncio.create_task(self._stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
+
+
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_last_version_is_served_and_comes_last(store: ResultStore, data: st.DataObject) -> None:
+    store._client.flushall()
+    topic = Topic()
+
+    async def run() -> None:
+        # Twice in hand: of a replica that lost the partition, and of the one that has it now; or replayed.
+        offsets = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=5).map(sorted))
+        waiting = [version(offset) for offset in offsets]
+        workers: list[Worker] = []
+        crashes = 3
+        while waiting or workers:
+            choice = data.draw(st.integers(0, len(workers) + bool(waiting) - 1))
+            if choice == len(workers):
+                workers.append(Worker(store, topic, waiting.pop(0)))
+            elif crashes and data.draw(st.integers(0, 5)) == 5:
+                crashes -= 1
+                crashed = workers.pop(choice)
+                crashed.task.cancel()
+                await asyncio.wait([crashed.task])
+                waiting.append(crashed.extraction)
+            else:
+                await workers[choice].go_on()
+            for worker in [each for each in workers if each.task.done()]:
+                worker.task.result()
+                workers.remove(worker)
+        newest = version(offsets[-1])
+        assert store.get("d") == newest
+        assert topic.revisions()[-1] == (offsets[-1], "r")
+        fields = store._client.hkeys(module._document_key("d"))
+        assert not [name for name in fields if name.startswith(b"open:")]
+
+    asyncio.run(run())
+
+
+def deliver(store: ResultStore, topic: Topic, *extractions: Extraction, **options: Any) -> None:
+    delivery = Delivery(
+        store=store,
+        sink=topic,  # type: ignore[arg-type]
+        settings=options.get("settings", Settings()),
+        persist=once,
+        observe=options.get("observe", unobserved),
+    )
+    for extraction in extractions:
+        asyncio.run(delivery.deliver(extraction, options.get("headers", ())))
+
+
+def test_a_model_rolled_back_and_its_replay(store: ResultStore) -> None:
+    topic = Topic()
+    deliver(store, topic, version(0, "old"), version(1, "old"), version(0, "new"), version(1, "new"))
+    deliver(store, topic, version(0, "old"), version(1, "old"), headers=(("biobracket.replayed", b"true"),))
+    assert topic.revisions() == [(0, "old"), (1, "old"), (1, "new"), (1, "old")]
+    assert [("biobracket.replayed", b"true") in headers for *_, headers in topic.records] == [False] * 3 + [True]
+    assert store.get("d") == version(1, "old")
+
+
+def test_what_was_overtaken_is_counted(store: ResultStore) -> None:
+    seen: list[str] = []
+    deliver(
+        store,
+        Topic(),
+        version(1),
+        version(0),
+        observe=lambda metric, value, tags=None: seen.append(metric.name) if metric is SUPERSEDED else None,
+    )
+    assert seen == [SUPERSEDED.name]
+
+
+def test_a_result_too_large_for_the_topic_is_in_the_store(store: ResultStore) -> None:
+    topic = Topic()
+    small = Settings(max_message_bytes=1024)
+    large = version(0).model_copy(update={"warnings": ("x" * 2000,)})
+    with pytest.raises(DocumentError, match="BIOBRACKET_MAX_MESSAGE_BYTES"):
+        deliver(store, topic, large, settings=small)
+    assert store.get("d") == large
+    # The next version finds nothing wrong with itself.
+    deliver(store, topic, version(1), settings=small)
+    assert topic.revisions() == [(1, "r")]
+
+
+def test_bytes_of_a_record() -> None:
+    assert record_bytes(Record("t", 0, 0, b"ab", None, 0, (("é", b"c"),))) == 5
