@@ -49,7 +49,8 @@ from services.pipeline.config import PipelineConfig
 from services.selection.selector import Selector
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Sink, Source
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.source import Source
 from shared.entity_types import DEFAULTS
 from shared.messages import Document, Extraction, Segment
 from shared.selection.feedback import NewFeedback

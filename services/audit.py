@@ -23,7 +23,8 @@ from pydantic import ValidationError
 from services.ingest.admission import admit
 from shared.backends.records import Partition, Record, origin, position_of, replay_headers
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Scan, Sink
+from shared.backends.streams.scan import Scan
+from shared.backends.streams.sink import Sink
 from shared.errors import DocumentError
 from shared.messages import Document, Extraction, SourcePosition
 from shared.settings import Settings

@@ -85,7 +85,7 @@ def produce(
     holds no documents at all nothing is sent.
     """
     from services.cli.document_files import records
-    from shared.backends.streams import Sink
+    from shared.backends.streams.sink import Sink
     from shared.errors import StreamError
 
     settings = attached_settings(data)
@@ -213,7 +213,7 @@ def status(data: DataOption = None) -> None:
     from services.cli.rendering import LiveCounts
     from services.ingest.config import IngestConfig
     from shared.backends.result_store import ResultStore
-    from shared.backends.streams import Lag
+    from shared.backends.streams.scan import Lag
     from shared.errors import StoreError, StreamError
 
     settings, group = attached_settings(data), IngestConfig().group
@@ -374,7 +374,7 @@ def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
     from services.cli.rendering import LiveCounts
     from services.ingest.config import IngestConfig
     from shared.backends.result_store import ResultStore
-    from shared.backends.streams import Lag
+    from shared.backends.streams.scan import Lag
     from shared.errors import StoreError, StreamError
 
     settings = runtime.settings
@@ -423,7 +423,8 @@ def _stream(runtime: Runtime, documents: Sequence[Document]) -> bool:
     """Send the documents, wait for each on Kafka, print it from Redis. True if all came out, with right offsets."""
     from services.cli.rendering import note, summary
     from shared.backends.result_store import ResultStore
-    from shared.backends.streams import Sink, Source
+    from shared.backends.streams.sink import Sink
+    from shared.backends.streams.source import Source
     from shared.messages import check_offsets
 
     settings = runtime.settings

@@ -160,7 +160,7 @@ class Runtime:
             | {"http_port": port}
         )
         self._set_environment()
-        from shared.backends.streams import ensure_topics
+        from shared.backends.streams.topics import ensure_topics
         from shared.errors import StreamError
 
         try:

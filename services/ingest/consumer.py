@@ -51,7 +51,8 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from shared.backends.feedback_store import FeedbackStore
     from shared.backends.result_store import ResultStore
-    from shared.backends.streams import Sink, Source
+    from shared.backends.streams.sink import Sink
+    from shared.backends.streams.source import Source
 
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]

@@ -17,11 +17,11 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.backends.result_store import ResultStore
-    from shared.backends.streams import Sink
+    from shared.backends.streams.sink import Sink
 
 T = TypeVar("T")
 
-# Half of what a record may have beside its value, see shared.backends.streams; the other half is for the reason.
+# Half of what a record may have beside its value, see shared.backends.streams.client; the other half is for the reason.
 _HEADERS_BYTES = 32 * 1024
 
 logger = get_logger(__name__)

@@ -31,7 +31,9 @@ from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Sink, Source, ensure_topics
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.source import Source
+from shared.backends.streams.topics import ensure_topics
 from shared.messages import Document, Extraction
 from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver

@@ -28,10 +28,10 @@ from kafka.structs import TopicPartition
 from services.ingest import consumer
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
-from shared.backends import streams
-from shared.backends.records import Headers
+from shared.backends.records import Callback, Headers
 from shared.backends.result_store import Write
-from shared.backends.streams import Source
+from shared.backends.streams import source as source_module
+from shared.backends.streams.source import Source
 from shared.messages import Extraction
 from shared.settings import Settings
 from tests.support.kafka import Eager
@@ -334,9 +334,9 @@ class States(RuleBasedStateMachine):
                 document_id=document.id, text_sha256="", lang="en", types=(), entities=(), model_revision="r"
             )
 
-        def source(revoked: streams.Callback) -> Source:
+        def source(revoked: Callback) -> Source:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(streams, "KafkaConsumer", lambda **_: client)
+                patch.setattr(source_module, "KafkaConsumer", lambda **_: client)
                 return Source(SETTINGS, "g", ["documents"], on_revoked=revoked)
 
         config = IngestConfig(
@@ -516,5 +516,5 @@ def test_every_record_is_done_before_its_offset_is_committed(
 ) -> None:
     monkeypatch.setattr(consumer, "_FINISH_S", 0)  # nothing finishes by itself
     if machine is EagerStates:
-        monkeypatch.setattr(streams, "_Assignor", Eager)
+        monkeypatch.setattr(source_module, "Assignor", Eager)
     run_state_machine_as_test(machine, settings=SEARCH)

@@ -25,7 +25,9 @@ from pydantic import SecretStr
 from services.audit import Audit
 from services.embedded.servers import Valkey
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Lag, Sink, ensure_topics
+from shared.backends.streams.scan import Lag
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.topics import ensure_topics
 from shared.messages import Document, Extraction
 from shared.settings import Settings
 from tests.services.ingest.test_consumer import PATIENCE_S, document, extract, make

@@ -17,7 +17,9 @@ from services.cli import cli
 from services.ingest.config import IngestConfig
 from shared.backends import result_store
 from shared.backends.records import Record
-from shared.backends.streams import Lag, Scan, Sink, ensure_topics
+from shared.backends.streams.scan import Lag, Scan
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.topics import ensure_topics
 from shared.messages import Document
 from shared.settings import Settings
 from tests.support.commands import PATIENCE_S, Command

@@ -17,7 +17,9 @@ from services.embedded.runtime import RUNTIME_FILE, running
 from services.ingest.config import IngestConfig
 from shared.backends.records import Record
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Lag, Sink, Source
+from shared.backends.streams.scan import Lag
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.source import Source
 from shared.messages import Document, Extraction, check_offsets
 from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import calibration_file

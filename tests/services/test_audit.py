@@ -20,7 +20,9 @@ from services.embedded.servers import Valkey
 from services.ingest.admission import admit
 from shared.backends import result_store
 from shared.backends.records import Headers, Record, position_of, replay_headers
-from shared.backends.streams import Scan, Sink, ensure_topics
+from shared.backends.streams.scan import Scan
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.topics import ensure_topics
 from shared.errors import StreamError
 from shared.messages import Extraction
 from shared.settings import Settings

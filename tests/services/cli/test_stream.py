@@ -9,9 +9,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from services.cli import cli
-from shared.backends import streams
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Source, ensure_topics
+from shared.backends.streams import client
+from shared.backends.streams.source import Source
+from shared.backends.streams.topics import ensure_topics
 from shared.messages import Entity, Extraction, entity_id
 from shared.settings import Settings
 
@@ -24,7 +25,7 @@ def _nothing_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("BIOBRACKET_KAFKA", "127.0.0.1:9")
     monkeypatch.setenv("BIOBRACKET_REDIS", f"redis://:{SECRET}@127.0.0.1:9/0")
     monkeypatch.setenv("BIOBRACKET_HTTP_PORT", "9")
-    monkeypatch.setattr(streams, "_CONNECT_MS", 1000)
+    monkeypatch.setattr(client, "CONNECT_MS", 1000)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from kafka import KafkaAdminClient
 
 from services.embedded import servers
 from services.embedded.servers import Broker, ServerError, Valkey
-from shared.backends.streams import ensure_topics
+from shared.backends.streams.topics import ensure_topics
 from shared.settings import Settings
 
 PATIENCE_S = 60.0

@@ -28,7 +28,10 @@ from services.ingest.consumer import Consumer, Process
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.records import Record
 from shared.backends.result_store import ResultStore
-from shared.backends.streams import Lag, Sink, Source, ensure_topics
+from shared.backends.streams.scan import Lag
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.source import Source
+from shared.backends.streams.topics import ensure_topics
 from shared.errors import DocumentError, Overloaded
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.settings import Settings

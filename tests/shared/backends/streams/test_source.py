@@ -1,0 +1,336 @@
+"""The same contract on every broker: see conftest.py."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from shared.backends.records import Partition, Record
+from shared.backends.streams import source as source_module
+from shared.backends.streams.scan import Lag
+from shared.backends.streams.sink import Sink
+from shared.backends.streams.source import Source
+from shared.backends.streams.topics import ensure_topics
+from shared.errors import Rebalancing
+from shared.settings import Settings
+from tests.support.kafka import Eager
+from tests.support.streams import PATIENCE_S, Member, Noida, ends, fill, needs_noida, places, read, until, wait
+
+
+def test_a_group_goes_on_where_it_committed(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    fill(sink, stream, 30)
+    first = source()
+    records = read(first, 30)
+    done, open_ = ends(records), records[-1]
+    done[open_.topic, open_.partition] = open_.offset
+    first.commit(done)
+    first.close()
+    again = read(source(), 1)
+    assert [(record.partition, record.offset) for record in again] == [(open_.partition, open_.offset)]
+
+
+def test_what_was_not_committed_comes_again(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    sent = fill(sink, stream, 10)
+    first = source()
+    assert len(read(first, 10)) == 10
+    first.close()
+    assert {record.key for record in read(source(), 10)} == set(sent)
+
+
+def test_poll_gives_no_more_than_asked(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    fill(sink, stream, 20)
+    member = source()
+    seen: list[Record] = []
+    while len(seen) < 20:
+        records = member.poll(5.0, 3)
+        assert len(records) <= 3
+        seen += records
+
+
+def test_paused_partitions_rest_and_others_go_on(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    member = source()
+    until(member, lambda: len(member.assignment()) == 3)
+    resting = stream.topic_documents, 1
+    member.pause([resting, ("gone", 0)])
+    assert member.paused() == {resting}
+    fill(sink, stream, 30)
+    seen: list[Record] = []
+    while batch := member.poll(3.0, 100):
+        seen += batch
+    assert {record.partition for record in seen} <= {0, 2}
+    member.resume([resting])
+    assert member.paused() == set()
+    seen += read(member, 30 - len(seen))
+    assert len({record.key for record in seen}) == 30
+
+
+def test_lag_falls_to_zero(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    fill(sink, stream, 12)
+    member = source()
+    records = read(member, 12)
+    assert len(records) == 12
+    assert member.lag() == 0
+    assert member.lag(committed=True) == 12
+    member.commit(ends(records))
+    assert member.lag(committed=True) == 0
+
+
+def test_lag_counts_what_waits(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    for n in range(10):
+        sink.send(stream.topic_documents, b"one", b"%d" % n).result(PATIENCE_S)
+    member = source()
+    first: list[Record] = []
+    while not first:
+        first = member.poll(1.0, 4)
+    assert member.lag() == 10 - len(first)
+
+
+def test_callbacks_tell_of_partitions_and_may_commit(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    fill(sink, stream, 30)
+    came: list[set[Partition]] = []
+    went: list[set[Partition]] = []
+    done: dict[Partition, int] = {}
+
+    def revoked(partitions: set[Partition]) -> None:
+        went.append(partitions)
+        first.commit(done)
+
+    first = source(on_assigned=came.append, on_revoked=revoked)
+    done |= ends(read(first, 30))
+    everything = {(stream.topic_documents, n) for n in range(3)}
+    assert came == [everything]
+    first.close()
+    assert went == [everything]
+    second = source()
+    until(second, lambda: second.assignment() == everything)
+    assert second.poll(2.0, 100) == []
+
+
+@pytest.mark.slow
+def test_a_rebalance_takes_only_what_goes_and_what_was_committed_stays_read(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(fill(sink, stream, 30))
+    went: list[set[Partition]] = []
+    done: dict[Partition, int] = {}
+
+    def revoked(partitions: set[Partition]) -> None:
+        went.append(partitions)
+        first.commit({each: done[each] for each in partitions})
+
+    first = source(on_revoked=revoked)
+    records = read(first, sent)
+    done |= ends(records)
+    resting = set(first.assignment())
+    first.pause(resting)
+    with Member(first) as one, Member(source()) as other:
+        wait(lambda: 0 < len(other.source.assignment()) < 3 and len(first.assignment()) < 3)
+        stayed = first.assignment()
+        assert went == [other.source.assignment()]
+        assert stayed | went[0] == resting
+        # What stays keeps its pause and its position; what went starts where it was committed.
+        assert first.paused() == stayed
+        first.resume(stayed)
+        more = [sink.send(stream.topic_documents, b"more-%d" % n, b"v") for n in range(30)]
+        for future in more:
+            future.result(PATIENCE_S)
+        wait(lambda: len(one.read) + len(other.read) >= 30)
+    assert {record.key for record in one.read + other.read} == {b"more-%d" % n for n in range(30)}
+    assert len(one.read + other.read) == 30
+
+
+@pytest.mark.slow
+def test_what_was_dropped_is_read_again_whatever_the_client_keeps(
+    stream: Settings, sink: Sink, source: Callable[..., Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an eager assignor everything is revoked, and the client then goes on behind what was read."""
+    monkeypatch.setattr(source_module, "Assignor", Eager)
+    sent = len(fill(sink, stream, 30))
+    went: list[set[Partition]] = []
+    first = source(on_revoked=went.append)
+    before = read(first, sent)
+    undone = {(stream.topic_documents, p): 4 for p in range(3)}
+    first.commit(undone)
+    with Member(first) as one, Member(source()) as other:
+        wait(lambda: 0 < len(other.source.assignment()) < 3 and len(first.assignment()) < 3)
+        expected = [place for place in places(before) if place[1] >= 4]
+        wait(lambda: len(one.read) + len(other.read) >= len(expected))
+        assert first.assignment()
+    assert went[0] == {(stream.topic_documents, p) for p in range(3)}
+    assert sorted(set(places(one.read + other.read))) == expected
+
+
+def test_a_rewound_partition_is_read_from_its_committed_offset(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(fill(sink, stream, 30))
+    member = source()
+    before = places(read(member, sent))
+    zero, one = (stream.topic_documents, 0), (stream.topic_documents, 1)
+    member.commit({one: 3})
+    member.rewind([zero, one, ("gone", 0)])
+    expected = [(p, o) for p, o in before if p == 0 or (p == 1 and o >= 3)]
+    assert places(read(member, len(expected))) == expected
+    assert member.poll(1.0, 100) == []
+
+
+@pytest.mark.slow
+def test_a_lost_session_commits_nothing_and_reads_again(
+    stream: Settings,
+    sink: Sink,
+    source: Callable[..., Source],
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """The member falls silent for longer than its session, while another one takes over."""
+    if request.node.callspec.params["address"] == "noida":
+        pytest.skip("noida-db never ends a session")
+    sent = len(fill(sink, stream, 30))
+    went: list[set[Partition]] = []
+
+    def revoked(partitions: set[Partition]) -> None:
+        went.append(partitions)
+        first.commit(done)  # comes too late
+
+    first = source(on_revoked=revoked)
+    before = read(first, sent)
+    done = ends(before)
+    everything = first.assignment()
+    coordinator = first._consumer._coordinator
+    silent = threading.Event()
+    beat = coordinator._send_heartbeat_request
+
+    async def heartbeat() -> None:
+        if not silent.is_set():
+            await beat()
+
+    monkeypatch.setattr(coordinator, "_send_heartbeat_request", heartbeat)
+    silent.set()
+    with Member(source()) as other:
+        # It reads everything again: nothing was committed.
+        wait(lambda: other.source.assignment() == everything and len(other.read) == sent)
+        silent.clear()
+        with pytest.raises(Rebalancing):
+            first.commit(done)
+        with Member(first) as one:
+            wait(lambda: bool(went) and 0 < len(first.assignment()) < 3)
+            assert went[0] == everything
+            wait(lambda: len(first.assignment() | other.source.assignment()) == 3)
+            back = first.assignment()
+            wait(lambda: len(one.read) >= len([r for r in before if (r.topic, r.partition) in back]))
+    assert places(other.read)[:sent] == places(before)
+    assert set(places(one.read)) <= set(places(before))
+    again = Lag(stream, stream.topic_documents, stream.topic_documents)
+    assert again.read() == sent
+    again.close()
+
+
+def test_a_closed_member_is_gone_at_once_and_its_last_commit_counts(
+    stream: Settings, sink: Sink, source: Callable[..., Source]
+) -> None:
+    sent = len(fill(sink, stream, 30))
+    first = source(on_revoked=lambda _: first.commit(done))
+    done = ends(read(first, sent))
+    del done[stream.topic_documents, 0]
+    first.close()
+    first.close()
+    second = source()
+    _until_assigned = read(second, 1)
+    wait(lambda: len(second.assignment()) == 3)
+    assert {record.partition for record in _until_assigned + second.poll(1.0, 100)} == {0}
+
+
+def test_lag_is_that_of_the_newest_fetch(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    member = source()
+    until(member, lambda: len(member.assignment()) == 3)
+    member.poll(1.0, 10)
+    assert member.lag() == 0
+    member.pause(member.assignment())
+    member.poll(0.5, 10)
+    fill(sink, stream, 12)
+    assert member.poll(1.0, 10) == []
+    before = member.lag()
+    assert before <= 12  # a fetch may have been under way
+    member.resume(member.paused())
+    read(member, 12)
+    assert (member.lag(), member.lag(committed=True)) == (0, 12)
+
+
+@pytest.mark.slow
+def test_two_members_share_and_lose_nothing(stream: Settings, sink: Sink, source: Callable[..., Source]) -> None:
+    sent = set(fill(sink, stream, 60))
+    seen: set[bytes | None] = set()
+    members = [source(), source()]
+    done = threading.Event()
+
+    def work(member: Source) -> None:
+        while not done.is_set():
+            seen.update(record.key for record in member.poll(0.5, 10))
+
+    def settled() -> bool:
+        return seen == sent and all(0 < len(member.assignment()) < 3 for member in members)
+
+    with ThreadPoolExecutor(2) as threads:
+        work_of_both = [threads.submit(work, member) for member in members]
+        deadline = time.monotonic() + PATIENCE_S
+        while not settled() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        done.set()
+    for one in work_of_both:
+        one.result()
+    assert seen == sent
+    assert not members[0].assignment() & members[1].assignment()
+    assert members[0].assignment() | members[1].assignment() == {(stream.topic_documents, n) for n in range(3)}
+
+
+def test_a_rejoin_that_outlives_a_poll_is_finished(stream: Settings, source: Callable[..., Source]) -> None:
+    """The client forgets one that only changed metadata called for, and would neither read nor send heartbeats."""
+    ensure_topics(stream)
+    member = source()
+    until(member, lambda: len(member.assignment()) == 3)
+    coordinator = member._consumer._coordinator
+    coordinator._assignment_snapshot = {}  # as if the topic were new to the leader
+    wait(lambda: member.poll(0.0, 1) == [] and coordinator.rebalance_in_progress())
+    wait(lambda: coordinator._join_task.is_done)
+    until(member, lambda: not coordinator.rebalance_in_progress())
+    assert len(member.assignment()) == 3
+
+
+@needs_noida
+@pytest.mark.slow
+def test_work_resumes_when_the_broker_comes_back(tmp_path: Path, fresh: Callable[[str], Settings]) -> None:
+    server = Noida(tmp_path)
+    server.start()
+    settings = fresh(server.url)
+    ensure_topics(settings)
+    sink = Sink(settings)
+    source = Source(settings, "g", [settings.topic_documents])
+    sent = set(fill(sink, settings, 5))
+    seen = {record.key for record in read(source, 5)}
+    server.stop()
+    late = sink.send(settings.topic_documents, b"late", b"v")
+    assert source.poll(1.0, 10) == []
+    server = Noida(tmp_path, server.port)
+    server.start()
+    late.result(PATIENCE_S)
+    while b"late" not in seen:
+        seen |= {record.key for record in source.poll(1.0, 10)}
+    assert seen == sent | {b"late"}
+    source.close()
+    sink.close()
+    server.stop()
+
+
+def test_commits_of_partitions_that_went_are_passed_over(stream: Settings, source: Callable[..., Source]) -> None:
+    member = source()
+    until(member, lambda: len(member.assignment()) == 3)
+    member.commit({("gone", 0): 7})
+    member.commit({})
+    assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
