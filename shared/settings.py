@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -32,6 +33,10 @@ class Settings(BaseSettings):
     kafka_security: dict[str, str] = Field(
         default_factory=dict,
         description="JSON object of additional kafka-python client options, e.g. security_protocol, sasl_mechanism.",
+    )
+    kafka_isolation: Literal["read_committed", "read_uncommitted"] = Field(
+        default="read_committed",
+        description="Whether records of open and aborted transactions are left out (`read_committed`) or read.",
     )
     topic_documents: str = Field(default="biobracket.documents", description="Topic that documents arrive on.")
     topic_entities: str = Field(default="biobracket.entities", description="Topic that extractions are published to.")

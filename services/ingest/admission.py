@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from shared import entity_types
+from shared.backends.records import Problem
 from shared.errors import DocumentError
 from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
 from shared.selection.feedback import MAX_TEXT, Feedback, NewFeedback
@@ -98,6 +99,16 @@ def admit(value: bytes | None) -> Document:
 def admit_feedback(value: bytes | None, now: float) -> Feedback:
     """The same of a reviewer's feedback; ``now``: Unix seconds, for feedback that gives no time."""
     return _read(value, NewFeedback, _FEEDBACK).feedback(now)
+
+
+def unreadable(problem: Problem) -> DocumentError:
+    """What is wrong with a batch of records that the Kafka client cannot read."""
+    said = {
+        "corrupt": "its checksum or structure is wrong; compare the broker's replicas, and send its documents again",
+        "codec": "its codec is not known; send its documents again with gzip, snappy, lz4 or zstd, or uncompressed",
+    }
+    what, _, remedy = said[problem].partition("; ")
+    return DocumentError("record", f"cannot be read: {what}", remedy, reason="unreadable")
 
 
 def _read(value: bytes | None, message: type[M], kind: _Kind) -> M:

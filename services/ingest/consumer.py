@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from services.ingest.admission import admit, admit_feedback
+from services.ingest.admission import admit, admit_feedback, unreadable
 from services.ingest.backoff import Backoff
 from services.ingest.config import IngestConfig
 from services.ingest.delivery import Delivery, record_bytes
@@ -244,7 +244,7 @@ class Consumer:
             if watermark is None:
                 watermark = self._watermarks[partition] = Watermark(record.offset)
                 self._committed[partition] = record.offset
-            watermark.add(record.offset)
+            watermark.add(record.offset, record.span)
             self._backlog.append(_Work(record, watermark, record_bytes(record)))
 
     def _start(self) -> None:
@@ -339,6 +339,8 @@ class Consumer:
     async def _handle(self, record: Record) -> None:
         start = time.perf_counter()
         try:
+            if record.problem is not None:
+                raise unreadable(record.problem)
             if record.topic == self._settings.topic_feedback:
                 await self._learn(record)
                 return
@@ -370,13 +372,13 @@ class Consumer:
     async def _learn(self, record: Record) -> None:
         """Stores feedback, or deletes it: a record with a key alone, as Kafka deletes."""
         store = self._feedback
+        at = record.timestamp_ms / 1000 or time.time()
         if record.key and not record.value:
             id_ = record.key.decode("utf-8", "replace")
-            at = record.timestamp_ms / 1000
             await self._persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
             self._observe(FEEDBACK, 1, {"kind": "undone"})
             return
-        feedback = admit_feedback(record.value, record.timestamp_ms / 1000)
+        feedback = admit_feedback(record.value, at)
         await self._persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
         self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
 

@@ -123,7 +123,7 @@ class Ingest:
 
     def _open_source(self, on_revoked: Callback) -> Source:
         topics = [settings().topic_documents, settings().topic_feedback]
-        return Source(settings(), _CONFIG.group, topics, on_revoked=on_revoked)
+        return Source(settings(), _CONFIG.group, topics, attempts=_CONFIG.attempts, on_revoked=on_revoked)
 
     async def _process(self, document: Document) -> Extraction:
         extraction: Extraction = await self._pipeline.extract.remote(document)

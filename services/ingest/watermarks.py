@@ -28,12 +28,12 @@ class Watermark:
         """The next offset to read after a restart, which is what Kafka commits. It never falls."""
         return self._open[0] if self._open else self._next
 
-    def add(self, offset: int) -> None:
-        """A record was read. ValueError where its offset is not above all before."""
+    def add(self, offset: int, span: int = 1) -> None:
+        """A record that takes ``span`` offsets was read. ValueError where its offset is not above all before."""
         if offset < self._next:
             raise ValueError(f"offset: {offset} comes after {self._next - 1}; add records in the order they were read")
         self._open.append(offset)
-        self._next = offset + 1
+        self._next = offset + span
 
     def done(self, offset: int) -> None:
         """A record is finished; a second time changes nothing."""

@@ -31,7 +31,11 @@ DeadLetterReason = Literal[
     "exhausted",
     # A result broke the offset invariant: a bug.
     "refused",
+    # The broker has it, but as a corrupt batch or in a codec that is not known; the value is the whole batch.
+    "unreadable",
 ]
+# Why a batch of records cannot be read: its checksum or structure is wrong, or nobody knows its codec.
+Problem = Literal["corrupt", "codec"]
 _HEADER = "biobracket."
 _REPLAY = "replay-"
 _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
@@ -39,7 +43,7 @@ _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A Kafka record as read; ``timestamp_ms`` is milliseconds since 1970."""
+    """A Kafka record as read; ``timestamp_ms`` is milliseconds since 1970, or 0 where its producer gave no time."""
 
     topic: str
     partition: int
@@ -49,6 +53,8 @@ class Record:
     timestamp_ms: int
     headers: Headers = ()
     topic_id: str = ""  # hex UUID of the topic; empty where the broker does not tell
+    problem: Problem | None = None  # with a problem, `value` holds the bytes of the batch
+    span: int = 1  # how many offsets it takes: several for a batch that cannot be read
 
 
 def position_of(record: Record) -> SourcePosition:

@@ -118,6 +118,8 @@ class Client:
         self.free = False
         self._listener: Any = None
         self._net = asyncio
+        self._fetcher = SimpleNamespace()
+        self._client = SimpleNamespace(cluster=SimpleNamespace(topic_id=lambda topic: None))
         self._coordinator = SimpleNamespace(rebalance_in_progress=lambda: False)
 
     def subscribe(self, topics: list[str], listener: Any) -> None:

@@ -6,11 +6,14 @@ import base64
 import hashlib
 import re
 import shutil
+import struct
 import subprocess
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+import crc32c
 from kafka.coordinator.assignors.range import RangePartitionAssignor
 
 from services.embedded.servers import Broker, ServerError, _free_port
@@ -140,3 +143,36 @@ def _fetch(folder: Path) -> None:
     found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in folder.iterdir()}
     # Not Unavailable: this must not look like a tool that is missing.
     assert found == expected, "what Maven fetched is not what tests/support/kafka.sha256 names"
+
+
+def change_batches(server: Kafka, topic: str, change: Callable[[bytearray], None], *places: int) -> None:
+    """Changes batches of a topic's first partition, by their number, on the broker's disk; restarts the broker."""
+    server.stop()
+    log = next((server.data / "logs" / f"{topic}-0").glob("*.log"))
+    found = batches(log.read_bytes())
+    for place in places:
+        change(found[place])
+    log.write_bytes(b"".join(found))
+    server.start()
+
+
+def batches(segment: bytes) -> list[bytearray]:
+    """The record batches of a segment file of a log, which can be changed."""
+    found = []
+    while segment:
+        size = 12 + struct.unpack_from(">i", segment, 8)[0]
+        found.append(bytearray(segment[:size]))
+        segment = segment[size:]
+    return found
+
+
+def damage(batch: bytearray) -> None:
+    """A flipped bit, as of a bad disk: the checksum is wrong."""
+    batch[-1] ^= 1
+
+
+def set_codec(batch: bytearray, codec: int = 7) -> None:
+    """A codec that no client knows, with a right checksum."""
+    (attributes,) = struct.unpack_from(">h", batch, 21)
+    struct.pack_into(">h", batch, 21, attributes & ~7 | codec)
+    struct.pack_into(">I", batch, 17, crc32c.crc32c(bytes(batch[21:])))

@@ -42,13 +42,37 @@ COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
 OVERHEAD_BYTES = 64 * 1024
 FETCH_BYTES = 50 * 2**20
+# The year 5138: a time above is in a smaller unit. Of this millennium, microseconds are.
+_LATEST_MS = 10**14
 _SECURITY = ("security_protocol", "sasl_", "ssl_", "proxy_url", "client_id", "client_rack")
 _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
 
 
-def record_of(topic: str, partition: int, read: Any) -> Record:
+def record_of(consumer: Any, partition: Any, read: Any) -> Record:
+    """What a consumer read of a partition, a :class:`kafka.structs.TopicPartition`."""
     headers = tuple((name, value or b"") for name, value in read.headers or ())
-    return Record(topic, partition, read.offset, read.key, read.value, read.timestamp, headers)
+    topic_id = consumer._client.cluster.topic_id(partition.topic)  # noqa: SLF001
+    return Record(
+        topic=partition.topic,
+        partition=partition.partition,
+        offset=read.offset,
+        key=read.key,
+        value=read.value,
+        timestamp_ms=_milliseconds(read.timestamp),
+        headers=headers,
+        topic_id="" if topic_id is None or topic_id.int == 0 else topic_id.hex,
+        problem=getattr(read, "problem", None),
+        span=getattr(read, "span", 1),
+    )
+
+
+def _milliseconds(timestamp: int | None) -> int:
+    """A record's time, also where its producer gave micro- or nanoseconds; 0 where it gave none."""
+    if timestamp is None or timestamp < 0:
+        return 0
+    while timestamp >= _LATEST_MS:
+        timestamp //= 1000
+    return timestamp
 
 
 def positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:

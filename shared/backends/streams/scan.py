@@ -11,6 +11,7 @@ from kafka.errors import CoordinatorNotAvailableError  # type: ignore[import-unt
 from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Record
+from shared.backends.streams.batches import tolerate_unreadable
 from shared.backends.streams.client import (
     CONNECT_MS,
     FETCH_BYTES,
@@ -42,6 +43,7 @@ class Lag:
             self._consumer: Any = KafkaConsumer(
                 **client_options(settings), enable_auto_commit=False, fetch_max_wait_ms=FETCH_WAIT_MS
             )
+            tolerate_unreadable(self._consumer, 1)
             self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
             self._consumer.assign(self._partitions)
 
@@ -135,7 +137,7 @@ class Scan:
                     if partition in open_:
                         end = self._end(partition, until)
                         kept = [each for each in batch if end is None or each.offset < end]
-                        records += [record_of(partition.topic, partition.partition, each) for each in kept]
+                        records += [record_of(self._consumer, partition, each) for each in kept]
                 before = dict(self._positions)
                 for partition in list(open_):
                     end, position = self._end(partition, until), self._consumer.position(partition, timeout_ms=1000)
@@ -166,8 +168,9 @@ class Scan:
             self._admin.close()
 
     def _connect(self) -> Any:
-        return KafkaConsumer(
+        consumer = KafkaConsumer(
             **client_options(self._settings),
+            isolation_level=self._settings.kafka_isolation,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             allow_auto_create_topics=False,
@@ -175,6 +178,8 @@ class Scan:
             fetch_max_bytes=max(FETCH_BYTES, self._settings.max_message_bytes + OVERHEAD_BYTES),
             max_partition_fetch_bytes=self._settings.max_message_bytes + OVERHEAD_BYTES,
         )
+        tolerate_unreadable(consumer, 1)
+        return consumer
 
     def _disconnect(self) -> None:
         if self._consumer is not None:

@@ -15,6 +15,7 @@ from kafka.structs import TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Callback, Partition, Record
 from shared.backends.streams.assignor import Assignor
+from shared.backends.streams.batches import tolerate_unreadable
 from shared.backends.streams.client import (
     COMMIT_MS,
     FETCH_BYTES,
@@ -52,6 +53,8 @@ class Source:
     commits, or a future that it returns, reaches the broker before the partitions go to another member. The future is
     waited for some seconds while heartbeats go on. After a lost session nothing can be committed, and it is dropped.
 
+    A batch that cannot be read in ``attempts`` fetches is handed over as one record with a ``problem``.
+
     Errors: :class:`StreamError`.
     """
 
@@ -61,6 +64,7 @@ class Source:
         group: str,
         topics: Sequence[str],
         *,
+        attempts: int = 1,
         on_assigned: Callback | None = None,
         on_revoked: Callback | None = None,
     ) -> None:
@@ -68,12 +72,14 @@ class Source:
         self._lock = threading.RLock()
         self._listener = _Listener(self, on_assigned, on_revoked)
         self._committed: dict[Partition, int] = {}
+        self._given: dict[Partition, int] = {}  # behind the last record that was handed over
         self._dropped: set[Partition] = set()
         with translated(settings):
             self._consumer: Any = KafkaConsumer(
                 **client_options(settings),
                 group_id=group,
                 partition_assignment_strategy=(self._listener.assignor,),
+                isolation_level=settings.kafka_isolation,
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
@@ -84,6 +90,7 @@ class Source:
                 fetch_max_bytes=max(FETCH_BYTES, settings.max_message_bytes + OVERHEAD_BYTES),
                 max_partition_fetch_bytes=settings.max_message_bytes + OVERHEAD_BYTES,
             )
+            tolerate_unreadable(self._consumer, attempts)
             self._consumer.subscribe(list(topics), listener=self._listener)
 
     def poll(self, timeout_s: float, max_records: int) -> list[Record]:
@@ -91,16 +98,18 @@ class Source:
 
         Must be called again within five minutes, else the group gives the partitions to another member.
         """
+        records = []
         with self._lock, translated(self._settings):
             self._finish_rejoin()
             self._rewind()
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
-        records = []
-        for (topic, partition), batch in batches.items():
-            if (topic, partition) in self._dropped:  # it went and came back within this poll: rewound by the next one
-                continue
-            self._committed.setdefault((topic, partition), batch[0].offset)
-            records += [record_of(topic, partition, each) for each in batch]
+            for place, batch in batches.items():
+                partition = (place.topic, place.partition)
+                if partition in self._dropped:  # it went and came back within this poll: rewound by the next one
+                    continue
+                self._committed.setdefault(partition, batch[0].offset)
+                records += [record_of(self._consumer, place, each) for each in batch]
+                self._given[partition] = records[-1].offset + records[-1].span
         return records
 
     def rewind(self, partitions: Iterable[Partition]) -> None:
@@ -126,8 +135,9 @@ class Source:
     def commit(self, offsets: Mapping[Partition, int]) -> None:
         """Commits the next offset to read of each partition, and returns when the broker has it.
 
-        Partitions that went away are passed over: who has them now reads their records again. :class:`Rebalancing`
-        while the group rebalances.
+        Partitions that went away are passed over: who has them now reads their records again. Where all that was handed
+        over is committed, what nobody is given goes with it: ends of transactions, aborted and expired records.
+        :class:`Rebalancing` while the group rebalances.
         """
         if self._listener.running():
             self._listener.pending.update(offsets)
@@ -135,6 +145,11 @@ class Source:
         with self._lock, translated(self._settings):
             assigned = self.assignment()
             mine = {partition: offset for partition, offset in offsets.items() if partition in assigned}
+            for partition in assigned - self._dropped:
+                offset = mine.get(partition, self._committed.get(partition, -1))
+                behind = self._position(TopicPartition(*partition))
+                if behind is not None and self._given.get(partition, offset) <= offset < behind:
+                    mine[partition] = behind
             if mine:
                 self._consumer.commit(positions(mine), timeout_ms=COMMIT_MS)
                 self._committed.update(mine)
@@ -149,9 +164,9 @@ class Source:
             for partition in self._consumer.assignment() or ():
                 try:
                     end = self._consumer.highwater(partition)
-                    position = None if end is None else self._consumer.position(partition, timeout_ms=0)
-                except (KafkaError, KeyError):  # revoked meanwhile
+                except KeyError:  # revoked meanwhile
                     continue
+                position = None if end is None else self._position(partition)
                 if end is None or position is None:
                     continue
                 if committed:
@@ -163,6 +178,14 @@ class Source:
         """Leaves the group, so that others take over at once; ``on_revoked`` is called and may commit."""
         with self._lock, translated(self._settings):
             self._consumer.close(autocommit=False, timeout_ms=COMMIT_MS)
+
+    def _position(self, partition: Any) -> int | None:
+        """The next offset to hand over; None where it is not known, or the partition went away."""
+        try:
+            position: int | None = self._consumer.position(partition, timeout_ms=0)
+        except (KafkaError, KeyError, AssertionError):
+            return None
+        return position
 
     def _assigned(self, partitions: Iterable[Partition]) -> list[Any]:
         assigned = self._consumer.assignment() or set()
@@ -189,6 +212,8 @@ class Source:
                     self._consumer.seek_to_beginning(place)
                 else:
                     self._consumer.seek(place, committed)
+                self._given.pop(partition, None)
+                self._committed.pop(partition, None)
             # One that is not assigned starts at its committed offset wherever it is read next.
             self._dropped.discard(partition)
 
@@ -196,6 +221,7 @@ class Source:
         self._dropped |= partitions
         for partition in partitions:
             self._committed.pop(partition, None)
+            self._given.pop(partition, None)
 
     async def _breathe(self) -> None:
         """Lets the client's loop do other things, such as heartbeats."""

@@ -20,13 +20,14 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer, Process
 from shared.backends.feedback_store import FeedbackStore
-from shared.backends.records import Record
+from shared.backends.records import Record, origin
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
@@ -36,6 +37,7 @@ from shared.errors import DocumentError, Overloaded
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.settings import Settings
 from shared.text.language import detect
+from tests.support.kafka import Kafka, change_batches, damage
 
 PATIENCE_S = 300.0
 
@@ -214,6 +216,52 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
     fields = {letter.value: dict(letter.headers).get("biobracket.field") for letter in letters}
     assert fields[b'{"id": "d", "text": "t", "extra": 1}'] == b"extra"
     assert fields[b'{"id": "d"}'] == b"text"
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_read_goes_to_the_dead_letters(
+    kafka: Kafka, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
+) -> None:
+    with Kafka(tmp_path) as server:
+        store = SecretStr(valkey.url)
+        settings = fresh(server.url).model_copy(update={"redis": store, "partitions": 1})
+        ResultStore.from_settings(settings)._client.flushall()
+        ensure_topics(settings)
+        sink = Sink(settings)
+        for n in range(6):  # one a batch
+            sink.send(settings.topic_documents, b"k", document(n)).result(PATIENCE_S)
+        sink.close()
+        change_batches(server, settings.topic_documents, damage, 2, 5)
+        settings = settings.model_copy(update={"kafka": server.url})
+        asyncio.run(consume(make(settings, extract), 6))
+        letters = read(settings, settings.topic_dead_letters, 2)
+        assert [dict(letter.headers)["biobracket.reason"] for letter in letters] == [b"unreadable"] * 2
+        assert [position.offset for letter in letters if (position := origin(letter))] == [2, 5]
+        assert [document(n)[:20] in (letter.value or b"") for n, letter in zip((2, 5), letters, strict=True)] == [
+            True
+        ] * 2
+        found = ResultStore.from_settings(settings)
+        assert [n for n in range(6) if found.get(f"d-{n}") is None] == [2, 5]
+        found.close()
+
+
+@pytest.mark.parametrize("given", [None, -1])
+def test_feedback_without_a_time_counts_from_its_arrival(settings: Settings, given: int | None) -> None:
+    ensure_topics(settings)
+    producer = KafkaProducer(bootstrap_servers=settings.kafka)
+    producer.send(settings.topic_feedback, json.dumps(OPINION).encode(), timestamp_ms=given).get(PATIENCE_S)
+    producer.close()
+    consumer = make(settings, extract)
+
+    async def work() -> None:
+        async with running(consumer):
+            await until(lambda: _committed(consumer, settings.topic_feedback) == 1)
+
+    asyncio.run(work())
+    store = FeedbackStore.from_settings(settings)
+    (kept,) = store.page().feedback
+    assert kept.time > 1.7e9
+    store.close()
 
 
 OPINION = {"id": "o", "text": "a cold room", "start": 2, "end": 6, "type": "disease", "accepted": False}

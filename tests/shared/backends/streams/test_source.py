@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kafka import KafkaAdminClient, KafkaProducer
+from kafka.structs import TopicPartition
 
-from shared.backends.records import Partition, Record
+from shared.backends.records import Partition, Record, position_of
 from shared.backends.streams import source as source_module
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
@@ -18,7 +20,7 @@ from shared.backends.streams.source import Source
 from shared.backends.streams.topics import ensure_topics
 from shared.errors import Rebalancing
 from shared.settings import Settings
-from tests.support.kafka import Eager
+from tests.support.kafka import Eager, Kafka
 from tests.support.streams import PATIENCE_S, Member, Noida, ends, fill, needs_noida, places, read, until, wait
 
 
@@ -334,3 +336,83 @@ def test_commits_of_partitions_that_went_are_passed_over(stream: Settings, sourc
     member.commit({("gone", 0): 7})
     member.commit({})
     assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
+
+
+def test_ends_of_transactions_are_committed_and_no_lag(kafka: Kafka, fresh: Callable[[str], Settings]) -> None:
+    settings = fresh(kafka.url)
+    ensure_topics(settings)
+    topic = settings.topic_documents
+    producer = KafkaProducer(bootstrap_servers=kafka.url, transactional_id=topic)
+    producer.init_transactions()
+
+    def transact(values: list[bytes], end: Callable[[], None]) -> None:
+        producer.begin_transaction()
+        for value in values:
+            producer.send(topic, value, partition=0)
+        producer.flush()
+        end()
+
+    source = Source(settings, topic, [topic])
+    lag = Lag(settings, topic, topic)
+    transact([b"a", b"b"], producer.commit_transaction)
+    transact([b"never"], producer.abort_transaction)
+    transact([b"c"], producer.commit_transaction)
+    records = read(source, 3)
+    assert [record.value for record in records] == [b"a", b"b", b"c"]
+    source.commit({(topic, 0): records[1].offset + 1})
+    assert source.lag(committed=True) > 0
+    source.commit({(topic, 0): records[2].offset + 1})
+    # Another one that nobody is given, after everything was committed.
+    transact([b"never either"], producer.abort_transaction)
+    deadline = time.monotonic() + PATIENCE_S
+    while lag.read() and time.monotonic() < deadline:
+        assert source.poll(0.2, 10) == []
+        source.commit({})
+    assert lag.read() == 0
+    assert source.lag(committed=True) == 0
+    producer.close()
+    lag.close()
+    source.close()
+
+
+def test_expired_records_are_no_lag(kafka: Kafka, fresh: Callable[[str], Settings]) -> None:
+    settings = fresh(kafka.url).model_copy(update={"partitions": 1})
+    ensure_topics(settings)
+    topic = settings.topic_documents
+    sink = Sink(settings)
+    fill(sink, settings, 9)
+    source = Source(settings, topic, [topic])
+    first = read(source, 9)
+    source.commit({(topic, 0): first[3].offset})
+    source.close()
+    admin = KafkaAdminClient(bootstrap_servers=kafka.url)
+    admin.delete_records({TopicPartition(topic, 0): 9})
+    admin.close()
+    again = Source(settings, topic, [topic])
+    lag = Lag(settings, topic, topic)
+    deadline = time.monotonic() + PATIENCE_S
+    while (lag.read() or again.lag(committed=True)) and time.monotonic() < deadline:
+        assert again.poll(0.2, 10) == []
+        again.commit({})
+    assert (lag.read(), again.lag(committed=True)) == (0, 0)
+    sink.send(topic, b"k", b"later").result(PATIENCE_S)
+    assert [record.value for record in read(again, 1)] == [b"later"]
+    for each in (sink, lag, again):
+        each.close()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(-1, 0), (1_790_000_000_000, 1_790_000_000_000)])
+def test_times_are_milliseconds_or_nothing(
+    kafka: Kafka, fresh: Callable[[str], Settings], given: int, expected: int
+) -> None:
+    settings = fresh(kafka.url)
+    ensure_topics(settings)
+    producer = KafkaProducer(bootstrap_servers=kafka.url)
+    producer.send(settings.topic_documents, b"v", timestamp_ms=given).get(PATIENCE_S)
+    producer.close()
+    source = Source(settings, settings.topic_documents, [settings.topic_documents])
+    (record,) = read(source, 1)
+    assert record.timestamp_ms == expected
+    assert len(record.topic_id) == 32
+    assert position_of(record).topic_id == record.topic_id
+    source.close()
