@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint types imports bench engines ablation selectors selection vllm lock clean
+.PHONY: help setup run test test-faults lint types imports bench engines ablation selectors selection vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),--quiet)
 ARGS ?=
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv and install everything from requirements.lock
 
@@ -33,7 +33,10 @@ run: setup  ## stream the sample notes through Kafka, show their entities read b
 	$(BIN)/biobracket demo $(ARGS)
 
 test: setup  ## every test that needs no GPU; ARGS='-k name' for some
-	$(BIN)/python -m pytest -m 'not gpu' $(ARGS)
+	$(BIN)/python -m pytest -m 'not gpu and not faults' $(ARGS)
+
+test-faults: setup  ## break each part of the product on real Kafka and Redis, and print what became of the documents
+	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

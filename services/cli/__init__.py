@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from typer.core import TyperGroup
 
-from services.cli import convert, evaluate, index, settings, stream, train
+from services.cli import convert, dead_letters, evaluate, index, recovery, settings, stream, train
 from services.cli.console import fail
 from shared.settings import problem
 
@@ -37,6 +37,7 @@ cli = typer.Typer(
 )
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
+cli.add_typer(dead_letters.dead_letters, name="dead-letters")
 for command in (
     evaluate.evaluate,
     train.candidates,
@@ -47,7 +48,8 @@ for command in (
     stream.get,
     stream.extract,
     stream.status,
-    stream.audit,
+    recovery.audit,
+    recovery.rebuild,
 ):
     cli.command()(command)
 cli.command(name="settings")(settings.show_settings)

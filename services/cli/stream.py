@@ -1,4 +1,4 @@
-"""Commands of the stream: ``biobracket up``, ``demo``, ``produce``, ``get``, ``extract``, ``status`` and ``audit``."""
+"""Commands of the stream: ``biobracket up``, ``demo``, ``produce``, ``get``, ``extract`` and ``status``."""
 
 from __future__ import annotations
 
@@ -227,46 +227,6 @@ def status(data: DataOption = None) -> None:
     except (StoreError, StreamError) as error:
         fail(str(error))
     out.print(str(LiveCounts(counts["documents"], counts["entities"], lag)), highlight=False)
-
-
-def audit(
-    since: Annotated[
-        str | None, typer.Option("--since", help="Start here: 2025-11-26T08:00 (UTC), or 90m, 12h, 7d ago.")
-    ] = None,
-    topic: Annotated[
-        str | None, typer.Option("--topic", help="Topic of documents; default BIOBRACKET_TOPIC_DOCUMENTS.")
-    ] = None,
-    resend: Annotated[bool, typer.Option("--resend", help="Append missing documents to the topic again.")] = False,
-    data: DataOption = None,
-) -> None:
-    """Check that every committed document has a result or a dead letter; exit status 1 if one has neither."""
-    from services.audit import Audit, since_ms
-    from services.ingest.config import IngestConfig
-    from shared.errors import StoreError, StreamError
-
-    settings, group = attached_settings(data), IngestConfig().group
-    topic = topic or settings.topic_documents
-    try:
-        start = 0 if since is None else since_ms(since, time.time())
-    except ValueError as error:
-        fail(str(error))
-    try:
-        with Audit(settings, group, topic, since_ms=start) as found:
-            with progress_bar() as progress:
-                task = progress.add_task("reading", total=None)
-                counts = found.run(
-                    resend=resend,
-                    report=lambda step, read, total: progress.update(
-                        task, description=step, completed=read, total=total
-                    ),
-                )
-            for (name, partition), offset in found.missing():
-                out.print(f"missing: {name}, partition {partition}, offset {offset}", highlight=False, soft_wrap=True)
-    except (StoreError, StreamError) as error:
-        fail(str(error))
-    out.print(f"{topic}, as far as group {group} has committed it: {counts}", highlight=False, soft_wrap=True)
-    if counts.missing:
-        raise typer.Exit(1)
 
 
 # -- the embedded runtime ----------------------------------------------------------------------------------------------

@@ -46,7 +46,26 @@ class IngestConfig(ReplicaConfig):
         default=5,
         ge=1,
         description="Attempts at a document that itself makes processing fail, before it is dead-lettered. "
-        "Failures of Kafka, Redis or a dead actor do not count: they are retried until they pass.",
+        "Deaths of a process count once the document is alone in it. Failures of Kafka, Redis or the placement of "
+        "replicas do not count: they are retried until they pass. Also fetches of a batch that cannot be read.",
+    )
+    breaker_run: int = Field(
+        default=500,
+        ge=0,
+        description="Dead letters in a row that halt the group until `biobracket dead-letters resume`; 0: never.",
+    )
+    breaker_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of dead letters among the last 1,000 records of a replica above which the group halts; "
+        "0: never.",
+    )
+    stalled_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds without a returning poll, or without progress while records wait and none is in flight, "
+        "after which a replica is replaced.",
     )
     backoff_s: float = Field(default=0.2, gt=0, description="Seconds before the first retry; doubles with each one.")
     backoff_max_s: float = Field(default=15.0, gt=0, description="Longest wait before a retry, in seconds.")

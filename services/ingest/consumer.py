@@ -26,13 +26,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.ingest.admission import admit, admit_feedback, unreadable
-from services.ingest.backoff import Backoff
+from services.ingest.breaker import Breaker
 from services.ingest.config import IngestConfig
 from services.ingest.delivery import Delivery, record_bytes
+from services.ingest.retries import Crashed, Retries, Stopped
+from services.ingest.stalls import StallDetector
+from services.ingest.status import Status
+from services.ingest.suspects import Suspects
 from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
 from shared.backends.records import Callback, Partition, Record, position_of, replayed
-from shared.errors import DocumentError, Overloaded, Rebalancing, StoreError, StreamError
+from shared.errors import DocumentError, Rebalancing, StoreError, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import (
@@ -40,9 +44,10 @@ from shared.runtime.metrics import (
     DOCUMENT_SECONDS,
     DOCUMENTS,
     FEEDBACK,
+    HALTED,
     IN_FLIGHT,
     LAG,
-    RETRIES,
+    STALLED,
     Observe,
     unobserved,
 )
@@ -50,6 +55,7 @@ from shared.settings import Settings
 
 if TYPE_CHECKING:
     from shared.backends.feedback_store import FeedbackStore
+    from shared.backends.halt_store import HaltStore
     from shared.backends.result_store import ResultStore
     from shared.backends.streams.sink import Sink
     from shared.backends.streams.source import Source
@@ -57,26 +63,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
+# How often to look whether the group is halted.
+_HALT_S = 1.0
 # The others go on meanwhile, and this consumer with what it has read of the partitions that it keeps.
 _FINISH_S = 2.0
 # With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
 _SETTLE_POLLS = 20
 
 logger = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What a consumer is doing. ``processed``, ``dead_lettered`` and ``retries`` count from its start."""
-
-    lag: int  # records of its partitions that are not yet committed
-    in_flight: int
-    in_flight_bytes: int
-    paused: bool
-    processed: int
-    dead_lettered: int
-    retries: int
-    committed: dict[str, int]  # the next offset to read by `<topic>-<partition>`
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,18 +81,14 @@ class _Work:
     size: int
 
 
-class _Stopped(Exception):
-    """The consumer stops: what failed is not tried again."""
-
-
 class Consumer:
     """One consumer of the group.
 
     ``open_source``, given a callback for revoked partitions, and ``open_sink`` connect; they are called in threads and
     tried until they do. The consumer closes what they return, and leaves ``store`` and ``feedback`` open. ``process``
-    makes a document's extraction. A DocumentError of it sends the document to the dead letters. Overloaded, an error of
-    the store or the broker, or one of a class in ``transient``, is retried until it is over; any other
-    ``config.attempts`` times, then it counts as the document's own.
+    makes a document's extraction. A DocumentError of it sends the document to the dead letters. For ``transient`` and
+    other errors see :class:`services.ingest.retries.Retries`; errors of ``crashes`` say that a process died, for which
+    :class:`services.ingest.suspects.Suspects` finds the document to blame. ``halts`` tells when not to go on.
     """
 
     def __init__(
@@ -111,7 +101,9 @@ class Consumer:
         process: Process,
         settings: Settings,
         config: IngestConfig,
+        halts: HaltStore,
         transient: tuple[type[Exception], ...] = (),
+        crashes: tuple[type[Exception], ...] = (),
         observe: Observe = unobserved,
     ) -> None:
         self._open_source = open_source
@@ -121,11 +113,15 @@ class Consumer:
         self._process = process
         self._settings = settings
         self._config = config
-        self._transient: tuple[type[Exception], ...] = (Overloaded, StreamError, StoreError, *transient)
+        self._halts = halts
         self._observe = observe
-        self._backoff = Backoff(config.backoff_s, config.backoff_max_s)
+        self._retries = Retries(config, transient=transient, crashes=crashes, observe=observe)
+        self._suspects: Suspects[_Work] = Suspects(config.attempts)
+        self._breaker = Breaker(config.breaker_run, config.breaker_share)
+        self._stalls = StallDetector(config.stalled_s)
+        self._halted: str | None = None
+        self._halt_due = 0.0
         self._kafka = ThreadPoolExecutor(1, thread_name_prefix="kafka")
-        self._stopping = asyncio.Event()
         self._source: Source
         self._loop: asyncio.AbstractEventLoop
         self._watermarks: dict[Partition, Watermark] = {}
@@ -138,7 +134,7 @@ class Consumer:
         self._delivering: set[asyncio.Task[None]] = set()
         self._commit_due = 0.0
         self._failure: BaseException | None = None
-        self._lag = self._processed = self._dead_lettered = self._retries = 0
+        self._lag = self._processed = self._dead_lettered = 0
 
     def status(self) -> Status:
         """A snapshot; to be called on the loop that runs the consumer."""
@@ -149,18 +145,24 @@ class Consumer:
             paused=self._full(),
             processed=self._processed,
             dead_lettered=self._dead_lettered,
-            retries=self._retries,
+            retries=self._retries.count,
+            halted=self._halted,
+            problem=self.stalled() or self._retries.trouble(),
             committed={f"{topic}-{partition}": offset for (topic, partition), offset in self._committed.items()},
         )
 
+    def stalled(self) -> str | None:
+        """What has come to a silent stop, which a new replica heals; None if all is well."""
+        return self._stalls.stalled()
+
     def stop(self) -> None:
         """Makes :meth:`run` finish what is in flight, for ``config.drain_s`` at most, commit and return."""
-        self._stopping.set()
+        self._retries.stopping.set()
 
     async def run(self) -> None:
         """Consumes until :meth:`stop`. Raises on a fault of this program only, and loses nothing then either."""
         self._loop = asyncio.get_running_loop()
-        with suppress(_Stopped):
+        with suppress(Stopped):
             async with AsyncExitStack() as cleanup:
                 cleanup.callback(self._kafka.shutdown, wait=False)
                 sink = await self._connect(self._open_sink)
@@ -169,7 +171,7 @@ class Consumer:
                     store=self._store,
                     sink=sink,
                     settings=self._settings,
-                    persist=self._persist,
+                    persist=self._retries.persist,
                     observe=self._observe,
                 )
                 self._source = await self._connect(self._open_source, self._on_revoked)
@@ -180,41 +182,52 @@ class Consumer:
 
     async def _connect(self, connect: Callable[..., T], *args: Any) -> T:
         failures = 0
-        while not self._stopping.is_set():
+        while not self._retries.stopping.is_set():
             try:
-                return await self._in_kafka_thread(connect, *args)
+                connected = await self._in_kafka_thread(connect, *args)
             except StreamError as error:
                 failures += 1
-                await self._wait(self._delay("connect", error, failures))
-        raise _Stopped
+                await self._retries.wait("connect", error, failures)
+            else:
+                self._retries.succeeded("connect")
+                return connected
+        raise Stopped
 
     async def _consume(self) -> None:
         failures = 0
-        while not self._stopping.is_set():
+        while not self._retries.stopping.is_set():
             self._check()
             try:
                 await self._turn()
-                failures = 0
             except StreamError as error:
                 failures += 1
-                await self._wait(self._delay("consume", error, failures))
+                self._stalls.look(idle=False, state=None)
+                await self._retries.wait("consume", error, failures)
+            else:
+                failures = 0
+                self._retries.succeeded("consume")
 
     async def _turn(self) -> None:
         """Reads what fits, starts it and commits what is done."""
         room = self._config.max_documents - len(self._running) - len(self._backlog)
         await self._accept(await self._in_kafka_thread(self._read, self._full(), max(1, room)))
+        if self._loop.time() >= self._halt_due:
+            await self._look_for_a_halt()
         self._start()
         if self._loop.time() >= self._commit_due:
             self._commit_due = self._loop.time() + self._config.commit_s
             with suppress(Rebalancing):  # which reading settles: nothing to wait for
                 await self._commit()
             self._lag = await self._in_kafka_thread(partial(self._source.lag, committed=True))
+            idle = self._lag > 0 and not self._running and not self._full()
+            self._stalls.look(idle=idle, state=(self._processed, self._dead_lettered, tuple(self._committed.items())))
+            self._observe(STALLED, float(self.stalled() is not None))
             self._observe(LAG, self._lag)
             self._observe(IN_FLIGHT, len(self._running))
 
     def _full(self) -> bool:
         return (
-            bool(self._backlog)
+            bool(self._backlog or self._suspects or self._halted)
             or len(self._running) >= self._config.max_documents
             or self._running_bytes >= self._config.max_bytes
         )
@@ -247,15 +260,45 @@ class Consumer:
             watermark.add(record.offset, record.span)
             self._backlog.append(_Work(record, watermark, record_bytes(record)))
 
+    async def _look_for_a_halt(self) -> None:
+        self._halt_due = self._loop.time() + _HALT_S
+        try:
+            why = await asyncio.to_thread(self._halts.halted)
+        except StoreError:  # as it was; without a store nothing is done anyway
+            return
+        if self._halted and not why:
+            self._breaker.reset()
+            logger.warning("resumed")
+        elif why and not self._halted:
+            logger.error("halted", reason="dead_letters")
+        self._halted = why
+        self._observe(HALTED, float(why is not None))
+
+    async def _count(self, *, dead: bool) -> None:
+        why = self._breaker.count(dead=dead)
+        if why is not None and not self._halted:
+            logger.error("halted", reason="dead_letters")
+            self._halted = why
+            await self._retries.persist("store", lambda: asyncio.to_thread(self._halts.halt, why))
+
     def _start(self) -> None:
+        if self._halted:
+            return
+        if self._suspects:
+            if not self._running:
+                for work in self._suspects.take():
+                    self._run(work)
+            return
         while self._backlog and len(self._running) < self._config.max_documents:
             if self._running and self._running_bytes + self._backlog[0].size > self._config.max_bytes:
                 return
-            work = self._backlog.popleft()
-            task = asyncio.create_task(self._handle(work.record))
-            self._running[task] = work
-            self._running_bytes += work.size
-            task.add_done_callback(self._finish)
+            self._run(self._backlog.popleft())
+
+    def _run(self, work: _Work) -> None:
+        task = asyncio.create_task(self._handle(work))
+        self._running[task] = work
+        self._running_bytes += work.size
+        task.add_done_callback(self._finish)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         work = self._running.pop(task)
@@ -263,9 +306,11 @@ class Consumer:
         error = asyncio.CancelledError() if task.cancelled() else task.exception()
         if error is None:
             work.watermark.done(work.record.offset)
-        elif self._watermarks.get((work.record.topic, work.record.partition)) is work.watermark and not isinstance(
-            error, _Stopped
-        ):
+        elif self._watermarks.get((work.record.topic, work.record.partition)) is not work.watermark:
+            return  # dropped
+        elif isinstance(error, Crashed):
+            self._suspects.add(work)
+        elif not isinstance(error, Stopped):
             self._failure = error  # neither done nor dropped: its offset would never be committed
 
     def _check(self) -> None:
@@ -297,6 +342,7 @@ class Consumer:
         committed = {partition: self._committed.pop(partition) for partition in gone}
         watermarks = set(gone.values())
         self._backlog = deque(work for work in self._backlog if work.watermark not in watermarks)
+        self._suspects.drop(lambda work: work.watermark in watermarks)
         leaving = {task for task, work in self._running.items() if work.watermark in watermarks}
         if leaving and finish_s:
             await asyncio.wait(leaving, timeout=finish_s)
@@ -307,7 +353,7 @@ class Consumer:
     async def _settle(self) -> None:
         """Waits for what is in flight where the stop was asked for, commits, and drops the rest."""
         end = self._loop.time() + self._config.drain_s
-        while self._running and self._stopping.is_set() and self._loop.time() < end:
+        while self._running and self._retries.stopping.is_set() and self._loop.time() < end:
             await self._stay()
         for _ in range(_SETTLE_POLLS):
             try:
@@ -336,8 +382,9 @@ class Consumer:
         with suppress(StreamError):  # the broker is gone; it finds out by itself
             await self._in_kafka_thread(close)
 
-    async def _handle(self, record: Record) -> None:
+    async def _handle(self, work: _Work) -> None:
         start = time.perf_counter()
+        record = work.record
         try:
             if record.problem is not None:
                 raise unreadable(record.problem)
@@ -346,15 +393,30 @@ class Consumer:
                 return
             document = admit(record.value)
             async with self._turns.turn(document.id):
-                extraction = await self._persist("process", lambda: self._process(document))
+                extraction = await self._extract(work, document)
                 await self._deliver(record, extraction)
             self._processed += 1
             self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
+            await self._count(dead=False)
         except DocumentError as error:
             await self._delivery.bury(record, error)
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
+            await self._count(dead=True)
         self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
+
+    async def _extract(self, work: _Work, document: Document) -> Extraction:
+        try:
+            return await self._retries.persist("process", lambda: self._process(document))
+        except Crashed:
+            if not self._suspects.guilty(work):
+                raise
+            raise DocumentError(
+                "document",
+                "killed the process that worked on it, alone and again",
+                "see the log of the service that died, then replay the dead letter",
+                reason="crashed",
+            ) from None
 
     async def _deliver(self, record: Record, extraction: Extraction) -> None:
         headers = (("biobracket.replayed", b"true"),) if replayed(record) else ()
@@ -375,54 +437,15 @@ class Consumer:
         at = record.timestamp_ms / 1000 or time.time()
         if record.key and not record.value:
             id_ = record.key.decode("utf-8", "replace")
-            await self._persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
+            await self._retries.persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
             self._observe(FEEDBACK, 1, {"kind": "undone"})
             return
         feedback = admit_feedback(record.value, at)
-        await self._persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
+        await self._retries.persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
         self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
 
-    async def _persist(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Tries until it works, or the document is to blame: then a DocumentError."""
-        failures = refusals = 0
-        while True:
-            try:
-                return await work()
-            except DocumentError:
-                raise
-            except self._transient as error:
-                cause: BaseException = error
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                cause = error  # not this document was cancelled, but its request, by a replica that stops
-            except Exception as error:
-                cause = error
-                refusals += 1
-                if refusals >= self._config.attempts:
-                    logger.error("exhausted", stage=stage, error=error, attempt=refusals)
-                    raise DocumentError(
-                        "document",
-                        f"failed {refusals} times",
-                        "see the log of the service that failed, then replay the dead letter",
-                        reason="exhausted",
-                    ) from None
-            if self._stopping.is_set():
-                raise _Stopped
-            failures += 1
-            self._retries += 1
-            self._observe(RETRIES, 1, {"stage": stage})
-            await self._wait(self._delay(stage, cause, failures))
-
-    def _delay(self, stage: str, error: BaseException, failures: int) -> float:
-        if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...: an outage is not a line a document and second
-            logger.warning("retry", stage=stage, error=error, attempt=failures)
-        return self._backoff.delay(failures)
-
-    async def _wait(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-
     async def _in_kafka_thread(self, call: Callable[..., T], *args: Any) -> T:
-        return await self._loop.run_in_executor(self._kafka, partial(call, *args))
+        try:
+            return await self._loop.run_in_executor(self._kafka, partial(call, *args))
+        finally:
+            self._stalls.polled()

@@ -29,6 +29,7 @@ from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
 from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.halt_store import HaltStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
@@ -39,8 +40,8 @@ from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
 
-# Errors that say nothing about the document: the cluster is short of a resource, or an actor died and is restarted.
-# What a service raises is both a RayTaskError and of its own class, so a dead actor further down is caught as well.
+# Errors that say nothing about the document: the cluster is short of a resource, or a replica is placed anew.
+# What a service raises is both a RayTaskError and of its own class, so an error further down is caught as well.
 TRANSIENT: tuple[type[Exception], ...] = (
     BackPressureError,
     DeploymentUnavailableError,
@@ -50,14 +51,13 @@ TRANSIENT: tuple[type[Exception], ...] = (
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
-    OutOfMemoryError,
-    RayActorError,
     RaySystemError,
     ReplicaUnavailableError,
     RpcError,
     TaskCancelledError,
-    WorkerCrashedError,
 )
+# A process died with the document in hand, maybe because of it.
+CRASHES: tuple[type[Exception], ...] = (OutOfMemoryError, RayActorError, WorkerCrashedError)
 
 _CONFIG = IngestConfig()
 
@@ -92,7 +92,9 @@ class Ingest:
             feedback=self._feedback,
             settings=settings(),
             config=_CONFIG,
+            halts=HaltStore(settings(), _CONFIG.group),
             transient=TRANSIENT,
+            crashes=CRASHES,
             observe=RayObserver(),
         )
         self._task = asyncio.get_running_loop().create_task(self._consumer.run())
@@ -106,9 +108,11 @@ class Ingest:
         return {LAG: self._consumer.status().lag}
 
     async def check_health(self) -> None:
-        """RuntimeError if the consumer ended; Ray Serve then replaces the replica."""
+        """RuntimeError if the consumer ended or stalled; Ray Serve then replaces the replica."""
         if self._task.done():
             raise RuntimeError("ingest: the consumer ended; this replica's log has the cause")
+        if stalled := self._consumer.stalled():
+            raise RuntimeError(f"ingest: {stalled}")
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when it stops a replica: lets documents in flight finish and commits their offsets."""

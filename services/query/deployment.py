@@ -63,6 +63,10 @@ class Query:
             raise _cause(error) from None
         return extraction
 
+    async def _ingest_goes_on(self) -> str | None:
+        status = await _awaited(self._ingest.status.remote())
+        return None if status["problem"] is None else f"ingest: {status['problem']}"
+
     async def _missing(self) -> list[str]:
         found = await asyncio.gather(
             _probe("store", "check that BIOBRACKET_REDIS names a running server", asyncio.to_thread(self._store.ping)),
@@ -71,9 +75,7 @@ class Query:
                 "the model is still loading, or its replica's log says why it failed",
                 self._generation.ready.remote(),
             ),
-            _probe(
-                "ingest", "it is still starting, or its replica's log says why it failed", self._ingest.status.remote()
-            ),
+            _probe("ingest", "it is still starting, or its replica's log says why it failed", self._ingest_goes_on()),
         )
         return [missing for missing in found if missing]
 
@@ -90,10 +92,10 @@ def _cause(error: RayTaskError) -> Exception:
 
 async def _probe(name: str, remedy: str, answer: Awaitable[Any]) -> str | None:
     try:
-        await asyncio.wait_for(_awaited(answer), _CONFIG.probe_s)
+        problem = await asyncio.wait_for(_awaited(answer), _CONFIG.probe_s)
     except Exception:  # whatever it is, that part is not ready; its own log says why
         return f"{name}: does not answer; {remedy}"
-    return None
+    return problem if isinstance(problem, str) else None
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:

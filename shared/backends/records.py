@@ -29,6 +29,8 @@ DeadLetterReason = Literal[
     "too_large",
     # Retries are exhausted.
     "exhausted",
+    # A process died whenever it worked on the document, and on nothing else.
+    "crashed",
     # A result broke the offset invariant: a bug.
     "refused",
     # The broker has it, but as a corrupt batch or in a codec that is not known; the value is the whole batch.

@@ -60,6 +60,10 @@ REPAIRS = Metric("biobracket_repairs", "counter", "Corrections to tagged lines."
 REFUSED = Metric("biobracket_refused", "counter", "Entities that broke the offset invariant.")
 # Records between committed offsets and high-water marks in a replica's partitions; ingest scales on it.
 LAG = Metric("biobracket_lag", "gauge", "Documents waiting, in records.")
+# 1 where a replica of ingest has come to a silent stop, see services/ingest/stalls.py; its health check fails then.
+STALLED = Metric("biobracket_stalled", "gauge", "Whether ingest has stalled.")
+# 1 while the group is halted, since too much went to the dead letters. An alarm.
+HALTED = Metric("biobracket_halted", "gauge", "Whether consumption is halted.")
 # Documents being processed by an ingest replica.
 IN_FLIGHT = Metric("biobracket_in_flight", "gauge", "Documents in flight.")
 # From reading a document to committing its result.
@@ -69,5 +73,5 @@ STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage
 
 METRICS = (
     DOCUMENTS, SUPERSEDED, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES,
-    REPAIRS, REFUSED, LAG, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    REPAIRS, REFUSED, LAG, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

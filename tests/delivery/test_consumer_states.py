@@ -46,7 +46,11 @@ SEARCH = hypothesis.settings(max_examples=60, stateful_step_count=40, report_mul
 
 
 class Outage(Exception):
-    """What a dead actor looks like here."""
+    """What a replica that is not there looks like here."""
+
+
+class Death(Exception):
+    """What a process that died looks like here."""
 
 
 @dataclass
@@ -352,7 +356,9 @@ class States(RuleBasedStateMachine):
             process=process,
             settings=SETTINGS,
             config=config,
+            halts=SimpleNamespace(halted=lambda: None, halt=lambda why: None),  # type: ignore[arg-type]
             transient=(Outage,),
+            crashes=(Death,),
         )
         replica = Replica(client, consumer, self.loop.create_task(consumer.run()), pending)
         self.replicas[member] = replica
@@ -365,7 +371,7 @@ class States(RuleBasedStateMachine):
         self._turn(self._draw(data), commits)
 
     @precondition(lambda self: any(replica.pending for replica in self.replicas.values()))
-    @rule(data=st.data(), how=st.sampled_from(["done", "done", "done", "outage", "fault"]))
+    @rule(data=st.data(), how=st.sampled_from(["done", "done", "done", "outage", "fault", "death"]))
     def finish(self, data: st.DataObject, how: str) -> None:
         open_ = [(m, attempt) for m, replica in sorted(self.replicas.items()) for attempt in sorted(replica.pending)]
         member, attempt = data.draw(st.sampled_from(open_))
@@ -425,7 +431,7 @@ class States(RuleBasedStateMachine):
     def what_was_read_is_waiting_in_flight_or_done(self) -> None:
         for replica in self.replicas.values():
             consumer = replica.consumer
-            works = [*consumer._backlog, *consumer._running.values()]
+            works = [*consumer._backlog, *consumer._running.values(), *consumer._suspects]
             held = {(w.record.topic, w.record.partition, w.record.offset) for w in works}
             for partition, place in replica.client.assigned.items():
                 if partition in consumer._source._dropped or place.position is None:
@@ -481,7 +487,7 @@ class States(RuleBasedStateMachine):
         self._run(self._quiet(replica))
 
     def _finish(self, replica: Replica, attempt: int, how: str) -> None:
-        error = {"outage": Outage(), "fault": ValueError()}.get(how)
+        error = {"outage": Outage(), "fault": ValueError(), "death": Death()}.get(how)
         future = replica.pending[attempt]
         future.set_exception(error) if error else future.set_result(None)
         self._run(self._until(lambda: attempt not in replica.pending and self._settled(replica)))

@@ -20,8 +20,11 @@ PATIENCE_S = 600.0
 class Command:
     """A `biobracket` command that runs by itself, and what it printed."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str], *arguments: str) -> None:
-        """``settings``: by name, upper case and without the prefix; none but these are given."""
+    def __init__(self, folder: Path, settings: Mapping[str, str], *arguments: str, site: Path | None = None) -> None:
+        """``settings``: by name, upper case and without the prefix; none but these are given.
+
+        ``site``: a folder whose modules come before all others, in each process of it.
+        """
         self.data = folder / "data"
         self.output = folder / "output"
         self.errors = folder / "errors"
@@ -31,7 +34,7 @@ class Command:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", "from services.cli import main; main()", *arguments],
                 env=own
-                | {"PYTHONPATH": os.pathsep.join(sys.path)}
+                | {"PYTHONPATH": os.pathsep.join([*([] if site is None else [str(site)]), *sys.path])}
                 | {f"BIOBRACKET_{name}": value for name, value in settings.items()},
                 stdout=output,
                 stderr=errors,

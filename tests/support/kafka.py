@@ -145,10 +145,12 @@ def _fetch(folder: Path) -> None:
     assert found == expected, "what Maven fetched is not what tests/support/kafka.sha256 names"
 
 
-def change_batches(server: Kafka, topic: str, change: Callable[[bytearray], None], *places: int) -> None:
-    """Changes batches of a topic's first partition, by their number, on the broker's disk; restarts the broker."""
+def change_batches(
+    server: Kafka, topic: str, change: Callable[[bytearray], None], *places: int, partition: int = 0
+) -> None:
+    """Changes batches of a partition, by their number, on the broker's disk; restarts the broker."""
     server.stop()
-    log = next((server.data / "logs" / f"{topic}-0").glob("*.log"))
+    log = next((server.data / "logs" / f"{topic}-{partition}").glob("*.log"))
     found = batches(log.read_bytes())
     for place in places:
         change(found[place])

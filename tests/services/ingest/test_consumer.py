@@ -15,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from services.embedded.servers import Valkey
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer, Process
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.halt_store import HaltStore
 from shared.backends.records import Record, origin
 from shared.backends.result_store import ResultStore
+from shared.backends.streams import client
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Source
@@ -43,7 +45,11 @@ PATIENCE_S = 300.0
 
 
 class Outage(Exception):
-    """What a dead actor looks like here."""
+    """What a replica that is not there looks like here."""
+
+
+class Death(Exception):
+    """What a process that died looks like here."""
 
 
 async def extract(document: Document) -> Extraction:
@@ -86,7 +92,9 @@ def make(settings: Settings, process: Process, **config: object) -> Consumer:
         process=process,
         settings=settings,
         config=chosen,
+        halts=HaltStore(settings, chosen.group),
         transient=(Outage,),
+        crashes=(Death,),
     )
 
 
@@ -218,6 +226,77 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
     assert fields[b'{"id": "d"}'] == b"text"
 
 
+def test_a_document_that_kills_its_process_is_found_and_the_others_come_out(settings: Settings) -> None:
+    """All that a process has in hand dies with it."""
+    deadly, count = {7, 30}, 40
+    deaths = 0
+    alive = asyncio.Event()
+
+    async def process(document: Document) -> Extraction:
+        nonlocal deaths, alive
+        mine = alive
+        if int(document.id[2:]) in deadly:
+            await asyncio.sleep(0.02)
+            if mine is alive:
+                deaths += 1
+                alive = asyncio.Event()
+                mine.set()
+            raise Death
+        with suppress(TimeoutError):
+            await asyncio.wait_for(mine.wait(), 0.1)
+            raise Death
+        return await extract(document)
+
+    produce(settings, [document(n) for n in range(count)])
+    consumer = make(settings, process, max_documents=16, attempts=4)
+    asyncio.run(consume(consumer, count))
+    assert (consumer.status().processed, consumer.status().dead_lettered) == (count - 2, 2)
+    letters = read(settings, settings.topic_dead_letters, 2)
+    assert {letter.value for letter in letters} == {document(n) for n in deadly}
+    assert {dict(letter.headers)["biobracket.reason"] for letter in letters} == {b"crashed"}
+    assert deaths <= 2 * (4 + 4 + 1)
+
+
+def test_too_many_dead_letters_halt_the_group_until_somebody_says_go_on(settings: Settings) -> None:
+    settings = settings.model_copy(update={"partitions": 1})
+    produce(settings, [b"not json"] * 6 + [document(n) for n in range(4)])
+    consumer = make(settings, extract, breaker_run=5, max_documents=1)
+    halts = HaltStore(settings, settings.topic_documents)
+
+    async def work() -> None:
+        async with running(consumer):
+            await until(lambda: consumer.status().halted is not None)
+            assert halts.halted() == consumer.status().halted
+            stopped = _done(consumer)
+            await asyncio.sleep(1.0)
+            assert _done(consumer) == stopped
+        # Another one, as after a restart, does not begin.
+        async with running(again):
+            await until(lambda: again.status().halted is not None)
+            assert _done(again) == 0
+            halts.lift()
+            await until(lambda: _done(again) == 10 - stopped)
+            assert again.status().halted is None
+
+    again = make(settings, extract, breaker_run=5)
+    asyncio.run(work())
+    halts.close()
+
+
+def test_a_broker_that_is_away_is_told(settings: Settings) -> None:
+    nowhere = settings.model_copy(update={"kafka": "127.0.0.1:1"})
+    consumer = make(nowhere, extract)
+
+    async def work() -> None:
+        async with running(consumer):
+            await until(lambda: consumer.status().problem is not None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "CONNECT_MS", 200)
+        asyncio.run(work())
+    assert "BIOBRACKET_KAFKA" in (consumer.status().problem or "")
+
+
 @pytest.mark.slow
 def test_a_batch_that_cannot_be_read_goes_to_the_dead_letters(
     kafka: Kafka, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
@@ -235,6 +314,7 @@ def test_a_batch_that_cannot_be_read_goes_to_the_dead_letters(
         settings = settings.model_copy(update={"kafka": server.url})
         asyncio.run(consume(make(settings, extract), 6))
         letters = read(settings, settings.topic_dead_letters, 2)
+        letters.sort(key=lambda letter: dict(letter.headers)["biobracket.offset"])
         assert [dict(letter.headers)["biobracket.reason"] for letter in letters] == [b"unreadable"] * 2
         assert [position.offset for letter in letters if (position := origin(letter))] == [2, 5]
         assert [document(n)[:20] in (letter.value or b"") for n, letter in zip((2, 5), letters, strict=True)] == [

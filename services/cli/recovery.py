@@ -1,0 +1,65 @@
+"""Commands after an incident: ``biobracket audit`` and ``rebuild``."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from services.cli.console import DataOption, attached_settings, fail, out, progress_bar
+
+
+def audit(
+    since: Annotated[
+        str | None, typer.Option("--since", help="Start here: 2025-11-26T08:00 (UTC), or 90m, 12h, 7d ago.")
+    ] = None,
+    topic: Annotated[
+        str | None, typer.Option("--topic", help="Topic of documents; default BIOBRACKET_TOPIC_DOCUMENTS.")
+    ] = None,
+    resend: Annotated[bool, typer.Option("--resend", help="Append missing documents to the topic again.")] = False,
+    data: DataOption = None,
+) -> None:
+    """Check that every committed document has a result or a dead letter; exit status 1 if one has neither."""
+    from services.audit import Audit, since_ms
+    from services.ingest.config import IngestConfig
+    from shared.errors import StoreError, StreamError
+
+    settings, group = attached_settings(data), IngestConfig().group
+    topic = topic or settings.topic_documents
+    try:
+        start = 0 if since is None else since_ms(since, time.time())
+    except ValueError as error:
+        fail(str(error))
+    try:
+        with Audit(settings, group, topic, since_ms=start) as found:
+            with progress_bar() as progress:
+                task = progress.add_task("reading", total=None)
+                counts = found.run(
+                    resend=resend,
+                    report=lambda step, read, total: progress.update(
+                        task, description=step, completed=read, total=total
+                    ),
+                )
+            for (name, partition), offset in found.missing():
+                out.print(f"missing: {name}, partition {partition}, offset {offset}", highlight=False, soft_wrap=True)
+    except (StoreError, StreamError) as error:
+        fail(str(error))
+    out.print(f"{topic}, as far as group {group} has committed it: {counts}", highlight=False, soft_wrap=True)
+    if counts.missing:
+        raise typer.Exit(1)
+
+
+def rebuild(data: DataOption = None) -> None:
+    """Fill an empty or partial Redis from the topic of entities; harmless beside the running application."""
+    from services.rebuild import rebuild as fill
+    from shared.errors import StoreError, StreamError
+
+    settings = attached_settings(data)
+    try:
+        with progress_bar() as progress:
+            task = progress.add_task(f"reading {settings.topic_entities}", total=None)
+            counts = fill(settings, lambda read, total: progress.update(task, completed=read, total=total))
+    except (StoreError, StreamError) as error:
+        fail(str(error))
+    out.print(str(counts), highlight=False)

@@ -1,0 +1,83 @@
+"""What became of the documents, seen from outside: from Redis, from the topics, and from the group's offsets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from services.ingest.admission import admit
+from shared.backends.records import Record
+from shared.backends.result_store import ResultStore
+from shared.backends.streams.scan import Scan
+from shared.errors import DocumentError
+from shared.messages import Document, Extraction, SourcePosition
+from shared.settings import Settings
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Counts of documents by id. All but ``dead`` and ``repeated`` have to be 0."""
+
+    lost: int = 0  # the last version is neither in both places nor a dead letter
+    stale: int = 0  # an earlier version is served, or comes last on the topic of entities
+    doubled: int = 0  # published or counted as two different results of one record
+    dead: int = 0  # the last version is a dead letter
+    repeated: int = 0  # records that were published again as they were: the key tells, nobody is misled
+
+    @property
+    def right(self) -> bool:
+        return not (self.lost or self.stale or self.doubled)
+
+
+def judge(settings: Settings, expected: dict[str, Document], everything: dict[str, Document]) -> Verdict:
+    """``expected``: the last versions that are judged; ``everything``: all that the store should count."""
+    with closing(ResultStore.from_settings(settings)) as store:
+        ids = list(expected)
+        stored = dict(zip(ids, store.newest(ids), strict=True))
+        counts = store.counts()
+        whole = store.newest(list(everything))
+    published: dict[str, list[Extraction]] = {}
+    for record in _records(settings, settings.topic_entities):
+        extraction = Extraction.model_validate_json(record.value or b"")
+        if extraction.document_id in expected:
+            published.setdefault(extraction.document_id, []).append(extraction)
+    dead = _dead(settings)
+    tally: Counter[str] = Counter()
+    for id_, document in expected.items():
+        here, there = stored[id_], published.get(id_, [])
+        if (id_, document.sha256) in dead:
+            tally["dead"] += 1
+            continue
+        if here is None or not there:
+            tally["lost"] += 1
+            continue
+        tally["stale"] += here.text_sha256 != document.sha256 or there[-1].text_sha256 != document.sha256
+        results: dict[SourcePosition | None, set[str]] = {}
+        for each in there:
+            results.setdefault(each.source, set()).add(each.key)
+        tally["doubled"] += any(len(keys) > 1 for keys in results.values())
+        tally["repeated"] += len(there) - len(results)
+    kept = [each for each in whole if each is not None]
+    if counts != {"documents": len(kept), "entities": sum(len(each.entities) for each in kept)}:
+        tally["doubled"] += 1
+    return Verdict(**tally)
+
+
+def _records(settings: Settings, topic: str) -> Iterator[Record]:
+    with closing(Scan(settings, topic)) as scan:
+        for records in scan.read():
+            yield from records
+
+
+def _dead(settings: Settings) -> set[tuple[str, str]]:
+    """Id and text of the documents among the dead letters."""
+    found = set()
+    for record in _records(settings, settings.topic_dead_letters):
+        try:
+            document = admit(record.value)
+        except DocumentError:
+            continue
+        found.add((document.id, document.sha256))
+    return found
