@@ -41,12 +41,21 @@ class Message(BaseModel):
     v: Literal[1] = Field(default=1, description="Schema version of the message.")
 
 
-class Document(Message):
+class OpenMessage(Message):
+    """Base of what comes in by stream, is stored and leaves: fields that a reader does not know are kept.
+
+    So this version reads what the next minor one writes, and writes it on unchanged.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Document(OpenMessage):
     """A text to extract entities from."""
 
     model_config = ConfigDict(
         frozen=True,
-        extra="forbid",
+        extra="allow",
         json_schema_extra={
             "examples": [
                 {"id": "note-1", "text": "Activation of the CD28 surface receptor."},
@@ -88,7 +97,7 @@ class Document(Message):
         return hashlib.sha256(self.text.encode("utf-8")).hexdigest()
 
 
-class SourcePosition(Message):
+class SourcePosition(OpenMessage):
     """Where a record stands in the stream: of two versions of a document, the one at the later position is served."""
 
     topic: str = Field(description="Kafka topic.")
@@ -187,7 +196,7 @@ class Parsed(Message):
     repaired: dict[int, int] = Field(default_factory=dict, description="Repairs by the index of the segment, if any.")
 
 
-class Evidence(Message):
+class Evidence(OpenMessage):
     """A labelled exemplar near a candidate, which the selector's decision rests on."""
 
     text: str | None = Field(description="The exemplar's mention; none where its source may not be passed on.")
@@ -196,7 +205,7 @@ class Evidence(Message):
     similarity: float = Field(description="Cosine similarity to the candidate, from -1 to 1.")
 
 
-class Entity(Message):
+class Entity(OpenMessage):
     """A mention that was kept. Offsets within the document."""
 
     id: str = Field(description="Stable within the document: `<type>:<start>-<end>`.")
@@ -224,7 +233,7 @@ class Basis(Message):
     settings: str = Field(description="The settings of selection, as JSON.")
 
 
-class Counts(Message):
+class Counts(OpenMessage):
     """What an extraction handled."""
 
     characters: int = Field(default=0, description="Length of the text in Unicode code points.")
@@ -236,7 +245,7 @@ class Counts(Message):
     refused: int = Field(default=0, description="Records that broke the offset invariant; each is a bug.")
 
 
-class Extraction(Message):
+class Extraction(OpenMessage):
     """The entities of a document."""
 
     document_id: str = Field(description="Identifier of the document.")
@@ -244,6 +253,7 @@ class Extraction(Message):
     lang: Lang = Field(description="Language of the text, as given or detected.")
     types: tuple[str, ...] = Field(description="Entity type keys that were looked for.")
     entities: tuple[Entity, ...] = Field(description="The mentions, nested ones with the id of their parent.")
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, description="The document's, as it came.")
     source: SourcePosition | None = Field(
         default=None, description="Where the document stood in the stream; none if it came over HTTP."
     )
@@ -279,7 +289,7 @@ def check_offsets(text: str, entity: Entity) -> bool:
     return 0 <= entity.start < entity.end <= len(text) and text[entity.start : entity.end] == entity.text
 
 
-class Mention(Message):
+class Mention(OpenMessage):
     """An entity and the document that has it."""
 
     document_id: str = Field(description="Identifier of the document.")

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import random
 import secrets
 import signal
 import socket
@@ -56,6 +57,10 @@ _GENERATION_REPLICAS = 4
 _REQUESTS_PER_REPLICA = 8
 # Ray gives its node half a minute to start, which can be too short on busy cores.
 _RAY_ATTEMPTS = 3
+# Where a free port is looked for. The proxy binds it seconds later: one of the ephemeral range (from 32,768 on) could
+# have gone to any outgoing connection by then.
+_PORTS = range(20_000, 32_000)
+_TRIES = 50
 _POLL_S = 0.25
 _STOP_S = 90.0
 
@@ -387,21 +392,32 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def _http_port(settings: Settings) -> int:
     """The port to listen on: the one given, else the default if it is free, else any free one."""
-    given = "http_port" in settings.model_fields_set
-    for port in (settings.http_port, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.http_host, port))
-            except OSError as error:
-                if given or port == 0:
-                    raise RuntimeFailure(
-                        f"http_port: cannot listen on {settings.http_host}:{port} ({error.strerror}); choose another "
-                        "with --port or BIOBRACKET_HTTP_PORT, where 0 takes any free one"
-                    ) from None
-                continue
-            return int(probe.getsockname()[1])
-    raise AssertionError("unreachable")
+    wanted = settings.http_port
+    if wanted:
+        problem = _bind(settings.http_host, wanted)
+        if problem is None:
+            return wanted
+        if "http_port" in settings.model_fields_set:
+            raise RuntimeFailure(
+                f"http_port: cannot listen on {settings.http_host}:{wanted} ({problem}); choose another with --port or "
+                "BIOBRACKET_HTTP_PORT, where 0 takes any free one"
+            )
+    for port in random.sample(_PORTS, _TRIES):
+        problem = _bind(settings.http_host, port)
+        if problem is None:
+            return port
+    raise RuntimeFailure(f"http_port: {settings.http_host} has no free port ({problem}); check BIOBRACKET_HTTP_HOST")
+
+
+def _bind(host: str, port: int) -> str | None:
+    """What keeps a server from listening there; None if nothing does."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.strerror or type(error).__name__
+    return None
 
 
 def _bounded(call: Callable[[], object], seconds: float) -> None:

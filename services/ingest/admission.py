@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import ConfigDict, ValidationError
 
 from shared import entity_types
 from shared.backends.records import Problem
@@ -16,9 +15,6 @@ from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
 from shared.selection.feedback import MAX_TEXT, Feedback, NewFeedback
 
 M = TypeVar("M", bound=Message)
-
-# What looks like the name of a field may be named; anything else that stands in its place may be clinical text.
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 _PROBLEMS = {
     "missing": "is missing",
@@ -43,7 +39,6 @@ class _Kind:
     name: str
     example: str
     remedies: dict[str, str]
-    unknown: str
 
 
 _DOCUMENT = _Kind(
@@ -58,7 +53,6 @@ _DOCUMENT = _Kind(
         "language",
         "metadata": "send an object of JSON values in Unicode, or leave it out",
     },
-    f"leave it out; the fields are {', '.join(Document.model_fields)}, and metadata takes anything else",
 )
 _FEEDBACK = _Kind(
     "feedback",
@@ -76,12 +70,11 @@ _FEEDBACK = _Kind(
         "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or leave it out",
         "time": "send Unix seconds, or leave it out",
     },
-    f"leave it out; the fields are {', '.join(NewFeedback.model_fields)}",
 )
 
 
 def admit(value: bytes | None) -> Document:
-    """The document that a record's value holds, as UTF-8 JSON.
+    """The document that a record's value holds, as UTF-8 JSON; fields that are not known are in its ``model_extra``.
 
     :class:`DocumentError`, which tells nothing of the value but names of fields, where it holds none.
     """
@@ -96,9 +89,18 @@ def admit(value: bytes | None) -> Document:
     return document
 
 
-def admit_feedback(value: bytes | None, now: float) -> Feedback:
-    """The same of a reviewer's feedback; ``now``: Unix seconds, for feedback that gives no time."""
-    return _read(value, NewFeedback, _FEEDBACK).feedback(now)
+class _OpenFeedback(NewFeedback):
+    model_config = ConfigDict(extra="allow")
+
+
+def admit_feedback(value: bytes | None, now: float) -> tuple[Feedback, int]:
+    """The same of a reviewer's feedback, and how many fields of it are not known.
+
+    ``now``: Unix seconds, for feedback that gives no time.
+    """
+    given = _read(value, _OpenFeedback, _FEEDBACK)
+    unknown = len(given.model_extra or {})
+    return NewFeedback.model_validate(given.model_dump(include=set(NewFeedback.model_fields))).feedback(now), unknown
 
 
 def unreadable(problem: Problem) -> DocumentError:
@@ -136,11 +138,8 @@ def _error(error: ValidationError, record: _Kind) -> DocumentError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kind, field = first["type"], str(first["loc"][0]) if first["loc"] else record.name
     reason = "invalid"
-    if not _NAME.fullmatch(field):
-        field = record.name
-        problem = f"has a member that is not a field of a {record.name}"
-    elif kind == "extra_forbidden":
-        problem = f"is not a field of a {record.name}"
+    if field not in record.remedies:  # the name of a member that is no field, which may be clinical text
+        field, problem = record.name, "is not valid"
     elif kind == "value_error":  # of the message's own validators, which know not to quote
         said = first["msg"].removeprefix("Value error, ").partition(";")[0]
         if not first["loc"]:  # of several fields: it begins with the one to change
@@ -154,4 +153,4 @@ def _error(error: ValidationError, record: _Kind) -> DocumentError:
         problem = "holds an entry of the wrong type"
     else:
         problem = _PROBLEMS.get(kind, "is not valid")
-    return DocumentError(field, problem, record.remedies.get(field, record.unknown), reason=reason)
+    return DocumentError(field, problem, record.remedies.get(field, record.example), reason=reason)

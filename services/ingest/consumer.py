@@ -28,14 +28,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from services.ingest.admission import admit, admit_feedback, unreadable
 from services.ingest.breaker import Breaker
 from services.ingest.config import IngestConfig
-from services.ingest.delivery import Delivery, record_bytes
+from services.ingest.delivery import Delivery, passed_on, record_bytes
 from services.ingest.retries import Crashed, Retries, Stopped
 from services.ingest.stalls import StallDetector
 from services.ingest.status import Status
 from services.ingest.suspects import Suspects
 from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
-from shared.backends.records import Callback, Partition, Record, position_of, replayed
+from shared.backends.records import Callback, Partition, Record, position_of
 from shared.errors import DocumentError, Rebalancing, StoreError, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
@@ -48,6 +48,7 @@ from shared.runtime.metrics import (
     IN_FLIGHT,
     LAG,
     STALLED,
+    UNKNOWN_FIELDS,
     Observe,
     unobserved,
 )
@@ -392,6 +393,7 @@ class Consumer:
                 await self._learn(record)
                 return
             document = admit(record.value)
+            self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))
             async with self._turns.turn(document.id):
                 extraction = await self._extract(work, document)
                 await self._deliver(record, extraction)
@@ -419,7 +421,7 @@ class Consumer:
             ) from None
 
     async def _deliver(self, record: Record, extraction: Extraction) -> None:
-        headers = (("biobracket.replayed", b"true"),) if replayed(record) else ()
+        headers = passed_on(record)
         placed = extraction.model_copy(update={"source": position_of(record)})
         task = asyncio.create_task(self._delivery.deliver(placed, headers))
         self._delivering.add(task)
@@ -440,7 +442,8 @@ class Consumer:
             await self._retries.persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
             self._observe(FEEDBACK, 1, {"kind": "undone"})
             return
-        feedback = admit_feedback(record.value, at)
+        feedback, unknown = admit_feedback(record.value, at)
+        self._observe(UNKNOWN_FIELDS, unknown)
         await self._retries.persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
         self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from shared.backends.records import Headers, Record, dead_letter_headers
+from shared.backends.records import Headers, Record, dead_letter_headers, own_headers, replayed
 from shared.errors import DocumentError
 from shared.messages import Extraction
 from shared.runtime.logs import get_logger
@@ -23,6 +23,11 @@ T = TypeVar("T")
 
 # Half of what a record may have beside its value, see shared.backends.streams.client; the other half is for the reason.
 _HEADERS_BYTES = 32 * 1024
+
+# The header that tells results apart, see Extraction.key.
+_KEY = "key"
+# The standard asks for no more of either.
+_TRACE_BYTES = 512
 
 logger = get_logger(__name__)
 
@@ -79,7 +84,7 @@ class Delivery:
                 reason="too_large",
             )
         key = newest.document_id.encode()
-        headers = (*headers, ("key", newest.key.encode()))
+        headers = (*headers, (_KEY, newest.key.encode()))
         await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
         later = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction, newest))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
@@ -108,6 +113,18 @@ class Delivery:
         sent = await asyncio.to_thread(self._sink.send, topic, key, value, headers)
         # Shielded: cancelling a document must not cancel what the client is going to resolve.
         await asyncio.shield(asyncio.wrap_future(sent))
+
+
+def passed_on(record: Record) -> Headers:
+    """The headers that a document's result is published with: its own, such as ``traceparent``, and if it is a replay.
+
+    Of headers larger than a record has room for only those of W3C Trace Context are left
+    (https://www.w3.org/TR/trace-context/).
+    """
+    kept = tuple((name, value) for name, value in own_headers(record) if name != _KEY)
+    if sum(len(name.encode()) + len(value) for name, value in kept) > _HEADERS_BYTES:
+        kept = tuple((name, value[:_TRACE_BYTES]) for name, value in kept if name in ("traceparent", "tracestate"))[:2]
+    return (*kept, *((("biobracket.replayed", b"true"),) if replayed(record) else ()))
 
 
 def record_bytes(record: Record) -> int:

@@ -101,7 +101,8 @@ class Pipeline:
     while that is known.
 
     ``timings`` of an extraction are seconds: ``total`` is wall time, the others are summed over concurrent chunks.
-    ``warnings`` are codes: ``empty-text``, ``cache-unavailable``, ``cache-unreadable``, ``offsets-refused``.
+    ``warnings`` are codes: ``empty-text``, ``cache-unavailable``, ``cache-unreadable``, ``offsets-refused``,
+    ``unknown-fields``.
     """
 
     def __init__(
@@ -151,6 +152,8 @@ class Pipeline:
             lang, segments = await asyncio.to_thread(self._split, document) if long else self._split(document)
         asked = document.types or entity_types.DEFAULTS[lang]
         run.types = tuple(sorted(asked, key=_INVENTORY_ORDER.__getitem__))
+        if document.model_extra:
+            run.warnings.add("unknown-fields")
         if not segments:
             run.warnings.add("empty-text")
         elif self._state is not None:
@@ -176,6 +179,7 @@ class Pipeline:
             lang=lang,
             types=asked,
             entities=entities,
+            metadata=document.metadata,
             model_revision=self._model_revision,
             # More than one if they changed between two chunks.
             exemplars="+".join(sorted(run.exemplars - {""})),

@@ -60,6 +60,8 @@ REPAIRS = Metric("biobracket_repairs", "counter", "Corrections to tagged lines."
 REFUSED = Metric("biobracket_refused", "counter", "Entities that broke the offset invariant.")
 # Records between committed offsets and high-water marks in a replica's partitions; ingest scales on it.
 LAG = Metric("biobracket_lag", "gauge", "Documents waiting, in records.")
+# Fields of documents and feedback that this version does not know, such as those of a later one, or a typing error.
+UNKNOWN_FIELDS = Metric("biobracket_unknown_fields", "counter", "Unknown fields in records.")
 # 1 where a replica of ingest has come to a silent stop, see services/ingest/stalls.py; its health check fails then.
 STALLED = Metric("biobracket_stalled", "gauge", "Whether ingest has stalled.")
 # 1 while the group is halted, since too much went to the dead letters. An alarm.
@@ -73,5 +75,5 @@ STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage
 
 METRICS = (
     DOCUMENTS, SUPERSEDED, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES,
-    REPAIRS, REFUSED, LAG, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    REPAIRS, REFUSED, LAG, UNKNOWN_FIELDS, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

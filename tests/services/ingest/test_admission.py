@@ -59,8 +59,6 @@ def encoded(**fields: object) -> bytes:
         (encoded(metadata=[SECRET]), "invalid", "metadata", "not an object"),
         (encoded(metadata={SECRET: "\ud800"}), "invalid", "metadata", "lone surrogate"),
         (encoded(v=2), "invalid", "v", "not one of"),
-        (encoded(author=SECRET), "invalid", "author", "not a field"),
-        (encoded(**{f"{SECRET} has a fever": 1}), "invalid", "document", "not a field"),
         (encoded(**{"\ud800": 1}), "invalid", "document", ""),
     ],
 )
@@ -145,7 +143,7 @@ def test_clinical_text_is_never_told(text: str, place: int) -> None:
         {"id": "d", "text": "t", "types": [text]},
         {"id": text * 300, "text": "t"},
         {"id": "d", "text": {text: text}},
-        {"id": "d", "text": "t", text: 1},
+        {"id": "d", text: 1},
         {"id": "d", "text": text + "\ud800"},
         text,
     )[place]

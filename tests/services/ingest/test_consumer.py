@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -37,6 +38,7 @@ from shared.backends.streams.source import Source
 from shared.backends.streams.topics import ensure_topics
 from shared.errors import DocumentError, Overloaded
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
+from shared.runtime.metrics import UNKNOWN_FIELDS
 from shared.settings import Settings
 from shared.text.language import detect
 from tests.support.kafka import Kafka, change_batches, damage
@@ -205,7 +207,6 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
         b'{"id": "d", "text": "\\ud800"}': "invalid",
         b'{"id": "d", "text": "t", "lang": "fr"}': "invalid",
         b'{"id": "d", "text": "t", "types": ["no"]}': "unknown_type",
-        b'{"id": "d", "text": "t", "extra": 1}': "invalid",
         b'{"id": "' + b"x" * 10_000_000 + b'", "text": "t"}': "invalid",
     }
     values = [document(n) for n in range(40)]
@@ -222,7 +223,6 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
     assert {letter.value: dict(letter.headers)["biobracket.reason"].decode() for letter in letters} == poison
     assert all(dict(letter.headers)["biobracket.topic"].decode() == settings.topic_documents for letter in letters)
     fields = {letter.value: dict(letter.headers).get("biobracket.field") for letter in letters}
-    assert fields[b'{"id": "d", "text": "t", "extra": 1}'] == b"extra"
     assert fields[b'{"id": "d"}'] == b"text"
 
 
@@ -521,6 +521,37 @@ def test_a_record_is_published_once_and_a_document_sent_again_is_again(settings:
     produce(settings, [document(2)])
     asyncio.run(consume(make(settings, extract), 1))
     assert len(check_results(settings, range(5))) == 6
+
+
+def test_what_came_with_a_document_goes_with_its_result(settings: Settings) -> None:
+    ensure_topics(settings)
+    seen: Counter[str] = Counter()
+    sent = {"id": "d-1", "text": "CD1", "metadata": {"ward": 7}, "of a later version": True}
+    headers = (("traceparent", b"00-0af7-b7ad-01"), ("source", b"ehr"), ("key", b"theirs"), ("biobracket.x", b"y"))
+    sink = Sink(settings)
+    sink.send(settings.topic_documents, b"d-1", json.dumps(sent).encode(), headers).result(PATIENCE_S)
+    large = (("traceparent", b"00-0af7-b7ad-01"), ("blob", b"x" * 40_000))
+    sink.send(settings.topic_documents, b"d-2", document(2), large).result(PATIENCE_S)
+    sink.close()
+
+    async def process(document: Document) -> Extraction:
+        return (await extract(document)).model_copy(update={"metadata": document.metadata})
+
+    consumer = make(settings, process)
+    consumer._observe = lambda metric, value, tags=None: seen.update({metric.name: int(value)})
+    asyncio.run(consume(consumer, 2))
+    found = {record.key: dict(record.headers) for record in read(settings, settings.topic_entities, 2)}
+    first = found[b"d-1"]
+    assert (first["traceparent"], first["source"]) == (b"00-0af7-b7ad-01", b"ehr")
+    assert first["key"] != b"theirs"
+    assert "biobracket.x" not in first
+    assert found[b"d-2"].keys() == {"traceparent", "key"}
+    store = ResultStore.from_settings(settings)
+    stored = store.get("d-1")
+    store.close()
+    assert stored is not None
+    assert stored.metadata == {"ward": 7}
+    assert seen[UNKNOWN_FIELDS.name] == 1
 
 
 @pytest.mark.parametrize("texts", [["long CD1 " * 50, "short CD2"], ["CD1", "CD2", "CD1"]])
