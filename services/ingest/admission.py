@@ -138,7 +138,7 @@ def _error(error: ValidationError, record: _Kind) -> DocumentError:
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     kind, field = first["type"], str(first["loc"][0]) if first["loc"] else record.name
     reason = "invalid"
-    if field not in record.remedies:  # the name of a member that is no field, which may be clinical text
+    if first["loc"] and field not in record.remedies:  # what a member that is no field is called may be clinical text
         field, problem = record.name, "is not valid"
     elif kind == "value_error":  # of the message's own validators, which know not to quote
         said = first["msg"].removeprefix("Value error, ").partition(";")[0]
