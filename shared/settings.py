@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
@@ -58,6 +58,10 @@ class Settings(BaseSettings):
         default=SecretStr("redis://127.0.0.1:6379/0"),
         description="Redis or Valkey URL, its password percent-encoded; with redis_cluster, any node of the cluster.",
     )
+    redis_cache: SecretStr = Field(
+        default=SecretStr(""),
+        description="URL of a single server for the cached segments, which may evict; empty: with the results.",
+    )
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
     result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0: forever.")
     segment_ttl: int = Field(default=7 * 86400, ge=0, description="Seconds a cached segment is kept; 0: forever.")
@@ -97,10 +101,11 @@ class Settings(BaseSettings):
         default="text", pattern="^(text|json)$", description="`text` or `json`, one record per line."
     )
 
-    @field_validator("redis")
+    @field_validator("redis", "redis_cache")
     @classmethod
-    def _reads_as_one_address(cls, value: SecretStr) -> SecretStr:
-        _check_redis(value.get_secret_value())
+    def _reads_as_one_address(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        if value.get_secret_value() or info.field_name == "redis":
+            _check_redis(value.get_secret_value())
         return value
 
 

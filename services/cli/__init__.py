@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from typer.core import TyperGroup
 
-from services.cli import convert, dead_letters, evaluate, index, recovery, settings, stream, train
+from services.cli import convert, dead_letters, evaluate, index, recovery, schemas, settings, stream, train
 from services.cli.console import fail
 from shared.settings import problem
 
@@ -53,6 +53,7 @@ for command in (
 ):
     cli.command()(command)
 cli.command(name="settings")(settings.show_settings)
+cli.command(name="schemas")(schemas.write_schemas)
 
 
 def main() -> None:

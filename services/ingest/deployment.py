@@ -28,6 +28,7 @@ from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
 from services.replica_deployment import deployment
+from shared.backends.eviction import refuse_eviction
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.halt_store import HaltStore
 from shared.backends.records import Callback
@@ -35,6 +36,7 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Source
 from shared.backends.streams.topics import ensure_topics
+from shared.errors import StoreError
 from shared.messages import Document, Extraction
 from shared.runtime import logs
 from shared.runtime.ray_metrics import RayObserver
@@ -81,6 +83,7 @@ class Ingest:
 
     def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
         logs.configure(settings())
+        _check_store()
         self._pipeline = pipeline
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
@@ -132,3 +135,13 @@ class Ingest:
     async def _process(self, document: Document) -> Extraction:
         extraction: Extraction = await self._pipeline.extract.remote(document)
         return extraction
+
+
+def _check_store() -> None:
+    """StoreError where the store would lose results by itself. What cannot be found out now keeps nobody waiting."""
+    try:
+        if not refuse_eviction(settings()):
+            logs.get_logger(__name__).warning("eviction_unknown")
+    except StoreError as error:
+        if not error.retryable:
+            raise

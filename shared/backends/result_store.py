@@ -15,7 +15,7 @@ two hex digits of the document's digest, so a document and its counters share a 
 
 The index is a hint: readers check every mention against the document's result, so answers are correct even if a writer
 died half-way. By default results do not expire and segments do: with `maxmemory-policy volatile-lru` a full server
-evicts segments and never results.
+evicts segments and never results. Segments may be on a server of their own.
 """
 
 from __future__ import annotations
@@ -134,9 +134,13 @@ class Write:
 class ResultStore:
     """The store of one deployment. Thread-safe; every method may block on the network and raise :class:`StoreError`."""
 
-    def __init__(self, client: Any, *, result_ttl: int = 0, segment_ttl: int = 0) -> None:
-        """``client``: a redis-py client that returns bytes; times to live in seconds, 0 for no expiry."""
+    def __init__(self, client: Any, cache: Any = None, *, result_ttl: int = 0, segment_ttl: int = 0) -> None:
+        """``client``: a redis-py client that returns bytes; times to live in seconds, 0 for no expiry.
+
+        ``cache``: one for the cached segments, if they are on a server of their own.
+        """
         self._client = client
+        self._cache = client if cache is None else cache
         self._result_ttl = result_ttl
         self._segment_ttl = segment_ttl
         self._write = client.register_script(_PUT)
@@ -144,9 +148,10 @@ class ResultStore:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
-        """The store configured by ``redis``, ``redis_cluster``, ``result_ttl`` and ``segment_ttl``."""
+        """The store configured by ``redis``, ``redis_cluster``, ``redis_cache``, ``result_ttl`` and ``segment_ttl``."""
         client = connect(settings)
-        return cls(client, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
+        cache = connect(settings, cache=True) if settings.redis_cache.get_secret_value() else None
+        return cls(client, cache, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
 
     def put(self, extraction: Extraction, *, published: bool = False) -> Write:
         """Write a result and index its mentions, unless one at a later source position is stored.
@@ -259,7 +264,7 @@ class ResultStore:
         """The cached bytes of each key, in the order of ``keys``; None where there are none."""
         if not keys:
             return []
-        with translated(), self._client.pipeline(transaction=False) as pipe:
+        with translated(), self._cache.pipeline(transaction=False) as pipe:
             for key in keys:
                 pipe.get(_segment_key(key))
             return list(pipe.execute())
@@ -268,7 +273,7 @@ class ResultStore:
         """Caches the bytes of each key for ``segment_ttl`` seconds."""
         if not segments:
             return
-        with translated(), self._client.pipeline(transaction=False) as pipe:
+        with translated(), self._cache.pipeline(transaction=False) as pipe:
             for key, value in segments.items():
                 pipe.set(_segment_key(key), value, ex=self._segment_ttl or None)
             pipe.execute()
@@ -293,6 +298,8 @@ class ResultStore:
         """Closes the connections."""
         with translated():
             self._client.close()
+            if self._cache is not self._client:
+                self._cache.close()
 
     def _may_write(self, document: str, extraction: Extraction) -> bool:
         """Whether the result would be written; the script decides, this spares index entries of one that is not."""
@@ -331,19 +338,20 @@ class ResultStore:
             pipe.execute()
 
 
-def connect(settings: Settings) -> Any:
-    """A redis-py client for ``redis`` and ``redis_cluster``. Raises StoreError."""
-    factory = redis.RedisCluster if settings.redis_cluster else redis.Redis
+def connect(settings: Settings, *, cache: bool = False) -> Any:
+    """A redis-py client for ``redis`` and ``redis_cluster``; with ``cache`` for ``redis_cache``. Raises StoreError."""
+    factory = redis.RedisCluster if settings.redis_cluster and not cache else redis.Redis
     with translated():
         try:
             return factory.from_url(
-                settings.redis.get_secret_value(),
+                (settings.redis_cache if cache else settings.redis).get_secret_value(),
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,
             )
         except ValueError:  # its message may quote the URL, which holds the password
             raise StoreError(
-                "redis: not a URL; set BIOBRACKET_REDIS to something like redis://:password@host:6379/0",
+                f"redis: not a URL; set BIOBRACKET_REDIS{'_CACHE' if cache else ''} to something like "
+                "redis://:password@host:6379/0",
                 retryable=False,
             ) from None
 
@@ -360,7 +368,9 @@ def translated() -> Iterator[None]:
         full = isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error)
         if full:
             raise StoreError(
-                "redis: out of memory; raise its maxmemory, set BIOBRACKET_RESULT_TTL, or add nodes", retryable=True
+                "redis: out of memory; raise its maxmemory, or give the cache a server of its own "
+                "(BIOBRACKET_REDIS_CACHE)",
+                retryable=True,
             ) from None
         raise StoreError(
             f"redis: {type(error).__name__}; check that BIOBRACKET_REDIS names a running server and its password, and "

@@ -30,11 +30,11 @@ def ensure_topics(settings: Settings) -> None:
 
 
 def _create(admin: Any, topic: str, settings: Settings) -> None:
-    options = {
-        "num_partitions": settings.partitions,
-        "replication_factor": settings.replication,
-        "configs": {"max.message.bytes": str(settings.max_message_bytes + OVERHEAD_BYTES)},
-    }
+    configs = {"max.message.bytes": str(settings.max_message_bytes + OVERHEAD_BYTES)}
+    if topic == settings.topic_entities:
+        # It holds the last result of every document, for as long as there are documents: `biobracket rebuild`.
+        configs["cleanup.policy"] = "compact"
+    options = {"num_partitions": settings.partitions, "replication_factor": settings.replication, "configs": configs}
     try:
         admin.create_topics({topic: options}, timeout_ms=CONNECT_MS)
     except TopicAlreadyExistsError:  # another process was faster

@@ -6,13 +6,31 @@ from collections.abc import Iterator
 
 import pytest
 
+from services.embedded.servers import Valkey
 from tests.support import servers
+from tests.support.redis_server import RedisServer, Unavailable
 
 
-@pytest.fixture(scope="session", params=["server", "cluster"])
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Redis itself; tests that need it are skipped where it is not installed."""
+    try:
+        server = RedisServer(tmp_path_factory.mktemp("redis"))
+    except Unavailable as missing:
+        pytest.skip(str(missing))
+    with server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def valkey_server(valkey: Valkey) -> Valkey:
+    return valkey
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey", "cluster"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Target]:
-    if request.param == "server":
-        found = servers.Target(request.getfixturevalue("valkey").url, cluster=False)
+    if request.param != "cluster":
+        found = servers.Target(request.getfixturevalue(f"{request.param}_server").url, cluster=False)
         yield found
         found.client.close()
         return

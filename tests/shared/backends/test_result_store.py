@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -312,6 +313,19 @@ def test_segments_are_cached_in_order(store: ResultStore) -> None:
     assert store.get_segments(["s3", "absent", "s1"]) == [b"\x03\x00\xff", None, b"\x01\x00\xff"]
     assert store.get_segments([]) == []
     store.put_segments({})
+
+
+def test_segments_can_be_on_a_server_of_their_own(target: Target, valkey: Valkey) -> None:
+    target.everywhere("FLUSHALL")
+    with redis.Redis.from_url(valkey.url) as other:
+        own = target.settings.redis.get_secret_value() != valkey.url
+        store = ResultStore.from_settings(target.settings.model_copy(update={"redis_cache": SecretStr(valkey.url)}))
+        store.put_segments({"s": b"1"})
+        assert store.get_segments(["s"]) == [b"1"]
+        assert other.keys("bb:s:*")
+        if own:
+            assert target.keys() == []
+        store.close()
 
 
 def test_expiry_follows_the_settings(make: Make, target: Target) -> None:

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kafka import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType
+
 from shared.backends.streams.source import Source
 from shared.backends.streams.topics import ensure_topics
 from shared.settings import Settings
+from tests.support.kafka import Kafka
 from tests.support.streams import until
 
 
@@ -13,3 +17,15 @@ def test_topics_are_made_once(stream: Settings, source: Callable[..., Source]) -
     member = source()
     until(member, lambda: len(member.assignment()) == 3)
     assert member.assignment() == {(stream.topic_documents, n) for n in range(3)}
+
+
+def test_entities_are_compacted(kafka: Kafka, fresh: Callable[[str], Settings]) -> None:
+    settings = fresh(kafka.url)
+    ensure_topics(settings)
+    admin = KafkaAdminClient(bootstrap_servers=kafka.url)
+    names = (settings.topic_entities, settings.topic_documents)
+    told = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
+    admin.close()
+    (topics,) = told.values()
+    policies = {name: config.get("cleanup.policy", {}).get("value", "delete") for name, config in topics.items()}
+    assert policies == {settings.topic_entities: "compact", settings.topic_documents: "delete"}

@@ -1,0 +1,87 @@
+"""The verdict finds what it is for: documents that are lost, stale, doubled or dead."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import redis
+from pydantic import SecretStr
+
+from services.embedded.servers import Broker, Valkey
+from shared.backends import result_store
+from shared.backends.result_store import ResultStore
+from shared.backends.streams.sink import Sink
+from shared.messages import Document, Extraction
+from shared.settings import Settings
+from tests.faults.verdict import Verdict, judge
+from tests.faults.workload import versions
+from tests.services.ingest.test_consumer import consume, extract, make, produce
+
+
+@pytest.fixture
+def settings(broker: Broker, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]) -> Settings:
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return fresh(broker.url).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path, "partitions": 1})
+
+
+def published(settings: Settings, document: Document, **changes: object) -> None:
+    """A record that nobody but this test puts on the topic of entities."""
+    extraction = asyncio.run(extract(document)).model_copy(update=changes)
+    sink = Sink(settings)
+    sink.send(settings.topic_entities, document.id.encode(), extraction.model_dump_json().encode()).result(60)
+    sink.close()
+
+
+def test_each_fault_is_found(settings: Settings) -> None:
+    sent = list(versions("v", 30))
+    expected = {document.id: document for document in sent}
+    produce(settings, [document.model_dump_json().encode() for document in sent])
+    asyncio.run(consume(make(settings, extract), len(sent)))
+    assert judge(settings, expected, expected) == Verdict()
+
+    never = Document(id="never", text="was never sent")
+    assert judge(settings, {**expected, "never": never}, expected).lost == 1
+    amended = Document(id=sent[0].id, text="amended")
+    assert judge(settings, {**expected, amended.id: amended}, expected).stale == 1
+
+    produce(settings, [b'{"id": "bad", "text": "t", "types": ["no"]}'])
+    asyncio.run(consume(make(settings, extract), 1))
+    assert judge(settings, expected, expected) == Verdict()
+
+    store = ResultStore.from_settings(settings)
+    (kept,) = store.newest([sent[0].id])
+    assert kept is not None
+    # The same record once more, as after a crash in between: its key tells.
+    sink = Sink(settings)
+    sink.send(settings.topic_entities, kept.document_id.encode(), kept.model_dump_json().encode()).result(60)
+    sink.close()
+    assert judge(settings, expected, expected) == Verdict(repeated=1)
+    published(settings, expected[kept.document_id], source=kept.source, model_revision="another")
+    assert judge(settings, expected, expected).doubled == 1
+
+    last = sent[-1]
+    older = Document(id=last.id, text="an older text")
+    published(settings, older, source=None)
+    assert judge(settings, expected, expected).stale == 1
+
+    with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
+        client.hincrby(result_store._counter_key(result_store._document_key(last.id)), "documents", 1)
+        assert judge(settings, expected, expected).doubled == 2
+        client.delete(result_store._document_key(last.id))
+    assert judge(settings, expected, expected).lost == 1
+    store.close()
+
+
+def test_dead_letters_are_accounted_for(settings: Settings) -> None:
+    async def broken(document: Document) -> Extraction:
+        raise ValueError
+
+    document = Document(id="d", text="CD28")
+    produce(settings, [json.dumps({"id": "d", "text": "CD28"}).encode()])
+    asyncio.run(consume(make(settings, broken, attempts=1), 1))
+    assert judge(settings, {"d": document}, {}) == Verdict(dead=1)
