@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.corpora import Example, Mention
+from training.data.corpora import Example, TypedSpan
 from training.data.lines import Item, Line, items, pack
 
 EXAMPLE = Example(
     "1",
     "The CD28 gene binds. IL-2 does not.",
     "en",
-    (Mention(4, 8, "protein"), Mention(4, 13, "dna"), Mention(21, 25, "protein")),
+    (TypedSpan(4, 8, "protein"), TypedSpan(4, 13, "dna"), TypedSpan(21, 25, "protein")),
     ("protein", "dna", "rna"),
 )
 
