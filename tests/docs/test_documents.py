@@ -42,7 +42,7 @@ def commands(file: Path) -> list[str]:
 
 def split(words: list[str]) -> tuple[list[str], set[str]]:
     """Command and subcommand at the beginning of a command line, and the long options in it."""
-    names = [word for word in words[:2] if re.fullmatch(r"[a-z]+", word)]
+    names = [word for word in words[:2] if re.fullmatch(r"[a-z][a-z-]*", word)]
     return names, {word for word in words if re.fullmatch(r"--[a-z][a-z-]*", word)}
 
 

@@ -81,6 +81,7 @@ def run(
     documents: Iterator[Document] | None = None,
     count: int = DOCUMENTS,
     after: Callable[[], object] = lambda: None,
+    dead: int = 0,
 ) -> Verdict:
     """Sends some, breaks something while the others are sent, and judges once all is over.
 
@@ -110,6 +111,7 @@ def run(
     system.everything.last |= expected.last
     verdict = judge(system.settings, expected.last, system.everything.last)
     ROWS.append(Row(name, expected.sent, verdict, seconds))
+    assert verdict.dead == dead, "an outage is no reason for a dead letter"
     return verdict
 
 
@@ -187,9 +189,8 @@ def test_a_document_kills_its_process(system: System) -> None:
             if n == DOCUMENTS // 2:
                 yield Document(id="poison", text=f"CD28 {deadly.MARKER}.", lang="en", types=("protein",))
 
-    verdict = run(system, "a document kills generation", lambda: None, documents(), DOCUMENTS + 1)
+    verdict = run(system, "a document kills generation", lambda: None, documents(), DOCUMENTS + 1, dead=1)
     assert verdict.right
-    assert verdict.dead == 1
     reasons = [letter.reason for letter in DeadLetters(system.settings).letters(Filter())]
     assert reasons == ["crashed"]
 
@@ -313,3 +314,4 @@ def judged(system: System, name: str, expected: Expected) -> None:
     verdict = judge(system.settings, expected.last, system.everything.last)
     ROWS.append(Row(name, expected.sent, verdict, seconds))
     assert verdict.right
+    assert verdict.dead == 0

@@ -29,6 +29,17 @@ _LAG_S = 2.0
 _STUCK_S = 60.0
 
 
+def _group_offsets(admin: Any, group: str) -> Any:
+    deadline = time.monotonic() + CONNECT_MS / 1000
+    while True:
+        try:
+            return admin.list_group_offsets(group).get(group, {})
+        except CoordinatorNotAvailableError:  # the first group of a cluster: Kafka creates the offsets topic
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 class Lag:
     """How far a group is behind on a topic, seen from outside the group, whoever its members are. Not thread-safe.
 
@@ -50,7 +61,7 @@ class Lag:
     def read(self) -> int:
         """Records that the group has not committed yet; a partition it never committed counts from its start."""
         with translated(self._settings):
-            committed = self._admin.list_group_offsets(self._group).get(self._group, {})
+            committed = _group_offsets(self._admin, self._group)
             starts = {p: committed[p].offset if p in committed else 0 for p in self._partitions}
             for partition, start in starts.items():
                 self._consumer.seek(partition, max(start, self._consumer.highwater(partition) or 0))
@@ -96,16 +107,8 @@ class Scan:
 
     def committed(self, group: str) -> dict[int, int]:
         """The committed offset by partition; one that the group never committed is left out."""
-        deadline = time.monotonic() + CONNECT_MS / 1000
         with translated(self._settings):
-            while True:
-                try:
-                    found = self._admin.list_group_offsets(group).get(group, {})
-                    break
-                except CoordinatorNotAvailableError:  # the first group of a cluster: Kafka creates the offsets topic
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.1)
+            found = _group_offsets(self._admin, group)
             return {p.partition: found[p].offset for p in self._partitions if p in found and found[p].offset >= 0}
 
     def read(self, until: Mapping[int, int] | None = None, *, since_ms: int = 0) -> Iterator[list[Record]]:

@@ -146,7 +146,7 @@ class Source:
             assigned = self.assignment()
             mine = {partition: offset for partition, offset in offsets.items() if partition in assigned}
             for partition in assigned - self._dropped:
-                offset = mine.get(partition, self._committed.get(partition, -1))
+                offset = mine.get(partition, self._committed.get(partition, 0))
                 behind = self._position(TopicPartition(*partition))
                 if behind is not None and self._given.get(partition, offset) <= offset < behind:
                     mine[partition] = behind

@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from services.ingest.deployment import TRANSIENT
+from services.ingest.deployment import CRASHES, TRANSIENT
 from shared.errors import DocumentError, Overloaded
 
 
@@ -25,10 +25,15 @@ def test_a_document_at_fault_is_told_across_actors() -> None:
     assert (error.field, error.reason) == ("text", "too_large")
 
 
-@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("gone", b"0" * 16), TaskCancelledError()])
-def test_a_dead_actor_is_an_outage_near_and_far(error: Exception) -> None:
-    assert isinstance(error, TRANSIENT)
-    assert isinstance(far(error), TRANSIENT)
+@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("gone", b"0" * 16)])
+def test_a_dead_actor_is_a_crash_near_and_far(error: Exception) -> None:
+    assert isinstance(error, CRASHES)
+    assert isinstance(far(error), CRASHES)
+
+
+def test_a_cancelled_call_is_an_outage_near_and_far() -> None:
+    assert isinstance(TaskCancelledError(), TRANSIENT)
+    assert isinstance(far(TaskCancelledError()), TRANSIENT)
 
 
 def test_serve_says_in_several_ways_to_come_back_later() -> None:
