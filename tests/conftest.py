@@ -69,6 +69,17 @@ def fresh() -> Callable[[str], Settings]:
     return make
 
 
+@pytest.fixture(params=["kafka", "broker"])
+def each_broker(
+    request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
+) -> Settings:
+    """As `settings`, but on Apache Kafka as well."""
+    address = request.getfixturevalue(request.param).url
+    with redis.Redis.from_url(valkey.url) as client:
+        client.flushall()
+    return fresh(address).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path})
+
+
 @pytest.fixture
 def settings(broker: Broker, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]) -> Settings:
     """Settings of both servers, with topics of the test's own (not yet created) and an empty store."""

@@ -14,16 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import redis
-from pydantic import SecretStr
 
 from services.audit import Audit
-from services.embedded.servers import Valkey
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
@@ -35,14 +32,9 @@ from tests.services.ingest.test_consumer import PATIENCE_S, document, extract, m
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["kafka", "broker"])
-def settings(
-    request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
-) -> Settings:
-    address = request.getfixturevalue(request.param).url
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    settings = fresh(address).model_copy(update={"redis": SecretStr(valkey.url), "partitions": 4})
+@pytest.fixture
+def settings(each_broker: Settings) -> Settings:
+    settings = each_broker.model_copy(update={"partitions": 4})
     ensure_topics(settings)
     return settings
 

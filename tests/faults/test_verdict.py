@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import redis
-from pydantic import SecretStr
 
-from services.embedded.servers import Broker, Valkey
 from shared.backends import result_store
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
@@ -23,10 +19,8 @@ from tests.services.ingest.test_consumer import consume, extract, make, produce
 
 
 @pytest.fixture
-def settings(broker: Broker, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]) -> Settings:
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    return fresh(broker.url).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path, "partitions": 1})
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"partitions": 1})
 
 
 def published(settings: Settings, document: Document, **changes: object) -> None:

@@ -7,16 +7,13 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import redis
-from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from services.audit import Audit, Counts, since_ms
 from services.cli import cli
-from services.embedded.servers import Valkey
 from services.ingest.admission import admit
 from shared.backends import result_store
 from shared.backends.records import Headers, Record, position_of, replay_headers
@@ -47,14 +44,9 @@ class Forgetful(Sink):
         return super().send(topic, key, value, headers)
 
 
-@pytest.fixture(params=["kafka", "broker"])
-def settings(
-    request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
-) -> Settings:
-    address = request.getfixturevalue(request.param).url
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    return fresh(address).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path})
+@pytest.fixture
+def settings(each_broker: Settings) -> Settings:
+    return each_broker
 
 
 @pytest.fixture

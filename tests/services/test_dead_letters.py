@@ -5,15 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-import redis
-from pydantic import SecretStr
 
 from services.audit import Audit
 from services.dead_letters import Counts, DeadLetters, Filter
-from services.embedded.servers import Valkey
 from shared.backends.records import Record, dead_letter_headers, origin, position_of
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
@@ -22,14 +18,9 @@ from shared.settings import Settings
 from tests.services.ingest.test_consumer import consume, document, extract, make, produce
 
 
-@pytest.fixture(params=["kafka", "broker"])
-def settings(
-    request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
-) -> Settings:
-    address = request.getfixturevalue(request.param).url
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    return fresh(address).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path})
+@pytest.fixture
+def settings(each_broker: Settings) -> Settings:
+    return each_broker
 
 
 @pytest.fixture

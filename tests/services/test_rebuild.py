@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import redis
-from pydantic import SecretStr
 
-from services.embedded.servers import Valkey
 from services.rebuild import Counts, rebuild
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
@@ -18,14 +13,9 @@ from shared.settings import Settings
 from tests.services.ingest.test_consumer import consume, document, extract, make, produce
 
 
-@pytest.fixture(params=["kafka", "broker"])
-def settings(
-    request: pytest.FixtureRequest, valkey: Valkey, tmp_path: Path, fresh: Callable[[str], Settings]
-) -> Settings:
-    address = request.getfixturevalue(request.param).url
-    with redis.Redis.from_url(valkey.url) as client:
-        client.flushall()
-    return fresh(address).model_copy(update={"redis": SecretStr(valkey.url), "data": tmp_path})
+@pytest.fixture
+def settings(each_broker: Settings) -> Settings:
+    return each_broker
 
 
 def test_results_mentions_and_counts_come_back(settings: Settings) -> None:
