@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from shared.selection.selector_folder import Way
 
@@ -87,6 +87,11 @@ class RunConfig(_Frozen):
     compile: bool = Field(
         default=False,
         description="Compile the layers: minutes at the start, then faster, on some CPUs by only a few percent.",
+    )
+
+    graphs: bool = Field(
+        default=False,
+        description="Record steps as CUDA graphs, which small models need to be fast on a GPU (labelled, one worker).",
     )
 
     dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
@@ -197,6 +202,14 @@ class GeneratorConfig(RunConfig):
     builders: int = Field(default=0, ge=0, description="Extra processes that build batches (labelled).")
     measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split used for F1 scores.")
 
+    @model_validator(mode="after")
+    def _can_be_recorded(self) -> Self:
+        if self.graphs and (self.scheme != "labelled" or self.judge or self.workers > 1 or self.accumulate > 1):
+            raise ValueError(
+                "graphs: recording steps needs scheme labelled, judge 0, workers 1 and accumulate 1; set it to false"
+            )
+        return self
+
     @field_validator("export_rank")
     @classmethod
     def _is_of_full_tuning(cls, rank: int, info: ValidationInfo) -> int:
@@ -222,6 +235,7 @@ class GeneratorConfig(RunConfig):
 class SelectorConfig(RunConfig):
     """A selector: a span encoder that tells correct mentions from wrong ones."""
 
+    graphs: Literal[False] = Field(default=False, description="Its steps are not recorded.")
     init: Path | None = Field(default=None, description="Adapter to start from, of a selector or a generator.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
     reading: Way = Field(

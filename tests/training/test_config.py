@@ -66,3 +66,12 @@ def test_files_that_are_none(tmp_path, content):
 def test_a_missing_file_names_ours(tmp_path):
     with pytest.raises(ConfigError, match="five-minutes"):
         GeneratorConfig.load(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "override", ["scheme=per-type", "judge=0.3", "workers=2", "accumulate=2"], ids=lambda one: one.split("=")[0]
+)
+def test_only_steps_of_few_shapes_are_recorded(override):
+    with pytest.raises(ConfigError, match="graphs"):
+        GeneratorConfig.load(DEFAULT, ["scheme=labelled", "graphs=true", override])
+    assert GeneratorConfig.load(DEFAULT, ["scheme=labelled", "graphs=true"]).graphs

@@ -6,6 +6,7 @@ what selection decides by, without reading the segment again.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -94,7 +95,9 @@ class LabelledTask:
         for name, share in mix.items():
             self.data[name]["share"] = round(share, 4)
         self._drawn = mixing.Mixer(places, mix, 10**9, config.seed).drawn()
-        self._builder = Builder(sources, texts, Variation(wrong=config.wrong), config.batch_tokens, known)
+        gc.freeze()  # millions of objects that last as long as the run; scanned again, forks would copy their pages
+        vary = Variation(wrong=config.wrong)
+        self._builder = Builder(sources, texts, vary, config.batch_tokens, known, few=config.graphs)
         self._model = build(config, settings, device)
         self._model.set_attn_implementation(NAME)
         base = plain(self._model).config
@@ -140,7 +143,7 @@ class LabelledTask:
         return self._builder.batches(self._drawn, self._config.seed, self._config.builders)
 
     def batch(self, group: Arrays) -> Rows:
-        return on_device(group, self._device)
+        return on_device(group, self._device, few=self._config.graphs)
 
     def updated(self) -> None:
         if self._merged is not None:

@@ -12,7 +12,7 @@ import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -69,9 +69,63 @@ class Rows:
     width: int
 
 
-def arrays(items: Sequence[Item], known: dict[str, int]) -> Arrays:
-    """A batch of items; ``known``: index of each type's key."""
-    length = max(map(len, items))
+_IGNORED = -100  # as ``right``: no loss
+_LENGTHS = (64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512, 640, 768, 960)  # of rows of few shapes
+_NEVER = -1e9  # and not infinity, of which a decision without options would have no gradient
+_WIDTH = 32  # options of a decision in batches of few shapes, a bound
+
+
+def fitting(length: int, few: bool) -> int:
+    """How long the rows are in which the longest item has this length. ``few``: one of few lengths."""
+    if not few:
+        return length
+    return next((known for known in _LENGTHS if known >= length), -(-length // 256) * 256)
+
+
+def padded(batch: Arrays, size: int) -> Arrays:
+    """The batch in one of few shapes, with the same loss: empty rows, decisions that do not count, their options.
+
+    ``size``: tokens of a batch with its padding. Raises ValueError if a decision has more options than fit.
+    """
+    if batch.column.max(initial=0) >= _WIDTH:
+        raise ValueError(f"a decision has more than {_WIDTH} options; ask for fewer types, or set graphs to false")
+    rows, length = batch.ids.shape
+    # The bounds per token are a little above what is met; what exceeds them gets twice as much.
+    decisions = _multiple(len(batch.at) + 1, size // 2)
+    options = _multiple(len(batch.options), size * 5 // 4)
+    at, right, row = (
+        _filled(v, n, x)
+        for v, n, x in (
+            (batch.at, decisions, 0),
+            (batch.right, decisions, _IGNORED),
+            (batch.row, options, decisions - 1),
+        )
+    )
+    return replace(
+        batch,
+        ids=np.concatenate([batch.ids, np.zeros((max(1, size // length) - rows, length), dtype=np.int64)]),
+        at=at,
+        right=right,
+        row=row,
+        options=_filled(batch.options, options, 0),
+        column=_filled(batch.column, options, 0),
+        marked=batch.marked[:0],
+        types=batch.types[:0],
+        truth=batch.truth[:0],
+    )
+
+
+def _multiple(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
+
+def _filled(values: Ints, length: int, value: int) -> Ints:
+    return np.concatenate([values, np.full(length - len(values), value, dtype=np.int64)])
+
+
+def arrays(items: Sequence[Item], known: dict[str, int], *, few: bool = False) -> Arrays:
+    """A batch of items; ``known``: index of each type's key; ``few``: with rows of few lengths."""
+    length = fitting(max(map(len, items)), few)
     ids = np.zeros((len(items), length), dtype=np.int64)
     at: list[int] = []
     right: list[int] = []
@@ -112,8 +166,8 @@ def _integers(values: Sequence[Any]) -> Ints:
     return np.array(values, dtype=np.int64)
 
 
-def on_device(batch: Arrays, device: torch.device) -> Rows:
-    """The batch as tensors."""
+def on_device(batch: Arrays, device: torch.device, *, few: bool = False) -> Rows:
+    """The batch as tensors; ``few``: of few widths."""
 
     def there(values: Ints) -> Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -129,20 +183,20 @@ def on_device(batch: Arrays, device: torch.device) -> Rows:
         types=there(batch.types),
         truth=there(batch.truth),
         tokens=batch.tokens,
-        width=int(batch.column.max(initial=0)) + 1,
+        width=_WIDTH if few else int(batch.column.max(initial=0)) + 1,
     )
 
 
-def grouped(items: Sequence[Item], size: int, draw: random.Random) -> list[list[Item]]:
+def grouped(items: Sequence[Item], size: int, draw: random.Random, *, few: bool = False) -> list[list[Item]]:
     """Groups of nearly one length that have at most ``size`` tokens with their padding, in any order.
 
-    Items longer than that are left out.
+    Items longer than that are left out. ``few``: padded to few lengths.
     """
     groups: list[list[Item]] = []
     for item in sorted(
-        (i for i in items if len(i) <= size), key=lambda i: (len(i) + draw.randint(0, 8), draw.random())
+        (i for i in items if fitting(len(i), few) <= size), key=lambda i: (len(i) + draw.randint(0, 8), draw.random())
     ):
-        if not groups or (len(groups[-1]) + 1) * max(len(item), max(map(len, groups[-1]))) > size:
+        if not groups or (len(groups[-1]) + 1) * fitting(max(len(item), *map(len, groups[-1])), few) > size:
             groups.append([])
         groups[-1].append(item)
     draw.shuffle(groups)
@@ -153,16 +207,28 @@ class Builder:
     """Makes batches of drawn sources, which are named by their place."""
 
     def __init__(
-        self, sources: Sequence[Source], texts: Texts, vary: Variation, size: int, known: dict[str, int]
+        self,
+        sources: Sequence[Source],
+        texts: Texts,
+        vary: Variation,
+        size: int,
+        known: dict[str, int],
+        *,
+        few: bool = False,
     ) -> None:
-        """``size``: tokens of a batch with its padding; ``known``: index of each type's key."""
+        """``size``: tokens of a batch with its padding; ``known``: index of each type's key; ``few``: make batches of
+        few shapes.
+        """
         self._sources, self._texts, self._vary, self._size, self._known = sources, texts, vary, size, known
+        self._few = few
 
     def build(self, places: Sequence[int], seed: int) -> list[Arrays]:
         """The batches of a pool of sources; a function of the seed."""
         draw = random.Random(seed)  # noqa: S311 - an order, not a secret
         items = [item for place in places for item in self._texts.items(self._sources[place], draw, self._vary)]
-        return [arrays(group, self._known) for group in grouped(items, self._size, draw)]
+        groups = grouped(items, self._size, draw, few=self._few)
+        found = [arrays(group, self._known, few=self._few) for group in groups]
+        return [padded(one, self._size) for one in found] if self._few else found
 
     def batches(self, places: Iterable[int], seed: int, workers: int) -> Iterator[Arrays]:
         """A stream of batches of a stream of places; ``workers``: processes that make them, 0 for none."""
@@ -266,11 +332,11 @@ def line_loss(hidden: Tensor, embedding: Tensor, batch: Rows) -> Tensor:
     """Mean negative log-likelihood of the right options, in nats; zero where there is nothing to decide."""
     if not len(batch.at):
         return hidden.sum() * 0.0
-    return F.cross_entropy(logits(hidden, embedding, batch), batch.right)
+    return F.cross_entropy(logits(hidden, embedding, batch), batch.right, ignore_index=_IGNORED)
 
 
 def logits(hidden: Tensor, embedding: Tensor, batch: Rows) -> Tensor:
-    """Of each decision's options, (N, width); minus infinity where there are fewer."""
+    """Of each decision's options, (N, width); as good as minus infinity where there are fewer."""
     said = (hidden[batch.at][batch.row].float() * embedding[batch.options].float()).sum(-1)
-    wide = said.new_full((len(batch.at), batch.width), float("-inf"))
+    wide = said.new_full((len(batch.at), batch.width), _NEVER)
     return wide.index_put((batch.row, batch.column), said)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from shared.settings import Settings
 from training.config import RunConfig, TrainingError
 from training.tuning.checkpoints import read_state, write_state
+from training.tuning.graphs import GraphedSteps
 from training.tuning.optimizer import MasterAdamW
 
 _PACKAGES = ("biobracket", "torch", "transformers", "peft")
@@ -220,6 +221,11 @@ class _Trainer:
         self._objective = _parallel(task, config, worker)
         parameters = [p for p in task.objective.parameters() if p.requires_grad]
         self._optimizer = MasterAdamW(parameters, config.learning_rate, config.weight_decay)
+        self._graphed: GraphedSteps | None = None
+        if config.graphs:
+            if worker.device.type != "cuda":
+                raise TrainingError("graphs: there is no GPU to record the steps of; set it to false")
+            self._graphed = GraphedSteps(task.objective, self._optimizer, task.updated, config.clip)
         self._now = _RunState()
         self._best: dict[str, Tensor] = {}  # weights with the best scores; empty until something was measured
 
@@ -265,6 +271,9 @@ class _Trainer:
     def _step(self, groups: Iterator[Any], rate: float) -> tuple[float, int]:
         """One optimiser step over ``accumulate`` batches; this worker's mean loss, and its tokens."""
         count, total, tokens = self._config.accumulate, 0.0, 0
+        if self._graphed is not None:
+            batch = self._task.batch(next(groups))
+            return self._graphed.step(batch, rate), batch.tokens
         for i in range(1, count + 1):
             batch = self._task.batch(next(groups))
             # DDP need not reduce gradients before the last batch.
@@ -274,7 +283,8 @@ class _Trainer:
                 loss.backward()
             total += loss.item()
             tokens += batch.tokens
-        self._optimizer.step(rate, self._config.clip)
+        self._optimizer.set_rate(rate)
+        self._optimizer.step(self._config.clip)
         self._task.updated()
         return total, tokens
 

@@ -15,18 +15,37 @@ class MasterAdamW:
     def __init__(self, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float) -> None:
         self.parameters = parameters
         self.masters = [p.detach().float().clone() for p in parameters]
+        # On a GPU the rate is a tensor, and the state stays there, so that a step can be recorded as a CUDA graph.
+        cuda = parameters[0].is_cuda
+        self._rate = torch.tensor(learning_rate, device=parameters[0].device) if cuda else learning_rate
         self.optimizer = torch.optim.AdamW(
-            self.masters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=weight_decay, foreach=True
+            self.masters,
+            lr=self._rate,
+            betas=(0.9, 0.98),
+            weight_decay=weight_decay,
+            foreach=True,
+            capturable=cuda,
         )
 
-    def step(self, learning_rate: float, clip: float) -> None:
+    def set_rate(self, learning_rate: float) -> None:
+        """The learning rate from the next step on."""
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(learning_rate)
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def drop_gradients(self) -> None:
+        """Drops the parameters' gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def step(self, clip: float) -> None:
         """One update from the parameters' gradients, whose norm is clipped to ``clip``; drops the gradients."""
         for master, parameter in zip(self.masters, self.parameters, strict=True):
             master.grad = parameter.grad.float() if parameter.grad is not None else None
             parameter.grad = None
         torch.nn.utils.clip_grad_norm_(self.masters, clip, foreach=True if self.masters[0].is_cuda else None)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         self.optimizer.step()
         with torch.no_grad():
             for master, parameter in zip(self.masters, self.parameters, strict=True):
@@ -50,7 +69,9 @@ class MasterAdamW:
                 parameter.copy_(master)
                 if one:
                     self.optimizer.state[master] = {
-                        name: _like(value, master) if value.shape == saved.shape and value.dim() else value.clone()
+                        name: _like(value, master)
+                        if value.shape == saved.shape and value.dim()
+                        else value.clone().to(master.device if isinstance(self._rate, Tensor) else value.device)
                         for name, value in one.items()
                     }
 

@@ -8,7 +8,8 @@ def test_updates_below_the_precision_of_bfloat16_add_up():
     optimizer = MasterAdamW([parameter], 1e-3, 0.0)
     for _ in range(20):  # each is less than half of what bfloat16 can tell from 1
         parameter.grad = torch.ones_like(parameter)
-        optimizer.step(1e-3, 1.0)
+        optimizer.set_rate(1e-3)
+        optimizer.step(1.0)
     assert (parameter < 0.99).all()
 
 
@@ -20,7 +21,8 @@ def test_a_restored_optimizer_goes_on_as_the_first_would_have():
         torch.manual_seed(seed)
         for p in optimizer.parameters:
             p.grad = torch.randn_like(p)
-        optimizer.step(1e-2, 1.0)
+        optimizer.set_rate(1e-2)
+        optimizer.step(1.0)
 
     first, second = MasterAdamW([parameter()], 1e-2, 0.1), MasterAdamW([parameter()], 1e-2, 0.1)
     step(first, 0)
