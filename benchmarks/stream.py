@@ -169,7 +169,7 @@ def measure_engine(
 
 
 @dataclass
-class Measured:
+class StreamTimings:
     """What the stream took: seconds of each repetition, and of the last ones what its documents tell."""
 
     cold: list[float] = field(default_factory=list)
@@ -180,9 +180,9 @@ class Measured:
     latency: dict[str, float] = field(default_factory=dict)  # seconds, by percentile
 
 
-def measure_stream(documents: Sequence[Document], repetitions: int, step: Callable[[str], None]) -> Measured:
+def measure_stream(documents: Sequence[Document], repetitions: int, step: Callable[[str], None]) -> StreamTimings:
     """Every repetition cold and then cached, after one small one that warms up; then the latency."""
-    found = Measured()
+    found = StreamTimings()
     with (
         tempfile.TemporaryDirectory(prefix="biobracket-bench-") as data,
         Runtime(Settings(data=Path(data), http_port=0)) as runtime,

@@ -57,7 +57,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CorpusScore:
     """A variant's F1 on a corpus, and how it differs from the joint one's."""
 
     f1: float
@@ -136,11 +136,11 @@ def scored(
     return found
 
 
-def cells(scores: dict[str, dict[str, list[Scores]]]) -> dict[str, dict[str, Cell]]:
+def cells(scores: dict[str, dict[str, list[Scores]]]) -> dict[str, dict[str, CorpusScore]]:
     """The table: by variant and corpus."""
     return {
         name: {
-            corpus: Cell(
+            corpus: CorpusScore(
                 sum(found, Scores()).micro.f1,
                 intervals(found)["micro.f1"],
                 None if name == JOINT else compare(found, scores[JOINT][corpus])["micro.f1"],

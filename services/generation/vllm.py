@@ -21,7 +21,7 @@ from typing import Any
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
-from services.generation.per_type.lines import Range, Step, TypeLine, begun, passed_over, tagged_line, type_line
+from services.generation.per_type.lines import Range, TypeLine, TypeLineStep, begun, passed_over, tagged_line, type_line
 from services.generation.per_type.walk import KEY, Walk, steps_of
 from shared import entity_types
 from shared.messages import TaggedLine
@@ -167,7 +167,7 @@ class VllmEngine(Engine):
 
     async def _decode(
         self, prompt: Sequence[int], pieces: Pieces, done: Sequence[Action] = (), closing: int = 0
-    ) -> list[Step]:
+    ) -> list[TypeLineStep]:
         """The steps behind ``done``."""
         line = [token for _, tokens in self._tokens.steps(pieces, done) for token in tokens]
         asked = {"text": pieces.text, "done": [int(action) for action in done], "closing": closing}

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from services.parsing.alignment import MAX_PAIRS, Alignment, Difference, Span, comparable, folded, matches
-from services.parsing.labels import Labels
+from services.parsing.labels import LabelReader
 from shared.entity_types import TYPES
 from shared.messages import Candidate, Parsed, Segment, TaggedLine
 
@@ -141,7 +141,7 @@ def _candidates(segment: Segment, lines: list[TaggedLine], repairs: Counter[str]
 
 def _mentions(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, str, _Said]]:
     """Mentions of one line within its segment, as they were said: span and type."""
-    labels = Labels(line.types, line.segment.text)
+    labels = LabelReader(line.types, line.segment.text)
     said, brackets, escapes = _read(line, labels, repairs)
     logprobs = line.brackets
     if logprobs is not None and len(logprobs) != len(brackets):
@@ -163,7 +163,7 @@ def _mentions(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, s
             yield (start, end), type_, _Said(_probability(alternative.logprob), greedy=False)
 
 
-def _type(label: str | None, types: tuple[str, ...], labels: Labels, repairs: Counter[str]) -> str | None:
+def _type(label: str | None, types: tuple[str, ...], labels: LabelReader, repairs: Counter[str]) -> str | None:
     """The type that a label means, None where there is none to take."""
     if label is not None and label.strip():
         return _asked(labels.key(label), types, repairs)
@@ -186,7 +186,7 @@ def _probability(logprob: float) -> float:
     return 0.0 if math.isnan(logprob) else math.exp(min(0.0, logprob))
 
 
-def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str, list[_Bracket], bool]:
+def _read(line: TaggedLine, labels: LabelReader, repairs: Counter[str]) -> tuple[str, list[_Bracket], bool]:
     """The line without brackets and labels, the brackets, and whether the line escapes literal ones."""
     # A text of n characters takes at most 2n when escaped. Three copies with a mention of thirty more characters at
     # every third one take 36n.
@@ -226,7 +226,7 @@ def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str,
 
 
 def _bracketed(
-    said: str, brackets: list[_Bracket], escapes: bool, line: TaggedLine, labels: Labels, repairs: Counter[str]
+    said: str, brackets: list[_Bracket], escapes: bool, line: TaggedLine, labels: LabelReader, repairs: Counter[str]
 ) -> Iterator[_Pair]:
     """The bracketed spans of a line, carried over to its segment."""
     text = line.segment.text
@@ -314,7 +314,7 @@ def _rows(text: str) -> list[Span]:
 
 
 def _without_header(
-    copy: str, brackets: list[_Bracket], line: TaggedLine, labels: Labels, repairs: Counter[str]
+    copy: str, brackets: list[_Bracket], line: TaggedLine, labels: LabelReader, repairs: Counter[str]
 ) -> tuple[str, list[_Bracket], str | None]:
     """The copy without leading names of types and a colon; the name, if it is one, for mentions without a label."""
     text = line.segment.text

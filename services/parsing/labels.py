@@ -12,7 +12,7 @@ _SEPARATORS = str.maketrans("", "", "-_")
 _BETWEEN = re.compile(r"[,，、;；]")
 
 
-class Labels:
+class LabelReader:
     """The labels of one segment's line."""
 
     def __init__(self, types: tuple[str, ...], text: str) -> None:

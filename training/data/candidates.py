@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.messages import Candidate
-from training.data.corpora import CorpusError, Example, Mention
+from training.data.corpora import CorpusError, Example, GoldMention
 
 
 class Row(BaseModel):
@@ -72,12 +72,12 @@ def files(given: Iterable[Path]) -> list[Path]:
     return found
 
 
-def wrong(given: Iterable[Path]) -> dict[str, list[Mention]]:
+def wrong(given: Iterable[Path]) -> dict[str, list[GoldMention]]:
     """The wrong candidates by :func:`digest` of their text, from files that :func:`write` made, or folders of them.
 
     Raises CorpusError if a file is not one.
     """
-    found: dict[str, list[Mention]] = {}
+    found: dict[str, list[GoldMention]] = {}
     for file in files(given):
         try:
             with file.open("rb") as lines:
@@ -85,7 +85,7 @@ def wrong(given: Iterable[Path]) -> dict[str, list[Mention]]:
                     row = Row.model_validate_json(line)
                     mistakes = found.setdefault(row.text_sha256, [])
                     if not row.right:
-                        mistakes.append(Mention(row.start, row.end, row.type))
+                        mistakes.append(GoldMention(row.start, row.end, row.type))
         except (OSError, ValidationError):
             raise CorpusError(
                 f"candidates: {file} is not a file of candidates; make it with `biobracket candidates`"

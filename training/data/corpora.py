@@ -24,7 +24,7 @@ class CorpusError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Mention:
+class GoldMention:
     """A gold mention: offsets into the text, and the key of its type."""
 
     start: int
@@ -39,7 +39,7 @@ class Example:
     id: str
     text: str
     lang: Lang
-    mentions: tuple[Mention, ...]
+    mentions: tuple[GoldMention, ...]
     types: tuple[str, ...]
     trimmed: int = 0
     """Mentions that the corpus has with white space at their ends."""
@@ -164,7 +164,7 @@ def _example(file: Path, number: int, row: dict[str, Any], mapping: dict[str, st
             raise CorpusError(f"{file.name}, line {number}: entities: offsets enclose white space alone")
         trimmed += inside != (start, end)
         if key := mapping[mention["type"]]:
-            mentions.append(Mention(*inside, key))
+            mentions.append(GoldMention(*inside, key))
     lang: Lang = row.get("lang") or detect(text)
     if lang not in ("zh", "en"):
         raise CorpusError(f"{file.name}, line {number}: lang: must be `zh` or `en`")

@@ -79,7 +79,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class LabelledSegment:
     """A segment of a text: its pieces as tokens and its mentions, by piece."""
 
     tokens: PieceTokens
@@ -87,13 +87,13 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class SourceText:
     """A text of a corpus, in segments of the usual length and of twice that. What is drawn of it is a list of items."""
 
     types: tuple[str, ...]
     lang: Lang
-    usual: tuple[Part, ...]
-    long: tuple[Part, ...]
+    usual: tuple[LabelledSegment, ...]
+    long: tuple[LabelledSegment, ...]
 
     def __len__(self) -> int:
         """About how many tokens its items have."""
@@ -107,14 +107,14 @@ class Texts:
         self._tokens, self._max_units, self._others = tokens, max_units, others
         self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
 
-    def sources(self, examples: Iterable[Example]) -> list[Source]:
+    def sources(self, examples: Iterable[Example]) -> list[SourceText]:
         """A source of each example."""
         return [
-            Source(e.types, e.lang, self._parts(e, self._max_units), self._parts(e, 2 * self._max_units))
+            SourceText(e.types, e.lang, self._parts(e, self._max_units), self._parts(e, 2 * self._max_units))
             for e in examples
         ]
 
-    def _parts(self, example: Example, max_units: int) -> tuple[Part, ...]:
+    def _parts(self, example: Example, max_units: int) -> tuple[LabelledSegment, ...]:
         found = []
         for start, end in segment(example.text, example.lang, max_units):
             pieces = split(example.text[start:end])
@@ -130,15 +130,15 @@ class Texts:
                     ],
                 )
             }
-            found.append(Part(PieceTokens(self._tokens, pieces), frozenset(gold)))
+            found.append(LabelledSegment(PieceTokens(self._tokens, pieces), frozenset(gold)))
         return tuple(found)
 
-    def items(self, source: Source, draw: random.Random, vary: Variation) -> list[Item]:
+    def items(self, source: SourceText, draw: random.Random, vary: Variation) -> list[Item]:
         """The items of a source, one a segment."""
         parts = source.long if draw.random() < vary.long else source.usual
         return [self._item(part, source, draw, vary) for part in parts]
 
-    def _item(self, part: Part, source: Source, draw: random.Random, vary: Variation) -> Item:
+    def _item(self, part: LabelledSegment, source: SourceText, draw: random.Random, vary: Variation) -> Item:
         types = list(source.types)
         if len(types) > 1 and draw.random() < vary.dropped:
             types = draw.sample(types, draw.randint(1, len(types) - 1))

@@ -19,7 +19,7 @@ from training.data.corpora import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class TargetLine:
     """Tokens of one type's line after the prefix, and what there is to learn in it.
 
     ``decisions``: for each the index of the token before it, the first ids of the admissible actions, and which is
@@ -32,23 +32,23 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SegmentLines:
     """A segment with its lines, which share its prefix."""
 
     prefix: tuple[int, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TargetLine, ...]
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(line.ids) for line in self.lines)
 
-    def thinned(self, negatives: float, draw: random.Random) -> Item:
+    def thinned(self, negatives: float, draw: random.Random) -> SegmentLines:
         """The item with that share of the lines of absent types, drawn; with one line at least."""
         kept = tuple(line for line in self.lines if not line.absent or draw.random() < negatives)
-        return Item(self.prefix, kept or (draw.choice(self.lines),))
+        return SegmentLines(self.prefix, kept or (draw.choice(self.lines),))
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedLines:
     """A packed stream of exactly T tokens.
 
     ``ids``, ``positions``: (T,); ``at``: (N,) index of the token before each decision; ``options``: (N, K) first ids of
@@ -65,7 +65,7 @@ class Batch:
     tokens: int
 
 
-def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
+def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[SegmentLines]:
     """One item a segment. A mention that crosses a segment or a piece boundary cannot be said and is left out."""
     out = []
     for example in examples:
@@ -83,17 +83,17 @@ def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) ->
                 actions = actions_of(len(pieces), spans)
                 ids, decisions = tokens.line(pieces, actions)
                 lines.append(
-                    Line(
+                    TargetLine(
                         (*header, *ids),
                         tuple((len(header) + d.at - 1, d.ids, d.taken) for d in decisions),
                         absent=actions == [Action.ABSENT],
                     )
                 )
-            out.append(Item(tuple(tokens.prefix(pieces)), tuple(lines)))
+            out.append(SegmentLines(tuple(tokens.prefix(pieces)), tuple(lines)))
     return out
 
 
-def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") -> Batch:
+def pack(chosen: Sequence[SegmentLines], size: int, device: torch.device | str = "cpu") -> PackedLines:
     """Items one after the other in a stream of ``size`` tokens; the rest is padding that nothing looks at."""
     ids: list[int] = []
     positions: list[int] = []
@@ -119,7 +119,7 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
     width = max(map(len, options), default=1)
     padded = [first + (0,) * (width - len(first)) for first in options]
     valid = [[i < len(first) for i in range(width)] for first in options]
-    return Batch(
+    return PackedLines(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
         layout,

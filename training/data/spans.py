@@ -18,7 +18,7 @@ from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import Pieces, split, to_piece_spans
 from shared.text.segmentation import segment
 from training.data.candidates import digest
-from training.data.corpora import Example, Mention
+from training.data.corpora import Example, GoldMention
 from training.data.lines import fill
 
 # Moves of the two ends of a mention, in pieces.
@@ -110,7 +110,7 @@ def items(
     tokens: PerTypeTokens,
     types: Sequence[str],
     max_units: int,
-    mistakes: Mapping[str, Sequence[Mention]] | None = None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
     way: Way = "both-ways",
 ) -> list[SpanItem]:
     """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries.
@@ -140,7 +140,7 @@ def items(
 
 
 def _spans(
-    pieces: Pieces, mentions: Sequence[Mention], start: int, end: int, place: Mapping[str, int]
+    pieces: Pieces, mentions: Sequence[GoldMention], start: int, end: int, place: Mapping[str, int]
 ) -> list[tuple[int, int, int]]:
     """Piece ranges and types of the distinct mentions that lie in the segment ``start:end``."""
     inside = [m for m in mentions if start <= m.start and m.end <= end and m.type in place]

@@ -25,11 +25,11 @@ from shared.text.grammar import SCHEME, CopyTokens
 from training.config import ConfigError, GeneratorConfig
 from training.data import mixing
 from training.data.corpora import Example, corpus_folder, read
-from training.data.labelled import PLAIN, Item, Source, Texts, Variation
+from training.data.labelled import PLAIN, Item, SourceText, Texts, Variation
 from training.generator.rows import NAME, Arrays, Builder, Rows, arrays, grouped, line_loss, on_device, states
 from training.generator.task import Measure, build, parts, plain, write_model
 from training.tuning.contrast import contrastive_loss
-from training.tuning.loop import Measured
+from training.tuning.loop import Measurements
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -76,7 +76,7 @@ class LabelledTask:
         types = sorted({key for found in read_.values() for key in found["train"][0].types})
         texts = Texts(tokens, config.max_units, types)
         known = {key: i for i, key in enumerate(types)}
-        sources: list[Source] = []
+        sources: list[SourceText] = []
         places: dict[str, list[Place]] = {}
         self.data: dict[str, Any] = {}
         self.dev: dict[str, list[Rows]] = {}
@@ -165,11 +165,11 @@ class LabelledTask:
         write_scheme(folder, SCHEME)
         return {}
 
-    def measure(self) -> Measured | None:
+    def measure(self) -> Measurements | None:
         if self._measure is None:
             return None
         try:
-            return Measured(self._measure(plain(self._model)))
+            return Measurements(self._measure(plain(self._model)))
         finally:
             self._model.set_attn_implementation(NAME)  # the engine has its own
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from training.data.labelled import Item, Source, Texts, Variation
+from training.data.labelled import Item, SourceText, Texts, Variation
 
 NAME = "biobracket_rows"
 POOL = 16  # batches that rows of like length are found among
@@ -153,7 +153,7 @@ class Builder:
     """Makes batches of drawn sources, which are named by their place."""
 
     def __init__(
-        self, sources: Sequence[Source], texts: Texts, vary: Variation, size: int, known: dict[str, int]
+        self, sources: Sequence[SourceText], texts: Texts, vary: Variation, size: int, known: dict[str, int]
     ) -> None:
         """``size``: tokens of a batch with its padding; ``known``: index of each type's key."""
         self._sources, self._texts, self._vary, self._size, self._known = sources, texts, vary, size, known

@@ -22,9 +22,9 @@ from shared.text.per_type import PerTypeTokens
 from training.ablations import questions
 from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
-from training.data.lines import Batch, Item, pack
+from training.data.lines import PackedLines, SegmentLines, pack
 from training.generator import low_rank
-from training.tuning.loop import Measured
+from training.tuning.loop import Measurements
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -39,11 +39,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: PackedLines) -> Tensor:
         return decision_loss(self.model, batch)
 
 
-def decision_loss(model: Any, batch: Batch) -> Tensor:
+def decision_loss(model: Any, batch: PackedLines) -> Tensor:
     """Mean negative log-likelihood of the right actions, in nats."""
     body, embedding = parts(model)
     hidden = run(body, batch.ids, batch.positions, batch.layout)
@@ -90,10 +90,10 @@ class GeneratorTask:
         self.layers = parts(self._model)[0].layers
         self.objective = Objective(self._model)
 
-    def groups(self) -> Iterator[list[Item]]:
+    def groups(self) -> Iterator[list[SegmentLines]]:
         return iter(self._mixer)
 
-    def batch(self, group: list[Item]) -> Batch:
+    def batch(self, group: list[SegmentLines]) -> PackedLines:
         return pack(group, self._config.batch_tokens, self._device)
 
     def updated(self) -> None:
@@ -114,8 +114,8 @@ class GeneratorTask:
             return {"export": _write_difference(weights, self._config, folder, self._settings)}
         return {}
 
-    def measure(self) -> Measured | None:
-        return None if self._measure is None else Measured(self._measure(plain(self._model)))
+    def measure(self) -> Measurements | None:
+        return None if self._measure is None else Measurements(self._measure(plain(self._model)))
 
 
 def init_folder(folder: Path) -> str:

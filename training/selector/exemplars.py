@@ -15,7 +15,7 @@ from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import split
 from shared.text.segmentation import segment
 from training.data.candidates import digest
-from training.data.corpora import Example, Mention
+from training.data.corpora import Example, GoldMention
 from training.data.spans import FewNegatives, items
 
 _TEXTS = 64  # encoded at once
@@ -32,7 +32,7 @@ def of_corpus(
     *,
     max_units: int,
     texts: bool,
-    mistakes: Mapping[str, Sequence[Mention]] | None = None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[Exemplar]]]:
     """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mention.
 
@@ -72,7 +72,7 @@ def _candidates(
     tokens: PerTypeTokens,
     draw: random.Random,
     max_units: int,
-    mistakes: Mapping[str, Sequence[Mention]] | None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None,
 ) -> Iterator[tuple[Candidate, bool]]:
     spans = segment(example.text, example.lang, max_units)
     for index, (item, (start, end)) in enumerate(

@@ -31,7 +31,7 @@ from training.data.spans import SpanBatch, SpanItem
 from training.generator.task import lora, parts, plain, write_model
 from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
-from training.tuning.loop import Checkpoints, Measured, Progress
+from training.tuning.loop import Checkpoints, Measurements, Progress
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -134,7 +134,7 @@ class SelectorTask:
         return {}
 
     @torch.no_grad()
-    def measure(self) -> Measured:
+    def measure(self) -> Measurements:
         """F1 of the head alone on the sampled spans of the dev batches, and the geometry of their embeddings."""
         f1: dict[str, float] = {}
         more: dict[str, dict[str, float]] = {}
@@ -145,7 +145,7 @@ class SelectorTask:
             f1[name] = _f1(logits > 0, right)
             for measure, value in geometry(embeddings, types, right).items():
                 more.setdefault(measure, {})[name] = value
-        return Measured(f1, more)
+        return Measurements(f1, more)
 
 
 def _f1(judged: Tensor, right: Tensor) -> float:

@@ -46,7 +46,7 @@ class Progress:
     more: dict[str, dict[str, float]] | None = None  # further measures on dev, by name and corpus
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
     """Scores on the dev splits by corpus, higher being better, and further measures by name and corpus."""
 
     f1: dict[str, float]
@@ -125,7 +125,7 @@ class Task(Protocol):
         """Writes what :meth:`weights` returned in the format it is served in; returns additions to the manifest."""
         ...
 
-    def measure(self) -> Measured | None:
+    def measure(self) -> Measurements | None:
         """Scores on the dev splits; None where the task has none."""
         ...
 
@@ -289,7 +289,7 @@ class _Trainer:
         if not math.isfinite(mean):
             raise TrainingError("learning_rate: the loss is no longer finite; lower it")
 
-    def _record(self, rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
+    def _record(self, rate: float, dev: dict[str, float] | None, scores: Measurements | None) -> None:
         """Adds a line to the history, keeps the weights if they are the best, and reports the line."""
         now = self._now
         if now.losses:
@@ -316,7 +316,7 @@ class _Trainer:
             for name, batches in self._task.dev.items()
         }
 
-    def _measured(self) -> Measured | None:
+    def _measured(self) -> Measurements | None:
         """Scores on the dev splits: by the first worker alone, or by all where the model is sharded."""
         objective, sharded = self._objective, hasattr(self._objective, "unshard")
         found: list[Any] = [None]
@@ -331,7 +331,7 @@ class _Trainer:
                 objective.reshard()
         if dist.is_initialized():
             dist.broadcast_object_list(found)
-        scores: Measured | None = found[0]
+        scores: Measurements | None = found[0]
         return scores
 
     def _save(self, *, last: bool = False) -> None:

@@ -6,14 +6,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.text.grammar import CopyTokens
 from tests.support.tiny import make_tiny_model
-from training.data.corpora import Example, Mention
+from training.data.corpora import Example, GoldMention
 from training.data.labelled import PLAIN, Texts, Variation
 from training.generator.rows import NAME, Builder, arrays, grouped, line_loss, on_device, states
 
 TYPES = ("protein", "rna")
 EXAMPLES = [
-    Example("1", "The CD28 gene", "en", (Mention(4, 8, "protein"),), TYPES),
-    Example("2", "no gene here is found at all", "en", (Mention(3, 7, "rna"),), TYPES),
+    Example("1", "The CD28 gene", "en", (GoldMention(4, 8, "protein"),), TYPES),
+    Example("2", "no gene here is found at all", "en", (GoldMention(3, 7, "rna"),), TYPES),
 ]
 
 

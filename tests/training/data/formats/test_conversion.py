@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support.annotated import Converted, annotated
 from training.data import corpora
-from training.data.corpora import CorpusError, Mention
+from training.data.corpora import CorpusError, GoldMention
 from training.data.formats import READERS
 from training.data.formats.common import Reading
 from training.data.formats.conversion import convert
@@ -37,7 +37,7 @@ def test_what_is_written_is_read_by_training(tmp_path_factory, texts):
     examples = corpora.read(folder / "mine", "train")
     keys = {"Disease": "disease", "cell_line": "cell_line", "药物": "drug"}
     assert [(e.text, set(e.mentions)) for e in examples] == [
-        (text, {Mention(start, end, keys[label]) for start, end, label in mentions}) for text, mentions in texts
+        (text, {GoldMention(start, end, keys[label]) for start, end, label in mentions}) for text, mentions in texts
     ]
     assert summary.mentions.total() == sum(len(m) for _, m in texts)
 
