@@ -1,7 +1,7 @@
 """Asks the model a second question, as in the paper: is the marked span a mention of the type?
 
 The prompt is the text with brackets around one candidate, and the name of a type; the answer is the first token of a
-line, which begins with a bracket or with ` -`. Each candidate costs a pass over the whole text. Trained as a baseline
+line, either a bracket or ` -`. Each candidate costs a pass over the whole text. Trained as a baseline
 (``scheme: question``), never served.
 """
 

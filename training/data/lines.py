@@ -1,4 +1,4 @@
-"""From examples to packed batches: segments with the lines of their types, as the ``copy`` engine decodes them."""
+"""From examples to packed batches: segments with a line for each type, as the per-type engine decodes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.data.corpora import Example
 
 @dataclass(frozen=True, slots=True)
 class TargetLine:
-    """Tokens of one type's line after the prefix, and what there is to learn in it.
+    """The tokens of one type's line after the prefix, and its targets.
 
     ``decisions``: for each the index of the token before it, the first ids of the admissible actions, and which is
     right.
@@ -42,7 +42,7 @@ class SegmentLines:
         return len(self.prefix) + sum(len(line.ids) for line in self.lines)
 
     def thinned(self, negatives: float, draw: random.Random) -> SegmentLines:
-        """The item with that share of the lines of absent types, drawn; with one line at least."""
+        """The item with a random share ``negatives`` of the lines of absent types, and at least one line."""
         kept = tuple(line for line in self.lines if not line.absent or draw.random() < negatives)
         return SegmentLines(self.prefix, kept or (draw.choice(self.lines),))
 
@@ -66,7 +66,7 @@ class PackedLines:
 
 
 def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[SegmentLines]:
-    """One item a segment. A mention that crosses a segment or a piece boundary cannot be said and is left out."""
+    """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries."""
     out = []
     for example in examples:
         for start, end in segment(example.text, example.lang, max_units):
@@ -94,7 +94,7 @@ def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) ->
 
 
 def pack(chosen: Sequence[SegmentLines], size: int, device: torch.device | str = "cpu") -> PackedLines:
-    """Items one after the other in a stream of ``size`` tokens; the rest is padding that nothing looks at."""
+    """Packs items into a stream of ``size`` tokens; the rest is padding that nothing attends to."""
     ids: list[int] = []
     positions: list[int] = []
     layout: list[Block] = []
@@ -132,10 +132,10 @@ def pack(chosen: Sequence[SegmentLines], size: int, device: torch.device | str =
 
 
 def fill(ids: list[int], positions: list[int], layout: list[Block], size: int, device: torch.device | str) -> None:
-    """Fills a stream up to its size with padding that nothing looks at, in place; ValueError where it is longer."""
+    """Pads a stream to its size in place, with padding that nothing attends to; ValueError if it is longer."""
     tokens = len(ids)
     if tokens > size:
-        raise ValueError(f"{tokens} tokens do not fit a batch of {size}")
+        raise ValueError(f"{tokens} tokens do not fit into a batch of {size}")
     for start in range(tokens, size, 128):  # in small blocks: attention over it is wasted
         end = min(start + 128, size)
         ids += [0] * (end - start)

@@ -1,7 +1,7 @@
-"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.grammar`).
+"""Training of a generator of scheme ``labelled.v1``: one labelled line per segment (:mod:`shared.text.grammar`).
 
-Beside the line's loss, a head on the states around a mention's brackets learns to tell right mentions from wrong ones:
-what selection decides by, without reading the segment again.
+In addition to the line's loss, a head on the hidden states around a mention's brackets learns to tell correct mentions
+from wrong ones, as selection does, but without reading the segment again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from training.tuning.optimizer import whole
 
 
 class LabelledObjective(nn.Module):
-    """The line's loss, and beside it that of a head that tells right mentions of the line from wrong ones."""
+    """The line's loss, plus that of a head that tells correct mentions of the line from wrong ones."""
 
     def __init__(self, model: Any, head: SpanHead | None, config: GeneratorConfig) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class LabelledTask:
     def _dev(
         self, name: str, examples: Sequence[Example], texts: Texts, known: dict[str, int]
     ) -> dict[str, list[Rows]]:
-        """Batches of a dev split as it is, without marked mentions; and as many with wrong ones, for the head alone."""
+        """Batches of a dev split as it is, without marked mentions; and as many with wrong ones, for the head only."""
         chosen = random.Random(0).sample(examples, len(examples))  # noqa: S311 - an order, not a secret
         size, draw = self._config.batch_tokens, random.Random(0)  # noqa: S311
         out: dict[str, list[Rows]] = {}
@@ -147,7 +147,7 @@ class LabelledTask:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Of adapter (or model) and head, by their names in the objective."""
+        """The weights of adapter (or model) and head, by their names in the objective."""
         del masters
         adapter = self._config.tuning != "full"
         named = self.objective.named_parameters()
@@ -175,7 +175,7 @@ class LabelledTask:
 
 
 class Place(int):
-    """The place of a source, which is as long as that."""
+    """The index of a source text, with the length of that text."""
 
     length: int
 

@@ -34,7 +34,7 @@ def of_corpus(
     texts: bool,
     mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[Exemplar]]]:
-    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mention.
+    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mentions.
 
     ``mistakes``: a generator's, from :func:`training.data.candidates.wrong`; they then serve as the rejected exemplars,
     and texts the generator was not run on are left out. Types the encoder was not trained on are left out.

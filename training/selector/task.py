@@ -43,7 +43,7 @@ def train(
     report: Callable[[Progress], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> None:
-    """:func:`training.tuning.loop.train` of a selector."""
+    """:func:`training.tuning.loop.train` for a selector."""
     make = lambda device: SelectorTask(config, settings, device)  # noqa: E731
     loop.train(make, config, settings, checkpoints, report, command)
 
@@ -157,8 +157,8 @@ def geometry(embeddings: Tensor, types: Tensor, right: Tensor, k: int = 10) -> d
     """How well neighbours tell mentions from wrong spans: embeddings (N, size) of norm 1, types (N,), right (N,).
 
     ``recall_at_1`` and ``recall_at_k``: the share of mentions for which the nearest span of the type, or one of the k
-    nearest, is a mention. ``separation``: the mean cosine of two mentions of a type, less that of a mention and a wrong
-    span of it.
+    nearest, is a mention. ``separation``: the mean cosine of two mentions of a type, minus that of a mention and a
+    wrong span of the type.
     """
     alike = types[:, None] == types[None, :]
     others = alike & ~torch.eye(len(types), dtype=torch.bool, device=types.device)

@@ -55,7 +55,7 @@ def test_a_folder_that_has_the_name_of_a_known_corpus_takes_its_own_labels(tmp_p
     (example,) = read(write(tmp_path / "ccks2017", own), "train")
     assert [m.type for m in example.mentions] == ["gene_product", "disease"]
     assert set(example.types) == {"gene_product", "disease"}
-    with pytest.raises(CorpusError, match="without a type of the inventory: GENE;"):
+    with pytest.raises(CorpusError, match="that no type in the inventory has: GENE;"):
         read(write(tmp_path / "bc5cdr", GENE), "train")
     (example,) = read(tmp_path / "bc5cdr", "train", {"GENE": "dna"})
     assert set(example.types) == {"dna", "protein"}
@@ -67,7 +67,7 @@ def test_white_space_at_the_ends_of_mentions_is_trimmed_and_counted(tmp_path):
     assert example.mentions == (GoldMention(4, 8, "protein"),) * 2
     assert example.trimmed == 1
     blank = {**EGFR, "start": 3, "end": 4, "text": " "}
-    with pytest.raises(CorpusError, match=r"line 1: entities: offsets enclose white space alone"):
+    with pytest.raises(CorpusError, match=r"line 1: entities: offsets enclose only white space"):
         read(write(tmp_path / "mine", {**ROW, "entities": [blank]}), "train")
 
 
