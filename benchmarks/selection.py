@@ -34,7 +34,8 @@ from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
 from shared.messages import Candidate
 from shared.selection.calibration import Calibration
-from shared.selection.exemplars import Exemplar, ExemplarIndex, Floats, Kind
+from shared.selection.exemplars.format import Exemplar, Floats, Kind
+from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.selector_folder import model_revision, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings

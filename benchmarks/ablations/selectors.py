@@ -33,7 +33,7 @@ from shared.messages import Candidate, Entity
 from shared.model.base_model import load_tokenizer
 from shared.model.loading import load_merged
 from shared.selection.calibration import Calibration, Judgement, logit
-from shared.selection.exemplars import ExemplarIndex
+from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.selector_folder import SELECTOR_FILE, index_folder, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.messages import Candidate, Segment
-from shared.selection.exemplars import Exemplar
+from shared.selection.exemplars.format import Exemplar
 from shared.selection.span_encoder import SpanEncoder
 from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import split
