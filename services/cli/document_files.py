@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pydantic import ValidationError
 
+from services.cli.console import fail
 from shared.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -53,6 +54,13 @@ def unreadable(file: str) -> str | None:
     if not Path(file).exists() or not os.access(file, os.R_OK):
         return f"file: cannot read {file}; name a file that is there, or - for standard input"
     return None
+
+
+def check_readable(files: Iterable[str]) -> None:
+    """Ends the command at the first file that cannot be read."""
+    for file in files:
+        if (said := unreadable(file)) is not None:
+            fail(said)
 
 
 def read_text(file: str) -> str:
