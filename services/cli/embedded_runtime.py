@@ -42,7 +42,7 @@ def ray_silenced() -> Iterator[None]:
 
 def _run(settings: Settings) -> Iterator[Runtime]:
     from services.embedded.runtime import Runtime, RuntimeFailure
-    from shared.errors import StoreError, StreamError
+    from shared.errors import BackendError
 
     def interrupt(number: int, _: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -75,7 +75,7 @@ def _run(settings: Settings) -> Iterator[Runtime]:
         yield runtime
     except KeyboardInterrupt:
         pass
-    except (RuntimeFailure, StoreError, StreamError) as error:
+    except (RuntimeFailure, BackendError) as error:
         failure = str(error)
     finally:
         # A second signal exits at once and leaves the rest to the watchdog.
@@ -124,7 +124,7 @@ def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
     from services.ingest.config import IngestConfig
     from shared.backends.result_store import ResultStore
     from shared.backends.streams.scan import Lag
-    from shared.errors import StoreError, StreamError
+    from shared.errors import BackendError
 
     settings = runtime.settings
     store = ResultStore.from_settings(settings)
@@ -138,6 +138,6 @@ def _counts(runtime: Runtime) -> Iterator[LiveCounts]:
                 rate = max(0, counts["documents"] - before) / (now - then)
             before, then = counts["documents"], now
             yield LiveCounts(counts["documents"], counts["entities"], lag.read(), rate)
-        except (StoreError, StreamError) as error:
+        except BackendError as error:
             warn(str(error))
         time.sleep(_TICK_S)

@@ -16,7 +16,7 @@ def status(data: DataOption = None) -> None:
     from services.ingest.config import IngestConfig
     from shared.backends.result_store import ResultStore
     from shared.backends.streams.scan import Lag
-    from shared.errors import StoreError, StreamError
+    from shared.errors import BackendError
 
     settings, group = attached_settings(data), IngestConfig().group
     try:
@@ -26,6 +26,6 @@ def status(data: DataOption = None) -> None:
         reader = Lag(settings, group, settings.topic_documents)
         lag = reader.read()
         reader.close()
-    except (StoreError, StreamError) as error:
+    except BackendError as error:
         fail(str(error))
     out.print(str(LiveCounts(counts["documents"], counts["entities"], lag)), highlight=False)
