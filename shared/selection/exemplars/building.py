@@ -49,7 +49,7 @@ def build(
     """Writes an index; once complete, it replaces an older one in ``folder``, on Linux atomically.
 
     ``batches``: vectors (n, dim) of norm 1 and their exemplars, read one batch at a time. It needs memory for one
-    batch and the FAISS index of one type, and temporarily disk space beside ``folder`` for two copies of the
+    batch and the FAISS index of one type, and temporarily disk space next to ``folder`` for two copies of the
     vectors. ``progress`` is called with the number of exemplars read. Raises ExemplarError if vectors or ids are
     invalid, or ``folder`` holds something other than an index.
     """
