@@ -1,4 +1,4 @@
-"""What a benchmark ran on, and how it was started."""
+"""The hardware a benchmark ran on, and the command that started it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores this process may use, memory in GiB, and the accelerator where there is one."""
+    """Processor, cores this process may use, memory in GiB, and the accelerator if there is one."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -32,6 +32,6 @@ def hardware() -> dict[str, Any]:
 
 
 def make_command(target: str) -> str:
-    """The command that started this process by a target of the Makefile."""
+    """The `make` command that started this process."""
     arguments = shlex.join(sys.argv[1:])
     return shlex.join(["make", target, *([f"ARGS={arguments}"] if arguments else [])])

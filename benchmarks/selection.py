@@ -1,11 +1,11 @@
-"""What selection costs: beside generation on the same segments, and FAISS at growing numbers of exemplars.
+"""What selection costs relative to generation on the same segments, and what FAISS costs as exemplars grow in number.
 
     BIOBRACKET_CORPORA=… make selection ARGS='--documents 40 --exemplars 10000,100000,1000000'
 
-The first table is of one run: the generator tags the segments, their candidates are decided, both alone in this
-process, by turns. The second is of the index as it is served (`shared.selection.exemplars`), each kind built, mapped
-and searched for ten neighbours; recall is against exact search of the same vectors. Exemplars are spread around the
-embeddings of the run's candidates, since nobody has labelled a million.
+The first table is from one run: the generator tags the segments and their candidates are decided, alternately and each
+alone in this process. The second measures the index as served (`shared.selection.exemplars`): each kind is built,
+mapped and searched for ten neighbours, with recall relative to exact search of the same vectors. Exemplars are
+scattered around the embeddings of the run's candidates, since nobody has labelled a million.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
 from shared.messages import Candidate
 from shared.selection.calibration import Calibration
-from shared.selection.exemplars import Exemplar, ExemplarIndex, Floats, Kind
+from shared.selection.exemplars.format import Exemplar, Floats, Kind
+from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.selector_folder import model_revision, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
 
 NEIGHBOURS = 10
 _QUERIES = 1000
-_BATCH = 64  # candidates of a type that are searched at once when documents come together
+_BATCH = 64  # candidates of a type searched in one call when documents are batched
 _BLOCK = 50_000
-_SPREAD = 0.5  # length of what is added to an embedding, which has length one
+_SPREAD = 0.5  # norm of the noise added to an embedding, which has norm 1
 
 out = Console()
 err = Console(stderr=True)
@@ -92,7 +93,7 @@ def main(
 def measure(
     settings: Settings, requests: Sequence[TagRequest], repetitions: int
 ) -> tuple[list[float], list[float], list[Candidate]]:
-    """Seconds of each repetition of generation and of selection, after one that warms up; and the candidates."""
+    """Seconds of each repetition of generation and of selection, after a warm-up; and the candidates."""
     config = GenerationConfig()
     torch.set_num_threads(config.threads or os.cpu_count() or 1)  # as both services do
     engine = load(settings, config)
@@ -112,7 +113,7 @@ def measure(
 
 
 def measure_index(found: Floats, size: int, kinds: Sequence[str]) -> list[dict[str, Any]]:
-    """Each kind of index over so many exemplars around ``found`` (n, dim): seconds, queries a second, recall, bytes."""
+    """Each kind of index over so many exemplars around ``found`` (n, dim): seconds, queries/s, recall, bytes."""
     queries = next(_around(found, _QUERIES, seed=1))
     rows: list[dict[str, Any]] = []
     exact: np.ndarray[Any, Any] | None = None
@@ -167,7 +168,7 @@ def _exemplars(found: Floats, size: int) -> Iterator[tuple[Floats, list[Exemplar
 
 
 def _around(found: Floats, size: int, seed: int) -> Iterator[Floats]:
-    """Vectors (size, dim) of length one near those that were found, block by block."""
+    """Vectors (size, dim) of norm 1 near those found, block by block."""
     draw = np.random.default_rng(seed)
     for start in range(0, size, _BLOCK):
         count = min(_BLOCK, size - start)

@@ -1,18 +1,18 @@
-"""Segments a second of the stream and of the bare engine, on the same documents in one run.
+"""Segments per second of the stream and of the bare engine, on the same documents in one run.
 
     make bench ARGS='--documents 40 --repetitions 3'
 
-The stream is what users have: documents into Kafka, through every service, until each result is in the store and on
-the entities topic. The bare engine is handed the same segments in this process, with nothing around it; with the
-selector after it, it does the work that the services do. Their ratios are what the services cost. All run from a cold
-cache: the store is emptied before every repetition. The engine goes first, before any server is up.
+The stream is what users run: documents go into Kafka and through every service until each result is in the store and on
+the entities topic. The bare engine gets the same segments in this process, with nothing around it; followed by the
+selector, it does the work that the services do. The ratios show what the services cost. Caches are cold: the store is
+emptied before every repetition. The engine is measured first, before any server is started.
 
-Then the same documents again, under other ids, with every segment in the cache: all at once for the rate, and one after
-the other for what one costs the pipeline. And once more from a cold cache, at half of the rate just measured, for the
-latency from the record that goes in to the record that comes out.
+Then the same documents are sent again under other ids, with every segment in the cache: all at once for the throughput,
+and one by one for the pipeline's time per document. Finally they are sent with a cold cache at half of the measured
+rate, for the latency from input record to output record.
 
-Documents are the first of the folder `stream` below the one that BIOBRACKET_CORPORA names, its files by turns; else the
-sample notes. A segment counts once, however often the documents repeat it, since only its first is computed.
+Documents are the first ones of the folder `stream` in the folder that BIOBRACKET_CORPORA names, taken from its files in
+turn, or else the sample notes. A repeated segment counts once, since only its first occurrence is computed.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main(
 
 
 def read_documents(folder: Path | None, limit: int) -> tuple[list[Document], str]:
-    """The first documents of the folder's files by turns, or the sample notes; and where they are from."""
+    """The first documents of the folder's files in turn, or the sample notes; and their source."""
     if folder is not None and not folder.is_dir():
         raise typer.BadParameter("BIOBRACKET_CORPORA: has no folder `stream`; unset it to take the sample notes")
     files = sorted(folder.glob("*.jsonl")) if folder is not None else [NOTES]
@@ -137,7 +137,7 @@ def _read(file: Path) -> Iterator[Document]:
 
 
 def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
-    """The distinct segments with the types to look for, as the pipeline cuts them."""
+    """The distinct segments, as the pipeline splits documents, with the types to look for."""
     config = PipelineConfig()
     found: dict[tuple[str, tuple[str, ...]], TagRequest] = {}
     for document in documents:
@@ -153,7 +153,7 @@ def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
 def measure_engine(
     requests: Sequence[TagRequest], repetitions: int, step: Callable[[str], None]
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each repetition, after a small one that warms up: of the engine, and of engine and selector."""
+    """Seconds of each repetition, after a short warm-up: of the engine, and of engine and selector."""
     settings = Settings()
     engine, selector = load(settings, GenerationConfig()), Selector.load(settings)
     selector.select([parse_lines((line,)).candidates for line in engine.tag(requests[:8])])
@@ -169,20 +169,20 @@ def measure_engine(
 
 
 @dataclass
-class Rate:
-    """What the stream took: seconds of each repetition, and of the last ones what its documents tell."""
+class StreamTimings:
+    """Times of the stream: seconds of each repetition, and measures of the last repetitions' documents."""
 
     cold: list[float] = field(default_factory=list)
     cached: list[float] = field(default_factory=list)
     entities: int = 0
     stages: dict[str, float] = field(default_factory=dict)  # seconds, summed over the documents
-    cached_ms: dict[str, float] = field(default_factory=dict)  # of the pipeline, a document, by percentile
+    cached_ms: dict[str, float] = field(default_factory=dict)  # of the pipeline per document, by percentile
     latency: dict[str, float] = field(default_factory=dict)  # seconds, by percentile
 
 
-def measure_stream(documents: Sequence[Document], repetitions: int, step: Callable[[str], None]) -> Rate:
-    """Every repetition cold and then cached, after one small one that warms up; then the latency."""
-    found = Rate()
+def measure_stream(documents: Sequence[Document], repetitions: int, step: Callable[[str], None]) -> StreamTimings:
+    """Each repetition cold and then cached, after a short warm-up; then the latency."""
+    found = StreamTimings()
     with (
         tempfile.TemporaryDirectory(prefix="biobracket-bench-") as data,
         Runtime(Settings(data=Path(data), http_port=0)) as runtime,
@@ -198,8 +198,8 @@ def measure_stream(documents: Sequence[Document], repetitions: int, step: Callab
         def forget(number: int) -> None:
             with redis.Redis.from_url(settings.redis.get_secret_value()) as server:
                 server.flushall()
-            # The pipeline has decisions in its memory too. Those made before the last change of the feedback do not
-            # count, so it changes, to a state that no repetition before had.
+            # The pipeline also caches decisions in memory. A change of the feedback invalidates them, so it is changed
+            # to a state that no earlier repetition had.
             for n in range(number + 1):
                 given = NewFeedback(
                     id=f"bench-{n}", text="The room was cold.", start=4, end=8, type="disease", accepted=False
@@ -239,9 +239,9 @@ def measure_stream(documents: Sequence[Document], repetitions: int, step: Callab
 def stream_once(
     documents: Sequence[Document], sink: Sink, source: Source, settings: Settings, every_s: float
 ) -> tuple[float, list[Extraction], list[float]]:
-    """Seconds from the first document sent to the last result on the entities topic, where it is after the store.
+    """Seconds from the first document sent to the last result on the entities topic, which is written after the store.
 
-    And the results, and how long each took. ``every_s``: seconds between two documents that are sent; 0 sends all.
+    Also the results, and the time of each. ``every_s``: seconds between two documents; 0 sends all at once.
     """
     sent: dict[str, float] = {}
     extractions: list[Extraction] = []
@@ -262,7 +262,7 @@ def stream_once(
 
 
 def summed(extractions: Sequence[Extraction]) -> dict[str, float]:
-    """Seconds of each stage, over all documents: they wait side by side, so the sum is more than the time it took."""
+    """Seconds of each stage, summed over the documents, which wait concurrently: more than the elapsed time."""
     total: Counter[str] = Counter()
     for extraction in extractions:
         total.update(extraction.timings)
@@ -275,7 +275,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def side(seconds: Sequence[float], segments: int) -> dict[str, Any]:
-    """Segments a second: the median, the slowest and the fastest repetition."""
+    """Segments per second: the median, slowest and fastest repetition."""
     rates = sorted(segments / s for s in seconds)
     return {
         "segments_per_s": round(statistics.median(rates), 2),

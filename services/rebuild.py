@@ -21,7 +21,7 @@ _WRITERS = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class RebuildCounts:
     """Records of the entities topic: those that were ``written``, and those of which the store had as much or more."""
 
     written: int = 0
@@ -34,7 +34,7 @@ class Counts:
         return said + (f", {self.unreadable:,} records cannot be read" if self.unreadable else "")
 
 
-def rebuild(settings: Settings, report: Callable[[int, int], None] = lambda read, total: None) -> Counts:
+def rebuild(settings: Settings, report: Callable[[int, int], None] = lambda read, total: None) -> RebuildCounts:
     """Writes what is missing. May run beside ingest, and again: an earlier version never replaces a later one.
 
     ``report`` gets records read, and to read. Errors: StreamError, StoreError.
@@ -56,4 +56,4 @@ def rebuild(settings: Settings, report: Callable[[int, int], None] = lambda read
         for records in scan.read():
             counts.update(writers.map(write, (record for record in records if record.value)))
             report(*scan.progress())
-    return Counts(**counts)
+    return RebuildCounts(**counts)

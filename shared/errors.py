@@ -38,10 +38,11 @@ class ExemplarError(ValueError):
     """Exemplars or an index are unusable; the message names the file or field and the remedy, never a mention."""
 
 
-class StreamError(Exception):
-    """Kafka refused or could not be reached. The message names the setting and the remedy, never an option's value.
+class BackendError(Exception):
+    """A backend refused or could not be reached.
 
-    ``retryable``: whether the same call may succeed later without any change.
+    The message names the setting and the remedy, never an address or an option's value. ``retryable``: whether the same
+    call may succeed later without any change.
     """
 
     def __init__(self, message: str, retryable: bool) -> None:
@@ -50,6 +51,10 @@ class StreamError(Exception):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class StreamError(BackendError):
+    """Kafka refused or could not be reached."""
 
 
 class Rebalancing(StreamError):
@@ -60,15 +65,5 @@ class MixedAssignors(StreamError):
     """The broker keeps this consumer out of its group, whose members assign partitions by another strategy."""
 
 
-class StoreError(Exception):
-    """The store refused or could not be reached. The message names the setting and the remedy, never the URL.
-
-    ``retryable``: whether the same call may succeed later without any change.
-    """
-
-    def __init__(self, message: str, retryable: bool) -> None:
-        super().__init__(message, retryable)  # both, so that it survives pickling between Ray actors
-        self.retryable = retryable
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class StoreError(BackendError):
+    """The store refused or could not be reached."""

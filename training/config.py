@@ -48,7 +48,7 @@ class RunConfig(_Frozen):
     temperature: float = Field(
         default=2.0,
         ge=1,
-        description="A corpus without a share gets tokens ** (1 / temperature): 1 is by size, more is more even.",
+        description="A corpus without a share gets tokens ** (1 / temperature): 1 is by size, higher is more even.",
     )
 
     rank: int = Field(default=32, ge=1, description="Rank of a new adapter; with `init`, that adapter's own applies.")
@@ -111,7 +111,9 @@ class RunConfig(_Frozen):
     def _shares_leave_something(cls, corpora: dict[str, CorpusConfig]) -> dict[str, CorpusConfig]:
         given = [corpus.share for corpus in corpora.values() if corpus.share is not None]
         if len(given) < len(corpora) and sum(given) >= 1:
-            raise ValueError("the given shares leave nothing for the other corpora; lower them, or give all of them")
+            raise ValueError(
+                "the given shares leave nothing for the other corpora; lower them, or give one to each corpus"
+            )
         return corpora
 
     @field_validator("fold")
@@ -164,7 +166,7 @@ class GeneratorConfig(RunConfig):
 
     tuning: Literal["lora", "full", "qlora"] = Field(
         default="lora",
-        description="`full` trains all layers but not the embeddings; `qlora` has a 4-bit base and needs CUDA.",
+        description="`full` trains all layers except the embeddings; `qlora` has a 4-bit base and needs CUDA.",
     )
     export_rank: int = Field(
         default=0,
@@ -193,7 +195,7 @@ class GeneratorConfig(RunConfig):
     judge: float = Field(
         default=0.0,
         ge=0,
-        description="Weight of the losses of a head that tells right mentions from wrong ones by the states around "
+        description="Weight of the losses of a head that tells correct mentions from wrong ones by the states around "
         "their brackets, relative to the line's; 0: no head (labelled). Nothing reads the head yet.",
     )
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
@@ -214,21 +216,21 @@ class GeneratorConfig(RunConfig):
     @classmethod
     def _is_of_full_tuning(cls, rank: int, info: ValidationInfo) -> int:
         if rank and info.data.get("tuning", "full") != "full":
-            raise ValueError("only `tuning: full` has it; set tuning to full, or export_rank to 0")
+            raise ValueError("only `tuning: full` supports it; set tuning to full, or export_rank to 0")
         return rank
 
     @field_validator("scheme")
     @classmethod
     def _is_measured_as_it_is_served(cls, scheme: str, info: ValidationInfo) -> str:
         if scheme == "question" and info.data.get("measure_every"):
-            raise ValueError(f"`{scheme}` has no F1 while training; set measure_every to 0")
+            raise ValueError(f"`{scheme}` has no F1 during training; set measure_every to 0")
         return scheme
 
     @field_validator("parallel")
     @classmethod
     def _can_be_shared_out(cls, parallel: str, info: ValidationInfo) -> str:
         if parallel == "fsdp" and info.data.get("tuning") == "qlora":
-            raise ValueError("4-bit weights cannot be shared out; set it to ddp")
+            raise ValueError("4-bit weights cannot be sharded; set it to ddp")
         return parallel
 
 
@@ -266,7 +268,7 @@ class SelectorConfig(RunConfig):
     @classmethod
     def _has_candidates(cls, only: bool, info: ValidationInfo) -> bool:
         if only and not info.data.get("candidates"):
-            raise ValueError("there would be no texts to train on; name files of candidates, or set it to false")
+            raise ValueError("there would be no texts to train on; name candidate files, or set it to false")
         return only
 
     @field_validator("reading")

@@ -114,7 +114,7 @@ def run_here(config: RunConfig, settings: Settings, out: Path, measure: Measure 
 def _reporter(board: TensorBoard) -> Callable[[Progress], None]:
     def report(line: Progress) -> None:
         board.add(line)
-        # Ray forwards standard error to the terminal that started the job; standard output it would forward twice.
+        # Ray forwards standard error to the terminal that started the job, but would forward standard output twice.
         sys.stderr.write(line_of(line) + "\n")
         sys.stderr.flush()
 
@@ -122,7 +122,7 @@ def _reporter(board: TensorBoard) -> Callable[[Progress], None]:
 
 
 def _command() -> list[str]:
-    """The command line of the process that starts a job, not of its workers."""
+    """The command line of the process that starts the job, not of its workers."""
     return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 

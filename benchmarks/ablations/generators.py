@@ -1,12 +1,12 @@
-"""What joint training is worth: the same base trained in several ways, at equal compute.
+"""What joint training is worth: the same base trained in several ways with equal compute.
 
     BIOBRACKET_CORPORA=… make ablation ARGS='--tokens 200000 --segments 200'
 
-Every variant starts from the base model and sees as many tokens in training: both languages together, each alone, and
-each corpus alone. Each is scored greedily, with no calibration, on the first texts of every ``test`` split: also on
-corpora that it never saw. Intervals and differences are those of ``biobracket evaluate``.
+Every variant starts from the base model and sees the same number of tokens in training: both languages together, each
+alone, and each corpus alone. Each is scored greedily, without calibration, on the first texts of every ``test`` split,
+including corpora that it never saw. Intervals and differences are those of ``biobracket evaluate``.
 
-A run that was cut off goes on where it was: what is finished is in the folder of ``--out``.
+An interrupted run resumes: finished parts are in the folder ``--out``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ VARIANTS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class CorpusScore:
     """A variant's F1 on a corpus, and how it differs from the joint one's."""
 
     f1: float
@@ -107,7 +107,7 @@ def configuration(variant: Variant, tokens: int, overrides: Sequence[str]) -> Ge
 
 
 def _first(examples: Sequence[Example], segments: int) -> list[Example]:
-    """The first texts, until there are so many segments."""
+    """The first texts that together have at least so many segments."""
     chosen: list[Example] = []
     have = 0
     for example in examples:
@@ -121,7 +121,7 @@ def _first(examples: Sequence[Example], segments: int) -> list[Example]:
 def scored(
     variant: Variant, folder: Path, settings: Settings, tests: dict[str, list[Example]]
 ) -> dict[str, list[Scores]]:
-    """The scores of each text by corpus; predictions that are there already are not made again."""
+    """The scores of each text by corpus; existing predictions are reused."""
     theirs = settings.model_copy(update={"adapter": str(folder)})
     extractor: Extractor | None = None
     found = {}
@@ -136,11 +136,11 @@ def scored(
     return found
 
 
-def cells(scores: dict[str, dict[str, list[Scores]]]) -> dict[str, dict[str, Cell]]:
+def cells(scores: dict[str, dict[str, list[Scores]]]) -> dict[str, dict[str, CorpusScore]]:
     """The table: by variant and corpus."""
     return {
         name: {
-            corpus: Cell(
+            corpus: CorpusScore(
                 sum(found, Scores()).micro.f1,
                 intervals(found)["micro.f1"],
                 None if name == JOINT else compare(found, scores[JOINT][corpus])["micro.f1"],

@@ -2,11 +2,11 @@
 
     BIOBRACKET_CORPORA=… BIOBRACKET_SELECTOR=… make selectors ARGS='--dev genia=300,cmeee_v2=150,bc5cdr=50'
 
-What the generator says of the first texts of each corpus's ``dev`` and ``test`` is kept in the file of ``--lines``.
-Each way of deciding is calibrated on those of ``dev``, with thresholds of its own, and scored on those of ``test``:
+The generator's output for the first texts of each corpus's ``dev`` and ``test`` is kept in the file ``--lines``. Each
+way of deciding is calibrated on the ``dev`` texts, with its own thresholds, and scored on the ``test`` texts:
 strict F1 with intervals, differences from the generator's confidence alone, boundary errors, precision and boundary
-errors with thresholds moved until recall is that of confidence alone, and the expected calibration error on candidates
-that no calibration has seen.
+errors with thresholds moved until recall equals that of confidence alone, and the expected calibration error on
+candidates that no calibration has seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shared.messages import Candidate, Entity
 from shared.model.base_model import load_tokenizer
 from shared.model.loading import load_merged
 from shared.selection.calibration import Calibration, Judgement, logit
-from shared.selection.exemplars import ExemplarIndex
+from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.selector_folder import SELECTOR_FILE, index_folder, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
@@ -114,7 +114,7 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one way of deciding makes of a corpus.
+    """The scores of one way of deciding on a corpus.
 
     ``equal_recall``: precision and boundary errors at the recall of confidence alone; none where it cannot be reached.
     """
@@ -252,7 +252,7 @@ def _calibrated(found: Sequence[Judged], change: Way, greedy: bool) -> Calibrati
 
 
 def _taken(found: Judged, calibration: Calibration, change: Way, greedy: bool) -> Taken:
-    """What is taken of each text, with all thresholds raised by so many log-odds."""
+    """The entities kept of each text, with all thresholds raised by so many log-odds."""
     scored = [
         [
             (logit(probability) - logit(calibration.threshold(c.type)), Scored(c, probability))
@@ -278,12 +278,12 @@ def _scores(found: Judged, taken: Sequence[set[Span]]) -> list[Scores]:
 
 
 def at_recall(gold: Sequence[set[Span]], taken: Taken, correct: int) -> list[set[Span]] | None:
-    """What is taken with the highest thresholds that leave so many right; none where there are never as many."""
+    """The entities kept with the highest thresholds that leave so many correct; None if there are never that many."""
 
     def enough(found: Sequence[set[Span]]) -> bool:
         return sum(len(right & spans) for right, spans in zip(gold, found, strict=True)) >= correct
 
-    low, high = -2 * _EXTREME, 2 * _EXTREME  # what differences of clipped log-odds can be
+    low, high = -2 * _EXTREME, 2 * _EXTREME  # the range of differences of clipped log-odds
     best = taken(low)
     if not enough(best):
         return None
@@ -340,7 +340,7 @@ def _as_dict(cell: Cell) -> dict[str, Any]:
 
 
 def plot(table: dict[str, dict[str, Cell]], file: Path) -> None:
-    """A reliability diagram a corpus, by confidence alone and by all together; dots grow with their candidates."""
+    """A reliability diagram per corpus, by confidence alone and by all terms; dot size shows the candidates."""
     from matplotlib.figure import Figure
 
     corpora = list(table[CONFIDENCE])
@@ -358,7 +358,7 @@ def plot(table: dict[str, dict[str, Cell]], file: Path) -> None:
 
 
 def markdown(command: str, texts: dict[str, int], table: dict[str, dict[str, Cell]]) -> str:
-    """The report as a table a corpus."""
+    """The report as a table per corpus."""
     lines = [f"    {command}", "", ", ".join(f"{count} texts of {name}" for name, count in texts.items()) + ".", ""]
     for name in next(iter(table.values())):
         lines += [

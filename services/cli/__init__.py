@@ -9,7 +9,22 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from typer.core import TyperGroup
 
-from services.cli import convert, dead_letters, evaluate, index, recovery, schemas, settings, stream, train
+from services.cli import (
+    convert,
+    dead_letters,
+    demo,
+    evaluate,
+    extract,
+    get,
+    index,
+    produce,
+    recovery,
+    schemas,
+    settings,
+    status,
+    train,
+    up,
+)
 from services.cli.console import fail
 from shared.settings import problem
 
@@ -42,12 +57,12 @@ for command in (
     evaluate.evaluate,
     train.candidates,
     convert.convert,
-    stream.up,
-    stream.demo,
-    stream.produce,
-    stream.get,
-    stream.extract,
-    stream.status,
+    up.up,
+    demo.demo,
+    produce.produce,
+    get.get,
+    extract.extract,
+    status.status,
     recovery.audit,
     recovery.rebuild,
 ):

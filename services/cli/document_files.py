@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pydantic import ValidationError
 
+from services.cli.console import fail
 from shared.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _NEITHER = DocumentError(
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FileRecord:
     """What is sent of a file, and what is wrong with it; no ``value`` where nothing can be sent."""
 
     place: str
@@ -55,13 +56,20 @@ def unreadable(file: str) -> str | None:
     return None
 
 
+def check_readable(files: Iterable[str]) -> None:
+    """Ends the command at the first file that cannot be read."""
+    for file in files:
+        if (said := unreadable(file)) is not None:
+            fail(said)
+
+
 def read_text(file: str) -> str:
     """The text of a file. DocumentError where it is not UTF-8 or its compression is damaged."""
     with _opened(file) as content:
         return _decoded(content.read(), "text")
 
 
-def records(files: Sequence[str], progress: Progress) -> Iterator[Record]:
+def records(files: Sequence[str], progress: Progress) -> Iterator[FileRecord]:
     """The documents of files, in order. A file that holds none is one record that says so."""
     names = _names(files)
     for file in files:
@@ -77,7 +85,7 @@ def records(files: Sequence[str], progress: Progress) -> Iterator[Record]:
                         yield record
                         progress.advance(task, consumed)
         except DocumentError as error:
-            yield Record(place, None, None, str(error))
+            yield FileRecord(place, None, None, str(error))
         progress.update(task, completed=size)
 
 
@@ -103,21 +111,21 @@ def _names(files: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _of_text(place: str, name: str, content: BinaryIO) -> Record:
+def _of_text(place: str, name: str, content: BinaryIO) -> FileRecord:
     from shared.messages import Document
 
     text = _decoded(content.read(), "text")
     try:
         document = Document(id=name, text=text)
     except ValidationError:
-        return Record(place, None, None, "id: the file's name is too long or not Unicode; rename it")
-    return Record(place, document.id.encode(), document.model_dump_json().encode(), None)
+        return FileRecord(place, None, None, "id: the file's name is too long or not Unicode; rename it")
+    return FileRecord(place, document.id.encode(), document.model_dump_json().encode(), None)
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------------
 
 
-def _of_json(place: str, content: BinaryIO) -> Iterator[tuple[Record, int]]:
+def _of_json(place: str, content: BinaryIO) -> Iterator[tuple[FileRecord, int]]:
     """The documents of JSON lines, sent as they are, or of whole JSON values; with the bytes that each took."""
     read: list[bytes] = []  # the lines up to the second that is not empty
     for line in content:
@@ -146,7 +154,7 @@ def _is_object(line: bytes) -> bool:
         return False
 
 
-def _of_values(place: str, content: bytes) -> Iterator[tuple[Record, int]]:
+def _of_values(place: str, content: bytes) -> Iterator[tuple[FileRecord, int]]:
     """The documents of JSON that goes over several lines, or of lists. DocumentError where it holds anything else."""
     text = _decoded(content, "file")
     decoder = json.JSONDecoder()
@@ -167,13 +175,13 @@ def _of_values(place: str, content: bytes) -> Iterator[tuple[Record, int]]:
         yield _admitted(f"{place}, document {number}", json.dumps(document).encode()), len(content) // len(documents)
 
 
-def _admitted(place: str, value: bytes) -> Record:
+def _admitted(place: str, value: bytes) -> FileRecord:
     from services.ingest.admission import admit
 
     try:
-        return Record(place, admit(value).id.encode(), value, None)
+        return FileRecord(place, admit(value).id.encode(), value, None)
     except DocumentError as error:
-        return Record(place, None, value, str(error))
+        return FileRecord(place, None, value, str(error))
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from services.cli.console import CorporaOption, SplitOption, clear_errors, fail,
 from shared.settings import Settings
 
 if TYPE_CHECKING:
-    from shared.selection.exemplars import ExemplarIndex
+    from shared.selection.exemplars.index import ExemplarIndex
 
 index = typer.Typer(
     help="Manage the labelled exemplars that the selector compares candidates with.", no_args_is_help=True
@@ -48,7 +48,7 @@ def build(
     if kind not in ("flat", "ivf", "hnsw"):
         fail(f"kind: `{kind}` is not one of flat, ivf, hnsw")
     with clear_errors():
-        from shared.selection.exemplars import ExemplarIndex
+        from shared.selection.exemplars.index import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
 
         settings = Settings()
@@ -93,7 +93,7 @@ def info(folder: IndexOption = None) -> None:
 def check(folder: IndexOption = None) -> None:
     """Check that all files are intact and were made with the encoder of BIOBRACKET_SELECTOR."""
     with clear_errors():
-        from shared.selection.exemplars import ExemplarIndex
+        from shared.selection.exemplars.index import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
 
         settings = Settings()
@@ -154,7 +154,7 @@ def _place(given: Path | None, selector: Path) -> Path:
 
 
 def _loaded(folder: Path | None) -> tuple[ExemplarIndex, Path]:
-    from shared.selection.exemplars import ExemplarIndex
+    from shared.selection.exemplars.index import ExemplarIndex
 
     place = folder or _place(None, _selector(Settings()))
     return ExemplarIndex.load(place, encoder=None), place

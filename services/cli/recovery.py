@@ -23,7 +23,7 @@ def audit(
     """Check that every committed document has a result or a dead letter; exit status 1 if one has neither."""
     from services.audit import Audit, since_ms
     from services.ingest.config import IngestConfig
-    from shared.errors import StoreError, StreamError
+    from shared.errors import BackendError
 
     settings, group = attached_settings(data), IngestConfig().group
     topic = topic or settings.topic_documents
@@ -43,7 +43,7 @@ def audit(
                 )
             for (name, partition), offset in found.missing():
                 out.print(f"missing: {name}, partition {partition}, offset {offset}", highlight=False, soft_wrap=True)
-    except (StoreError, StreamError) as error:
+    except BackendError as error:
         fail(str(error))
     out.print(f"{topic}, as far as group {group} has committed it: {counts}", highlight=False, soft_wrap=True)
     if counts.missing:
@@ -53,13 +53,13 @@ def audit(
 def rebuild(data: DataOption = None) -> None:
     """Fill an empty or partial Redis from the topic of entities; harmless beside the running application."""
     from services.rebuild import rebuild as fill
-    from shared.errors import StoreError, StreamError
+    from shared.errors import BackendError
 
     settings = attached_settings(data)
     try:
         with progress_bar() as progress:
             task = progress.add_task(f"reading {settings.topic_entities}", total=None)
             counts = fill(settings, lambda read, total: progress.update(task, completed=read, total=total))
-    except (StoreError, StreamError) as error:
+    except BackendError as error:
         fail(str(error))
     out.print(str(counts), highlight=False)

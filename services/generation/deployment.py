@@ -46,5 +46,5 @@ class Generation:
         self._observe(GENERATION_SEGMENTS, self._under_way)
 
     async def ready(self) -> bool:
-        """True: a replica answers only once its model is loaded."""
+        """True: a replica answers only after its model has loaded."""
         return True

@@ -22,11 +22,11 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, request: TagRequest) -> Future[TaggedLine]:
-        """The segment's line, in the end. It does not depend on what else is running.
+        """A future of the segment's line, which does not depend on what else is running.
 
         A future that is cancelled before its turn costs nothing.
         """
 
     def tag(self, requests: Iterable[TagRequest]) -> list[TaggedLine]:
-        """The lines of requests, in order, when all are there."""
+        """The lines of the requests, in order, once all are done."""
         return [future.result() for future in [self.submit(request) for request in requests]]

@@ -12,12 +12,12 @@ from shared.model.folders import adapter_folder
 from shared.model.scheme import scheme_of
 from shared.settings import Settings
 
-# Of a device's memory for weights of two bytes each; the rest is for keys, values and what a pass holds.
+# Share of a device's memory for weights of two bytes each; the rest is for keys, values and activations.
 _SHARE = 0.6
 
 
 def load(settings: Settings, config: GenerationConfig) -> Engine:
-    """The engine of the settings, with its model loaded. The heavy imports are here: whoever names it does not wait."""
+    """The engine of the settings, with its model loaded. Heavy imports are inside, to keep importing fast."""
     scheme = scheme_of(adapter_folder(settings))
     if config.engine == "vllm" or (config.engine == "auto" and not fits(settings)):
         if scheme != "per-type.v1":
@@ -38,7 +38,7 @@ def load(settings: Settings, config: GenerationConfig) -> Engine:
 
 
 def fits(settings: Settings) -> bool:
-    """Whether the base's weights leave enough room on one device: on the GPU, or in memory where there is none."""
+    """Whether the base's weights leave enough room on one device: the GPU, or memory if there is none."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -1,10 +1,10 @@
 """The ``vllm`` engine: a line token by token, for bases that one device cannot hold.
 
-Every type of a segment is a request of its own; what they share is read once, from vLLM's prefix cache. The copy
-constraint is a logits processor, so that nothing but the segment and brackets can be said, and the log-probabilities
-are those among the admissible actions: what the ``copy`` engine gives. vLLM does not take a logits processor beside
-speculation (n-grams of the prompt, its own source-aligned proposer): there the model runs free, and parsing aligns what
-it said.
+Each type of a segment is a separate request; their common prefix is computed once, in vLLM's prefix cache. The copy
+constraint is a logits processor, so that only the segment and brackets can be generated, with log-probabilities over
+the admissible actions, as in the ``copy`` engine. vLLM does not support a logits processor together with speculative
+decoding (from n-grams of the prompt, or its own source-aligned proposer): there the model runs unconstrained, and
+parsing aligns its output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
-from services.generation.per_type.lines import Range, Step, TypeLine, begun, passed_over, tagged_line, type_line
+from services.generation.per_type.lines import Range, TypeLine, TypeLineStep, begun, passed_over, tagged_line, type_line
 from services.generation.per_type.walk import KEY, Walk, steps_of
 from shared import entity_types
 from shared.messages import TaggedLine
@@ -35,9 +35,9 @@ from shared.text.per_type import Action, PerTypeTokens
 from shared.text.pieces import Pieces, split
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
-_PASS = 8192  # tokens, where the settings do not say
+_PASS = 8192  # tokens, unless the settings say otherwise
 _LONGEST = 1024  # tokens: a segment and its line stay below half of it
-_BLOCK = 16  # tokens whose keys and values are shared or not: the texts are short
+_BLOCK = 16  # tokens per block of shared keys and values: the texts are short
 _ACTIONS = len(Action)
 
 
@@ -61,7 +61,7 @@ class VllmEngine(Engine):
     def load(cls, settings: Settings, config: GenerationConfig) -> VllmEngine:
         """Base model and adapter of the settings, merged once into the cache folder.
 
-        ModuleNotFoundError, naming the remedy, where vLLM is not installed.
+        Raises ModuleNotFoundError, naming the remedy, if vLLM is not installed.
         """
         try:
             import vllm  # noqa: F401
@@ -151,7 +151,7 @@ class VllmEngine(Engine):
         return type_line(key, pieces, begin, steps, beyond, floor)
 
     async def _free_lines(self, request: TagRequest, pieces: Pieces) -> TaggedLine:
-        """What the model says unconstrained: a copy for each type that is there, its name in front."""
+        """The unconstrained output: a copy for each type that is present, preceded by the type's name."""
         prefix = self._tokens.prefix(pieces)
         lang = request.segment.lang
 
@@ -167,7 +167,7 @@ class VllmEngine(Engine):
 
     async def _decode(
         self, prompt: Sequence[int], pieces: Pieces, done: Sequence[Action] = (), closing: int = 0
-    ) -> list[Step]:
+    ) -> list[TypeLineStep]:
         """The steps behind ``done``."""
         line = [token for _, tokens in self._tokens.steps(pieces, done) for token in tokens]
         asked = {"text": pieces.text, "done": [int(action) for action in done], "closing": closing}

@@ -1,4 +1,4 @@
-"""Spans of a copy that differs from its text, carried over to the text.
+"""Maps spans of a copy that differs from its text to the text.
 
 Characters are compared by their compatibility form, in one case and without white space (:func:`comparable`). A
 longest-block alignment (Ratcliff and Obershelp, as in :mod:`difflib`) carries a span over; where it matches too
@@ -17,23 +17,23 @@ from itertools import accumulate
 from typing import Literal
 
 Difference = Literal[
-    "whitespace-changed",  # the text differs from the segment in white space alone
-    "characters-normalised",  # the text differs in case, width or other compatibility form alone
+    "whitespace-changed",  # the text differs from the segment only in white space
+    "characters-normalised",  # the text differs only in case, width or other compatibility form
     "text-changed",  # words differ, are missing or are new
     "truncated",  # the text stops before the segment does
 ]
 """How a copy differs from its text."""
 
-# Pairs of equal characters that the alignments of a line may look at, about half a second of work; the time grows with
-# them. Two English texts of 700 characters, the longest segments, have 30,000, and an alignment looks at them a few
-# times.
+# Pairs of equal characters that the alignments of a line may examine, about half a second of work; time grows with
+# their number. Two English texts of 700 characters, the longest segments, have 30,000, and an alignment looks at them a
+# few times.
 MAX_PAIRS = 3_000_000
-# What the alignment does not place is looked up literally: so many spans of a copy, none longer than so many
-# characters, at so many places each.
+# Limits of the literal lookup for spans that the alignment does not place: number of spans per copy, characters per
+# span, and places tried for each.
 MAX_SEARCHES = 200
 MAX_WANTED = 500
 MAX_PLACES = 16
-# Characters by which a span grows at most to end with its word.
+# The most characters by which a span grows to end with its word.
 MAX_WORD = 32
 # A span of n characters may lie on m characters of the text where twice the matches is at least this share of n + m.
 # 0.6 keeps `beta-catenin` on `β-catenin` and refuses an abbreviation on the letters of its long form.
@@ -67,15 +67,15 @@ class Alignment:
             yield "truncated"
         else:
             yield "text-changed"
-            # Faithful up to a place well before the end, and nothing said after it.
+            # Faithful up to a point well before the end, with nothing after it.
             last = self._to[-1] if self._to else -1
             if 0 <= last < len(meant) - 1 and len(self._matched) >= 0.8 * (last + 1):
                 yield "truncated"
 
     def span(self, start: int, end: int) -> Span | None:
-        """Where a span of the copy lies in the text, or None. Ask in the order of the starts.
+        """Where a span of the copy lies in the text, or None. Call it in order of span starts.
 
-        A span that is looked up literally is first sought from the last one found on.
+        A literal lookup searches from the last span found onwards first.
         """
         a, b = bisect_left(self._sources, start), bisect_left(self._sources, end)
         placed = self._place(a, b)
@@ -94,11 +94,11 @@ class Alignment:
         return first, last
 
     def holds(self, start: int, end: int) -> bool:
-        """Whether a span of the copy holds anything to compare."""
+        """Whether a span of the copy has anything to compare."""
         return bisect_left(self._sources, start) < bisect_left(self._sources, end)
 
     def _place(self, a: int, b: int) -> Span | None:
-        """The text's keys for the copy's keys ``a`` to ``b``; None where too few match."""
+        """The text's keys for the copy's keys ``a`` to ``b``; None if too few match."""
         hits = self._matched_before[b] - self._matched_before[a]
         if not hits:
             return None
@@ -115,7 +115,7 @@ class Alignment:
         return (first, last) if 2 * hits >= MIN_OVERLAP * (b - a + last - first) else None
 
     def _search(self, wanted: str) -> Span | None:
-        """The first place of the keys at or after the cursor, else anywhere, that cuts no word."""
+        """The first occurrence of the keys at or after the cursor, else anywhere, that does not cut a word."""
         for at in (self._cursor, 0):
             for _ in range(MAX_PLACES):
                 at = self._meant.find(wanted, at)
@@ -158,7 +158,7 @@ def matches(said: str, meant: str, max_pairs: int = MAX_PAIRS) -> list[int]:
 
 
 def comparable(text: str) -> tuple[str, list[int]]:
-    """The keys that texts are compared by (no white space, one case, one width), and each one's index in the text."""
+    """The keys by which texts are compared (no white space, case and width folded), each with its index in the text."""
     keys: list[str] = []
     sources: list[int] = []
     for i, char in enumerate(text):
@@ -190,7 +190,7 @@ def in_word(text: str, at: int) -> bool:
 
 
 def _word_edge(text: str, at: int, step: int) -> int:
-    """The edge of the word that a place lies in; the place itself where the edge is far."""
+    """The edge of the word around a place; the place itself if the edge is too far away."""
     for to in range(at, at + step * MAX_WORD, step):
         if not in_word(text, to):
             return to

@@ -1,9 +1,9 @@
-"""Bracketed text to candidates: total, so that any string in gives mentions and a count of repairs out.
+"""Parses bracketed text into candidates. Total: any string gives mentions and a count of repairs.
 
 Lines are of scheme ``labelled.v1`` (:mod:`shared.text.tagging`). Those of the constrained engine are copies of the
 segment, character for character, once brackets and labels are taken out, so the bracket positions are the offsets. A
-free-running model may say anything, so its text is aligned to the segment first (:mod:`services.parsing.alignment`).
-The work is bounded whatever the length.
+free-running model may write anything, so its text is aligned to the segment first (:mod:`services.parsing.alignment`).
+The work is bounded for inputs of any length.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 from services.parsing.alignment import MAX_PAIRS, Alignment, Difference, Span, comparable, folded, matches
-from services.parsing.labels import Labels
+from services.parsing.labels import LabelReader
 from shared.entity_types import TYPES
 from shared.messages import Candidate, Parsed, Segment, TaggedLine
 
@@ -26,40 +26,40 @@ Repair = (
     | Literal[
         "unbalanced-open",  # an opening bracket that nothing closes; left out
         "unbalanced-close",  # a closing bracket that nothing opens; left out
-        "empty-brackets",  # a span of nothing or of white space alone; left out
-        "whitespace-trimmed",  # a span that began or ended in white space
-        "duplicate",  # one mention said more than once; the more confident stays
+        "empty-brackets",  # an empty span, or one of only white space; left out
+        "whitespace-trimmed",  # a span that began or ended with white space
+        "duplicate",  # a duplicate mention; the more confident one stays
         "unescaped-bracket",  # a literal bracket of the segment that was copied without its backslash
         "unescaped-bar",  # a bar without a backslash that begins no label; read as text
-        "unaligned",  # a span that is not found in the segment; left out
+        "unaligned",  # a span that cannot be found in the segment; left out
         "extra-lines",  # a further copy, in a line that is not the segment character for character; read as well
-        "absent-mark",  # ` -` where there should have been nothing
-        "header",  # names of types before the text; the type of the mentions behind it that have none
-        "no-type",  # a mention without a type where several were asked for; left out
-        "other-type",  # a mention of a type that was not asked for; left out
-        "unknown-type",  # a mention of a type that the inventory does not have; left out
+        "absent-mark",  # an unexpected ` -`
+        "header",  # type names before the text; the type of the following mentions that have no label
+        "no-type",  # a mention without a type though several were requested; left out
+        "other-type",  # a mention of a type that was not requested; left out
+        "unknown-type",  # a mention of a type that is not in the inventory; left out
         "overlong",  # more than any segment of this length can need; the rest was not read
-        "logprobs-mismatch",  # not one log-probability a bracket; the presence alone is the confidence
-        "alternative-out-of-range",  # an alternative that lies outside of the segment; left out
+        "logprobs-mismatch",  # not one log-probability per bracket; the confidence is the presence alone
+        "alternative-out-of-range",  # an alternative outside the segment; left out
     ]
 )
 """Kinds of repair, the keys of ``Parsed.repairs``."""
 
-# Copies of a segment that are aligned to it, each with its share of ``MAX_PAIRS``.
+# The most copies that are aligned to a segment, each with its share of ``MAX_PAIRS``.
 MAX_COPIES = 8
 
 _TOKEN = re.compile(r"\\[\\\[\]|]|[\[\]|]|[^\\\[\]|]+|\\")
-# The names of all types that can be asked for take less.
+# The names of all types that can be requested take less.
 _HEADER = re.compile(r"\s{0,8}([^\[\]:：\n]{1,2000}?)\s{0,8}[:：]\s{0,8}")
 
 
 class _Bracket(NamedTuple):
-    """An unescaped bracket: how many characters of the text stand before it, and its place in the line's brackets."""
+    """An unescaped bracket: how many characters of the text precede it, and its index among the line's brackets."""
 
     at: int
     opens: bool
     number: int
-    label: str | None = None  # of a closing one, as it was said
+    label: str | None = None  # of a closing bracket, as written
 
     def moved(self, at: int) -> _Bracket:
         return self._replace(at=at)
@@ -75,7 +75,7 @@ class _Pair(NamedTuple):
 
 
 class _Said(NamedTuple):
-    """How a mention was said."""
+    """How a mention was written."""
 
     confidence: float
     greedy: bool
@@ -89,8 +89,8 @@ def parse(line: TaggedLine) -> Parsed:
 def parse_lines(lines: Iterable[TaggedLine]) -> Parsed:
     """The candidates of many lines, segment by segment, each in text order. Never raises.
 
-    Offsets are the document's, and ``candidate.text`` is the segment's own text there. A mention that is said more than
-    once of a segment comes out once.
+    Offsets are the document's, and ``candidate.text`` is the segment's own text there. A mention that occurs more than
+    once in the lines of a segment is returned once.
     """
     repairs: Counter[str] = Counter()
     groups: dict[Segment, list[TaggedLine]] = {}
@@ -140,8 +140,8 @@ def _candidates(segment: Segment, lines: list[TaggedLine], repairs: Counter[str]
 
 
 def _mentions(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, str, _Said]]:
-    """Mentions of one line within its segment, as they were said: span and type."""
-    labels = Labels(line.types, line.segment.text)
+    """The mentions of one line within its segment, as written: span and type."""
+    labels = LabelReader(line.types, line.segment.text)
     said, brackets, escapes = _read(line, labels, repairs)
     logprobs = line.brackets
     if logprobs is not None and len(logprobs) != len(brackets):
@@ -163,8 +163,8 @@ def _mentions(line: TaggedLine, repairs: Counter[str]) -> Iterator[tuple[Span, s
             yield (start, end), type_, _Said(_probability(alternative.logprob), greedy=False)
 
 
-def _type(label: str | None, types: tuple[str, ...], labels: Labels, repairs: Counter[str]) -> str | None:
-    """The type that a label means, None where there is none to take."""
+def _type(label: str | None, types: tuple[str, ...], labels: LabelReader, repairs: Counter[str]) -> str | None:
+    """The type that a label means; None if there is none to use."""
     if label is not None and label.strip():
         return _asked(labels.key(label), types, repairs)
     if len(types) == 1:
@@ -174,7 +174,7 @@ def _type(label: str | None, types: tuple[str, ...], labels: Labels, repairs: Co
 
 
 def _asked(key: str | None, types: tuple[str, ...], repairs: Counter[str]) -> str | None:
-    """The key, if it is one that was asked for and that the inventory has."""
+    """The key, if it was requested and is in the inventory."""
     if key in TYPES and key in types:
         return key
     repairs["other-type" if key in TYPES else "unknown-type"] += 1
@@ -186,7 +186,7 @@ def _probability(logprob: float) -> float:
     return 0.0 if math.isnan(logprob) else math.exp(min(0.0, logprob))
 
 
-def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str, list[_Bracket], bool]:
+def _read(line: TaggedLine, labels: LabelReader, repairs: Counter[str]) -> tuple[str, list[_Bracket], bool]:
     """The line without brackets and labels, the brackets, and whether the line escapes literal ones."""
     # A text of n characters takes at most 2n when escaped. Three copies with a mention of thirty more characters at
     # every third one take 36n.
@@ -198,7 +198,7 @@ def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str,
     brackets: list[_Bracket] = []
     at, escapes = 0, False
     first = 0  # of the parts since the last bracket
-    bar: tuple[int, int] | None = None  # the last unescaped bar among them: its part and place
+    bar: tuple[int, int] | None = None  # the last unescaped bar among them: its part and position
     for match in _TOKEN.finditer(tagged):
         part = match[0]
         if part in ("[", "]"):
@@ -226,9 +226,9 @@ def _read(line: TaggedLine, labels: Labels, repairs: Counter[str]) -> tuple[str,
 
 
 def _bracketed(
-    said: str, brackets: list[_Bracket], escapes: bool, line: TaggedLine, labels: Labels, repairs: Counter[str]
+    said: str, brackets: list[_Bracket], escapes: bool, line: TaggedLine, labels: LabelReader, repairs: Counter[str]
 ) -> Iterator[_Pair]:
-    """The bracketed spans of a line, carried over to its segment."""
+    """The bracketed spans of a line, mapped to its segment."""
     text = line.segment.text
     if exact := _exact_copies(said, brackets, text):
         for own in exact:
@@ -257,7 +257,7 @@ def _bracketed(
 
 
 def _pairs(brackets: Iterable[_Bracket], repairs: Counter[str]) -> Iterator[_Pair]:
-    """Brackets in pairs, each closing one with the nearest open one; spans of nothing left out."""
+    """Pairs of brackets, each closing one with the nearest open one, without empty spans."""
     stack: list[_Bracket] = []
     for bracket in brackets:
         if bracket.opens:
@@ -274,8 +274,8 @@ def _pairs(brackets: Iterable[_Bracket], repairs: Counter[str]) -> Iterator[_Pai
 
 
 def _exact_copies(said: str, brackets: list[_Bracket], text: str) -> list[list[_Bracket]]:
-    """The brackets of each copy in a line of exact copies of the text; empty where it is none."""
-    size = len(text) + 1  # with the line break between two
+    """The brackets of each copy in a line of exact copies of the text; empty if it is not such a line."""
+    size = len(text) + 1  # with the line break between two copies
     copies = (len(said) + 1) // size
     if not copies or said != "\n".join([text] * copies):
         return []
@@ -287,7 +287,7 @@ def _exact_copies(said: str, brackets: list[_Bracket], text: str) -> list[list[_
 
 
 def _copies(said: str, brackets: list[_Bracket], text: str) -> Iterator[tuple[str, list[_Bracket]]]:
-    """A line that repeats the segment, copy by copy: as many rows each as the segment has, blank ones not counted."""
+    """Splits a line that repeats the segment into copies: each has as many rows as the segment, ignoring blank ones."""
     rows = _rows(said)
     size = max(1, len(_rows(text)))
     if len(rows) <= size:
@@ -303,7 +303,7 @@ def _copies(said: str, brackets: list[_Bracket], text: str) -> Iterator[tuple[st
 
 
 def _rows(text: str) -> list[Span]:
-    """Where the lines of a text that are not blank begin and end."""
+    """Start and end of each non-blank line of a text."""
     rows: list[Span] = []
     at = 0
     for row in text.split("\n"):
@@ -314,9 +314,9 @@ def _rows(text: str) -> list[Span]:
 
 
 def _without_header(
-    copy: str, brackets: list[_Bracket], line: TaggedLine, labels: Labels, repairs: Counter[str]
+    copy: str, brackets: list[_Bracket], line: TaggedLine, labels: LabelReader, repairs: Counter[str]
 ) -> tuple[str, list[_Bracket], str | None]:
-    """The copy without leading names of types and a colon; the name, if it is one, for mentions without a label."""
+    """The copy without leading type names and a colon; the name, if there is just one, for mentions without a label."""
     text = line.segment.text
     match = _HEADER.match(copy)
     if match is None or folded(text).startswith(folded(match[0])):
@@ -336,9 +336,9 @@ def _without_header(
 def _restore_brackets(
     copy: str, brackets: list[_Bracket], text: str, max_pairs: int, repairs: Counter[str]
 ) -> tuple[str, list[_Bracket]]:
-    """Brackets that stand where the segment has literal ones become text."""
+    """Turns brackets into text where the segment has literal ones."""
     parts: list[str] = []
-    places: list[int] = []  # of the brackets, in the copy with its brackets
+    places: list[int] = []  # indices of the brackets in the copy, brackets included
     done = 0
     for i, bracket in enumerate(brackets):
         parts += (copy[done : bracket.at], "[" if bracket.opens else "]")
@@ -349,7 +349,7 @@ def _restore_brackets(
     keys, sources = comparable(whole)
     aligned = matches(keys, folded(text), max_pairs)
     literal = {sources[i] for i, to in enumerate(aligned) if to >= 0}.intersection(places)
-    # Of several brackets in a row the outer ones are the text's: `[[CD28]]` is a mention in literal brackets.
+    # Of several brackets in a row, the outer ones belong to the text: `[[CD28]]` is a mention in literal brackets.
     for run in re.finditer(r"\[{2,}|\]{2,}", whole):
         row = range(*run.span())
         n = len(literal.intersection(row))
@@ -367,7 +367,7 @@ def _restore_brackets(
 
 
 def _labelled(brackets: list[_Bracket], places: list[int], literal: set[int]) -> set[int]:
-    """The places of labelled closing brackets, which are no text, and of those taken for text that must open them."""
+    """The positions of labelled closing brackets, which are not text, and of those taken for text that open them."""
     found: set[int] = set()
     marks: list[int] = []  # open ones
     literals: list[int] = []  # open ones taken for text
@@ -389,7 +389,7 @@ def _labelled(brackets: list[_Bracket], places: list[int], literal: set[int]) ->
 
 
 def _carried_over(copy: str, pairs: list[_Pair], text: str, max_pairs: int, repairs: Counter[str]) -> Iterator[_Pair]:
-    """Spans of a copy that differs from the segment, as spans of the segment."""
+    """Spans of a copy that differs from the segment, mapped to the segment."""
     alignment = Alignment(copy, text, max_pairs)
     repairs.update(alignment.differences())
     for pair in sorted(pairs, key=lambda pair: (pair.start, -pair.end)):

@@ -1,4 +1,4 @@
-"""Which type a label means: names in both languages and keys, whatever their case, width and spacing."""
+"""Which type a label means: names in both languages and keys, ignoring case, width and spacing."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _SEPARATORS = str.maketrans("", "", "-_")
 _BETWEEN = re.compile(r"[,，、;；]")
 
 
-class Labels:
+class LabelReader:
     """The labels of one segment's line."""
 
     def __init__(self, types: tuple[str, ...], text: str) -> None:
-        """``types``: the keys asked for; ``text``: the segment's, which may hold bars of its own."""
+        """``types``: the keys requested; ``text``: the segment's, which may contain bars of its own."""
         self._names = _names(types)
         self._types = types
         self._text = text
         self._folded_text: str | None = None
 
     def key(self, label: str) -> str | None:
-        """The key that a label means; None for one that is neither asked for nor in the inventory."""
+        """The key that a label means; None if it is neither requested nor in the inventory."""
         return self._names.get(_name(label))
 
     def is_label(self, after_bar: str) -> bool:
-        """Whether what stands between an unescaped bar and a closing bracket is a label, not text left unescaped."""
+        """Whether the text between an unescaped bar and a closing bracket is a label rather than unescaped text."""
         if "|" not in self._text or self.key(after_bar) in self._types:
             return True
         if self._folded_text is None:
@@ -35,14 +35,14 @@ class Labels:
         return "|" + folded(after_bar) not in self._folded_text
 
     def names_in(self, listed: str) -> list[str]:
-        """The names of a list such as ``Protein, DNA``; none where one of them means no type."""
+        """The names in a list such as ``Protein, DNA``; empty if one of them means no type."""
         names = _BETWEEN.split(listed)
         return names if all(self.key(name) is not None for name in names) else []
 
 
 @lru_cache(maxsize=256)
 def _names(types: tuple[str, ...]) -> dict[str, str]:
-    """Keys by name: of the types asked for first, then of the inventory."""
+    """Keys by name: first of the types requested, then of the inventory."""
     found: dict[str, str] = {}
     for key in (*types, *TYPES):
         entity_type = TYPES.get(key)

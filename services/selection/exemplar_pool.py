@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from shared.errors import ExemplarError
 from shared.messages import Candidate
 from shared.runtime.logs import get_logger
-from shared.selection.exemplars import MANIFEST, Exemplar, ExemplarIndex, Floats, Manifest, Mask, Neighbours
+from shared.selection.exemplars.format import MANIFEST, Exemplar, Floats, Manifest, Mask
+from shared.selection.exemplars.index import ExemplarIndex
+from shared.selection.exemplars.snapshot import Neighbours
 from shared.selection.feedback import Changes, Feedback
 from shared.selection.span_encoder import Encoded
 

@@ -25,7 +25,7 @@ from shared.settings import Settings
 if TYPE_CHECKING:
     from services.selection.exemplar_pool import ExemplarPool, Nearest
     from shared.backends.feedback_store import FeedbackStore
-    from shared.selection.exemplars import Neighbours
+    from shared.selection.exemplars.snapshot import Neighbours
     from shared.selection.gazetteer import Gazetteer
     from shared.selection.span_encoder import SpanEncoder
 

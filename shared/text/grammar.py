@@ -85,15 +85,15 @@ class CopyTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class LabelBranch:
     """A branch of the tree of labels. ``types``: indices of those below it; ``node``: what follows, none at a leaf."""
 
     tokens: tuple[int, ...]
     types: frozenset[int]
-    node: tuple[Branch, ...] | None
+    node: tuple[LabelBranch, ...] | None
 
 
-Node: TypeAlias = tuple[Branch, ...]
+Node: TypeAlias = tuple[LabelBranch, ...]
 
 
 class Labels:
@@ -135,12 +135,12 @@ def _tree(said: list[tuple[tuple[int, ...], int]]) -> Node:
     for group in groups.values():
         types = frozenset(i for _, i in group)
         if len(group) == 1:
-            node.append(Branch(group[0][0], types, None))
+            node.append(LabelBranch(group[0][0], types, None))
             continue
         shared = 1
         while len({ids[: shared + 1] for ids, _ in group}) == 1:
             shared += 1
-        node.append(Branch(group[0][0][:shared], types, _tree([(ids[shared:], i) for ids, i in group])))
+        node.append(LabelBranch(group[0][0][:shared], types, _tree([(ids[shared:], i) for ids, i in group])))
     return tuple(node)
 
 
@@ -188,7 +188,7 @@ class LineState:
                 found.append(MORE)
         return tuple(found)
 
-    def _closable(self, branch: Branch) -> bool:
+    def _closable(self, branch: LabelBranch) -> bool:
         """Whether a mention may be labelled by it: a span has a type once."""
         return not self.here or any((self.open[-1], type_) not in self.here for type_ in branch.types)
 

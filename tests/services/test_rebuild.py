@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.rebuild import Counts, rebuild
+from services.rebuild import RebuildCounts, rebuild
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
 from shared.settings import Settings
@@ -40,5 +40,5 @@ def test_results_mentions_and_counts_come_back(settings: Settings) -> None:
     produce(settings, [document(4)])
     asyncio.run(consume(make(settings, extract), 1))
     assert store.counts() == {"documents": 30, "entities": before[2]["entities"]}  # type: ignore[index]
-    assert str(Counts(1200, 1, 2, 3)) == "1,200 results written, 3 there already, 3 records cannot be read"
+    assert str(RebuildCounts(1200, 1, 2, 3)) == "1,200 results written, 3 there already, 3 records cannot be read"
     store.close()

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from shared.errors import DocumentError, MixedAssignors, Rebalancing, StoreError, StreamError
+from shared.errors import BackendError, DocumentError, MixedAssignors, Rebalancing, StoreError, StreamError
 
 
 def test_a_document_error_names_field_problem_and_remedy() -> None:
@@ -15,6 +15,6 @@ def test_a_document_error_names_field_problem_and_remedy() -> None:
 
 @pytest.mark.parametrize("kind", [StoreError, StreamError, Rebalancing, MixedAssignors])
 @pytest.mark.parametrize("retryable", [True, False])
-def test_errors_survive_pickling(kind: type[StoreError | StreamError], retryable: bool) -> None:
+def test_errors_survive_pickling(kind: type[BackendError], retryable: bool) -> None:
     error = pickle.loads(pickle.dumps(kind("redis: full", retryable=retryable)))
     assert (type(error), str(error), error.retryable) == (kind, "redis: full", retryable)

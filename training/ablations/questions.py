@@ -1,7 +1,7 @@
 """Asks the model a second question, as in the paper: is the marked span a mention of the type?
 
 The prompt is the text with brackets around one candidate, and the name of a type; the answer is the first token of a
-line, which begins with a bracket or with ` -`. Each candidate costs a pass over the whole text. Trained as a baseline
+line, either a bracket or ` -`. Each candidate costs a pass over the whole text. Trained as a baseline
 (``scheme: question``), never served.
 """
 
@@ -22,11 +22,11 @@ from shared.text.pieces import Pieces, split
 from shared.text.segmentation import segment
 from training.data import spans
 from training.data.corpora import Example
-from training.data.lines import Item, Line, pack
+from training.data.lines import SegmentLines, TargetLine, pack
 from training.data.mixing import grouped
 
 
-def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
+def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[SegmentLines]:
     """One item per question: each mention, a copy with a moved boundary, and one random span of the segment."""
     draw = random.Random(0)  # noqa: S311 - an order, not a secret
     out = []
@@ -41,12 +41,14 @@ def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) ->
     return out
 
 
-def _question(tokens: PerTypeTokens, pieces: Pieces, start: int, end: int, name: str, right: bool = True) -> Item:
+def _question(
+    tokens: PerTypeTokens, pieces: Pieces, start: int, end: int, name: str, right: bool = True
+) -> SegmentLines:
     marked = [token for _, ids in tokens.steps(pieces, actions_of(len(pieces), [(start, end)])) for token in ids]
     header = tokens.header(name)
     answers = (tokens.open[0], tokens.absent[0])
-    return Item(
-        (*tokens.bos, *marked, *tokens.newline), (Line(header, ((len(header) - 1, answers, 0 if right else 1),)),)
+    return SegmentLines(
+        (*tokens.bos, *marked, *tokens.newline), (TargetLine(header, ((len(header) - 1, answers, 0 if right else 1),)),)
     )
 
 
@@ -64,7 +66,7 @@ def ask(model: Any, tokens: PerTypeTokens, candidates: Sequence[Candidate], batc
     return answers
 
 
-def _asked(tokens: PerTypeTokens, candidates: Sequence[Candidate]) -> Iterator[Item]:
+def _asked(tokens: PerTypeTokens, candidates: Sequence[Candidate]) -> Iterator[SegmentLines]:
     for c in candidates:
         pieces = split(c.segment.text)
         start, end = piece_range(pieces, c.start - c.segment.start, c.end - c.segment.start)

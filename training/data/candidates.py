@@ -1,8 +1,8 @@
 """A generator's candidates on a corpus, labelled correct or wrong, without text: training data for its selector.
 
 The generator must not have been trained on these texts, or it makes fewer mistakes than on unseen ones. Cross-fitting
-(``folds`` and ``fold`` of a run and of ``biobracket candidates``) still uses the whole corpus: each part gets a
-generator trained on the others.
+(``folds`` and ``fold`` of a run and of ``biobracket candidates``) still uses the whole corpus: the candidates of each
+part come from a generator trained on the others.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shared.messages import Candidate
-from training.data.corpora import CorpusError, Example, TypedSpan
+from training.data.corpora import CorpusError, Example, GoldMention
 
 
 class Row(BaseModel):
@@ -67,17 +67,17 @@ def files(given: Iterable[Path]) -> list[Path]:
     for path in given:
         inside = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not inside:
-            raise CorpusError(f"candidates: no .jsonl file in {path}; make one with `biobracket candidates`")
+            raise CorpusError(f"candidates: no .jsonl file in {path}; create one with `biobracket candidates`")
         found += inside
     return found
 
 
-def wrong(given: Iterable[Path]) -> dict[str, list[TypedSpan]]:
-    """The wrong candidates by :func:`digest` of their text, from files that :func:`write` made, or folders of them.
+def wrong(given: Iterable[Path]) -> dict[str, list[GoldMention]]:
+    """The wrong candidates by :func:`digest` of their text, from files written by :func:`write`, or folders of them.
 
-    Raises CorpusError if a file is not one.
+    Raises CorpusError if a file is not one of these.
     """
-    found: dict[str, list[TypedSpan]] = {}
+    found: dict[str, list[GoldMention]] = {}
     for file in files(given):
         try:
             with file.open("rb") as lines:
@@ -85,9 +85,9 @@ def wrong(given: Iterable[Path]) -> dict[str, list[TypedSpan]]:
                     row = Row.model_validate_json(line)
                     mistakes = found.setdefault(row.text_sha256, [])
                     if not row.right:
-                        mistakes.append(TypedSpan(row.start, row.end, row.type))
+                        mistakes.append(GoldMention(row.start, row.end, row.type))
         except (OSError, ValidationError):
             raise CorpusError(
-                f"candidates: {file} is not a file of candidates; make it with `biobracket candidates`"
+                f"candidates: {file} is not a file of candidates; create one with `biobracket candidates`"
             ) from None
     return found

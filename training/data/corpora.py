@@ -24,7 +24,7 @@ class CorpusError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class TypedSpan:
+class GoldMention:
     """A gold mention: offsets into the text, and the key of its type."""
 
     start: int
@@ -39,10 +39,10 @@ class Example:
     id: str
     text: str
     lang: Lang
-    mentions: tuple[TypedSpan, ...]
+    mentions: tuple[GoldMention, ...]
     types: tuple[str, ...]
     trimmed: int = 0
-    """Mentions that the corpus has with white space at their ends."""
+    """Number of mentions that lost white space at their ends."""
 
 
 def corpus_folder(name: str, settings: Settings) -> Path:
@@ -60,10 +60,9 @@ def corpus_folder(name: str, settings: Settings) -> Path:
 def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[Example]:
     """The texts of ``<folder>/<split>.jsonl``, at least one.
 
-    A label's type is that of the mapping known for the folder's name, where all labels are in it, else the type whose
-    key or name the label is (``Disease``, ``cell_line``). ``types`` adds to that and goes before it: labels to
-    canonical keys, or to the empty string where a label's mentions are to be left out. Mentions lose white space at
-    their ends.
+    Labels are mapped by the table for the folder's name if it has all of them, else by the key or name of a type
+    (``Disease``, ``cell_line``). ``types`` takes precedence: it maps labels to keys, or to the empty string to leave
+    out their mentions. White space at the ends of mentions is trimmed.
     """
     file = folder / f"{split}.jsonl"
     if not file.is_file():
@@ -71,7 +70,7 @@ def read(folder: Path, split: str, types: dict[str, str] | None = None) -> list[
         raise CorpusError(f"split: no file {split}.jsonl in the corpus folder; it has: {have}")
     rows = list(_rows(file))
     if not rows:
-        raise CorpusError(f"split: {file.name} has no texts; name another one")
+        raise CorpusError(f"split: {file.name} has no texts; name another split")
     mapping = _mapping(file, {mention["type"] for _, row in rows for mention in row["entities"]}, types or {})
     keys = tuple(dict.fromkeys(key for key in mapping.values() if key))
     return [_example(file, number, row, mapping, keys) for number, row in rows]
@@ -89,35 +88,37 @@ def read_all(given: str, split: str, settings: Settings) -> dict[str, list[Examp
             raise CorpusError(f"corpora: `{part_}` is not a corpus or `corpus=texts`; write them as genia=300,bc5cdr")
         folder = corpus_folder(name, settings)
         if folder.name in found:
-            raise CorpusError(f"corpora: two of them are called {folder.name}; rename the folder of one")
+            raise CorpusError(f"corpora: two of them are called {folder.name}; rename one of the folders")
         found[folder.name] = read(folder, split)[: int(number) if equals else None]
     return found
 
 
 def part(examples: Sequence[Example], folds: int, fold: int, *, inside: bool) -> list[Example]:
-    """The examples ``inside`` or outside fold ``fold`` of ``folds``; a text's fold only depends on the text."""
+    """The examples ``inside`` or outside fold ``fold`` of ``folds``; a text's fold depends only on the text."""
     return [e for e in examples if (int(hashlib.sha256(e.text.encode()).hexdigest()[:8], 16) % folds == fold) is inside]
 
 
 def documents_of(examples: Sequence[Example]) -> list[Document]:
-    """The texts as documents, with their position as id: a corpus may use an id twice."""
+    """The texts as documents with their position as id, since a corpus may use an id twice."""
     return [Document(id=str(i), text=e.text, lang=e.lang, types=e.types) for i, e in enumerate(examples)]
 
 
 def _mapping(file: Path, labels: set[str], given: dict[str, str]) -> dict[str, str]:
-    """The key of each label, empty if it is left out."""
+    """The key of each label; empty if its mentions are left out."""
     known = CORPUS_TYPES.get(file.parent.name)
-    if known is None or not labels <= known.keys() | given.keys():  # a folder of one's own may have the name of another
+    if (
+        known is None or not labels <= known.keys() | given.keys()
+    ):  # a user's folder may happen to have the name of a known corpus
         known = {label: key for label in sorted(labels) if (key := entity_types.key_of(label))}
     mapping = known | given
     if unknown := sorted(labels - mapping.keys()):
         raise CorpusError(
-            f"types: {file.name} has labels without a type of the inventory: {', '.join(unknown)}; give each a type "
+            f"types: {file.name} has labels that no type in the inventory has: {', '.join(unknown)}; give each a type "
             "with --map label=key, or leave it out with --map label="
         )
     if unknown := sorted(set(mapping.values()) - TYPES.keys() - {""}):
         raise CorpusError(
-            f"types: no type of the inventory has the key {', '.join(unknown)}; the keys are: {', '.join(TYPES)}"
+            f"types: no type in the inventory has the key {', '.join(unknown)}; the keys are: {', '.join(TYPES)}"
         )
     if unknown := sorted(label for label, key in given.items() if not key and label not in labels | known.keys()):
         raise CorpusError(
@@ -161,10 +162,10 @@ def _example(file: Path, number: int, row: dict[str, Any], mapping: dict[str, st
         surface = text[start:end]
         inside = (start + len(surface) - len(surface.lstrip()), end - len(surface) + len(surface.rstrip()))
         if inside[0] >= inside[1]:
-            raise CorpusError(f"{file.name}, line {number}: entities: offsets enclose white space alone")
+            raise CorpusError(f"{file.name}, line {number}: entities: offsets enclose only white space")
         trimmed += inside != (start, end)
         if key := mapping[mention["type"]]:
-            mentions.append(TypedSpan(*inside, key))
+            mentions.append(GoldMention(*inside, key))
     lang: Lang = row.get("lang") or detect(text)
     if lang not in ("zh", "en"):
         raise CorpusError(f"{file.name}, line {number}: lang: must be `zh` or `en`")

@@ -1,10 +1,10 @@
 """Training items of scheme ``labelled.v1`` (:mod:`shared.text.grammar`), varied from one epoch to the next.
 
-An item is drawn anew each time its text comes up. Types are shuffled and dropped, since a service asks for any of them
-in any order. Types that the corpus does not annotate are asked for too; then only the annotated mentions are learnt
-from, since an unmarked word may be one of theirs. Names are sometimes in the other language. Some mentions are marked
-wrongly on purpose (moved boundaries, wrong types, spans from elsewhere, some left out): the line goes on from the
-mistake with the right decisions to learn, and a head on the states around the brackets learns to tell right from wrong.
+An item is drawn afresh each time its text comes up. Types are shuffled and dropped, since a service may request any of
+them in any order. Types that the corpus does not annotate are requested too; then only annotated mentions contribute to
+the loss, since an unmarked word may be a mention of such a type. Type names are sometimes in the other language. Some
+mentions are corrupted on purpose (moved boundaries, wrong types, random spans, omissions): the line continues from the
+mistake with the right decisions as targets, and a head on the states around the brackets learns to tell them apart.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from training.data.corpora import Example
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """How often an item differs from what its corpus says, each from 0 to 1."""
+    """How often items are varied, as probabilities."""
 
     shuffled: float = 0.5
-    dropped: float = 0.3  # some of the types are not asked for
-    extra: float = 0.2  # types of other corpora are
-    other_names: float = 0.1  # names in the other language
-    wrong: float = 0.5  # mentions marked wrongly
-    long: float = 0.35  # segments of twice the length
+    dropped: float = 0.3  # some of the types are not requested
+    extra: float = 0.2  # types of other corpora are requested
+    other_names: float = 0.1  # type names in the other language
+    wrong: float = 0.5  # mentions are corrupted
+    long: float = 0.35  # segments are twice as long
 
 
 PLAIN = Variation(0, 0, 0, 0, 0, 0)
@@ -55,8 +55,8 @@ PLAIN = Variation(0, 0, 0, 0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """A mention in a line: the tokens before its bracket, of the bracket, before its bar, and of the bar; its type by
-    key; whether the corpus has it.
+    """A mention in a line. ``at``: indices of the token before its opening bracket, the bracket, the token before its
+    bar and the bar; ``type``: key; ``right``: whether it is a gold mention.
     """
 
     at: tuple[int, int, int, int]
@@ -66,8 +66,8 @@ class Marked:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt and its line. ``decisions``: of each, the index of the token before it, the admissible tokens, and which
-    of them is right.
+    """A prompt and its line. ``decisions``: for each, the index of the token before it, the admissible tokens, and
+    which of them is right.
     """
 
     ids: tuple[int, ...]
@@ -79,42 +79,42 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A segment of a text: its pieces as tokens and its mentions, by piece."""
+class LabelledSegment:
+    """A segment of a text: its pieces as tokens, and its gold mentions as piece ranges."""
 
     tokens: PieceTokens
     gold: frozenset[Typed]
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A text of a corpus, in segments of the usual length and of twice that. What is drawn of it is a list of items."""
+class SourceText:
+    """A text of a corpus, in segments of the usual length and of twice that; items are drawn from it."""
 
     types: tuple[str, ...]
     lang: Lang
-    usual: tuple[Part, ...]
-    long: tuple[Part, ...]
+    usual: tuple[LabelledSegment, ...]
+    long: tuple[LabelledSegment, ...]
 
     def __len__(self) -> int:
-        """About how many tokens its items have."""
+        """Roughly how many tokens its items have."""
         return sum(2 * len(part.tokens.text) + 8 * len(part.gold) + 20 for part in self.usual)
 
 
 class Texts:
-    """Makes sources of examples and items of sources. ``others``: types that other corpora annotate."""
+    """Turns examples into source texts, and these into items. ``others``: types that other corpora annotate."""
 
     def __init__(self, tokens: CopyTokens, max_units: int, others: Sequence[str]) -> None:
         self._tokens, self._max_units, self._others = tokens, max_units, others
         self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
 
-    def sources(self, examples: Iterable[Example]) -> list[Source]:
-        """A source of each example."""
+    def sources(self, examples: Iterable[Example]) -> list[SourceText]:
+        """A source text for each example."""
         return [
-            Source(e.types, e.lang, self._parts(e, self._max_units), self._parts(e, 2 * self._max_units))
+            SourceText(e.types, e.lang, self._parts(e, self._max_units), self._parts(e, 2 * self._max_units))
             for e in examples
         ]
 
-    def _parts(self, example: Example, max_units: int) -> tuple[Part, ...]:
+    def _parts(self, example: Example, max_units: int) -> tuple[LabelledSegment, ...]:
         found = []
         for start, end in segment(example.text, example.lang, max_units):
             pieces = split(example.text[start:end])
@@ -130,15 +130,15 @@ class Texts:
                     ],
                 )
             }
-            found.append(Part(PieceTokens(self._tokens, pieces), frozenset(gold)))
+            found.append(LabelledSegment(PieceTokens(self._tokens, pieces), frozenset(gold)))
         return tuple(found)
 
-    def items(self, source: Source, draw: random.Random, vary: Variation) -> list[Item]:
-        """The items of a source, one a segment."""
+    def items(self, source: SourceText, draw: random.Random, vary: Variation) -> list[Item]:
+        """The items of a source text, one per segment."""
         parts = source.long if draw.random() < vary.long else source.usual
         return [self._item(part, source, draw, vary) for part in parts]
 
-    def _item(self, part: Part, source: Source, draw: random.Random, vary: Variation) -> Item:
+    def _item(self, part: LabelledSegment, source: SourceText, draw: random.Random, vary: Variation) -> Item:
         types = list(source.types)
         if len(types) > 1 and draw.random() < vary.dropped:
             types = draw.sample(types, draw.randint(1, len(types) - 1))
@@ -146,7 +146,7 @@ class Texts:
         extra: list[str] = []
         if draw.random() < vary.extra:
             default = entity_types.DEFAULTS[source.lang]
-            if draw.random() < 0.5 and set(types) <= set(default):  # what a document gets that asks for nothing
+            if draw.random() < 0.5 and set(types) <= set(default):  # the default for a document that requests no types
                 extra = [key for key in default if key not in source.types]
             else:
                 others = [key for key in self._others if key not in source.types]
@@ -175,10 +175,10 @@ class Texts:
 
 
 def item(script: Script, gold: frozenset[Typed], marked: frozenset[Typed], *, annotated: bool = True) -> Item:
-    """The line that marks the spans ``marked``, and what would be right at each of its decisions.
+    """The line that marks the spans ``marked``, with the right option at each of its decisions.
 
-    Not ``annotated``: some of the types asked for are not annotated in the text; that nothing begins at a place is
-    then not known, and not learnt.
+    ``annotated``: whether the text is annotated with all requested types. If not, the absence of a mention is unknown
+    and not a target.
     """
     labels = script.labels
     ids = list(script.prompt())
@@ -186,8 +186,8 @@ def item(script: Script, gold: frozenset[Typed], marked: frozenset[Typed], *, an
     found: list[Marked] = []
     state = script.begin()
     oracle = _Oracle(gold, labels)
-    opened: list[tuple[int, int]] = []  # tokens before and of the brackets that are open
-    bars: tuple[int, int] = (0, 0)  # tokens before and of the last bar
+    opened: list[tuple[int, int]] = []  # indices of the open brackets and of the tokens before them
+    bars: tuple[int, int] = (0, 0)  # indices of the last bar and of the token before it
     for action in actions_of(len(script.pieces), marked, labels):
         options, first = script.options(state)
         if len(options) > 1:
@@ -210,7 +210,7 @@ def item(script: Script, gold: frozenset[Typed], marked: frozenset[Typed], *, an
 
 
 class _Oracle:
-    """What is right to do next, whatever was done before, by the mentions of ``gold`` that can still be said."""
+    """The right next action after any previous ones, given the mentions of ``gold`` that can still be marked."""
 
     def __init__(self, gold: frozenset[Typed], labels: Labels) -> None:
         self._index = {key: i for i, key in enumerate(labels.types)}
@@ -219,15 +219,15 @@ class _Oracle:
         self.next_line()
 
     def next_line(self) -> None:
-        """Go on to the mentions of the next line."""
+        """Moves on to the mentions of the next line."""
         self._line += 1
         self._gold = frozenset(self._lines[self._line]) if self._line < len(self._lines) else frozenset()
-        self._starts: dict[int, list[int]] = {}  # ends of the mentions that begin at a piece
+        self._starts: dict[int, list[int]] = {}  # ends of the mentions that begin at each piece
         for start, end, _ in self._gold:
             self._starts.setdefault(start, []).append(end)
 
     def right(self, state: LineState, taken: Action, *, annotated: bool) -> Action | None:
-        """None where it cannot be said. Of several right labels it is the one that is taken, if that is one."""
+        """None if unknown. Of several right labels it is the one taken, if that is among them."""
         if state.node is not None:
             right = self._types(state)
             fitting = [LABEL + k for k, branch in enumerate(state.node) if not branch.types.isdisjoint(right)]
@@ -242,29 +242,29 @@ class _Oracle:
                 return CLOSE
             ahead = sum(end > i for end in self._starts.get(top, ()))
             if ahead < state.open.count(top):
-                return None  # nothing of gold can close it: it should not be there
+                return None  # no gold mention can close here: it should not be open
         starting = self._starts.get(i, ())
         if len(starting) > state.open.count(i):
-            # One that crosses what is open could not be closed.
+            # A mention that crosses an open one could not be closed.
             if not state.open or state.open[-1] == i or any(end <= self._ends(state) for end in starting):
                 return OPEN
             return None
-        # Behind a bracket the first word follows, whatever else is asked for.
+        # An opening bracket is followed by the first word, whichever types are requested.
         return COPY if annotated or state.after_open else None
 
     def _types(self, state: LineState) -> set[int]:
-        """The types that are right for the innermost mention if it closes here."""
+        """The right types of the innermost open mention if it closes here."""
         start, end = state.open[-1], state.copied
         found = {self._index[key] for s, e, key in self._gold if (s, e) == (start, end)}
         return {type_ for type_ in found if (start, type_) not in state.here}
 
     def _ends(self, state: LineState) -> int:
-        """Where the innermost open mention ends at the latest."""
+        """The latest end of the innermost open mention."""
         return max(self._starts.get(state.open[-1], ()), default=state.pieces)
 
 
 def _wrong(gold: frozenset[Typed], pieces: int, types: Sequence[str], draw: random.Random) -> frozenset[Typed]:
-    """The mentions with some of them moved, retyped, left out or invented."""
+    """The mentions, some of them moved, retyped, left out or invented."""
     out: set[Typed] = set()
     for start, end, key in sorted(gold):
         if draw.random() < 0.7:

@@ -1,4 +1,4 @@
-"""From examples to packed batches: segments with the lines of their types, as the ``copy`` engine decodes them."""
+"""From examples to packed batches: segments with a line for each type, as the per-type engine decodes them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from training.data.corpora import Example
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """Tokens of one type's line after the prefix, and what there is to learn in it.
+class TargetLine:
+    """The tokens of one type's line after the prefix, and its targets.
 
     ``decisions``: for each the index of the token before it, the first ids of the admissible actions, and which is
     right.
@@ -32,23 +32,23 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SegmentLines:
     """A segment with its lines, which share its prefix."""
 
     prefix: tuple[int, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[TargetLine, ...]
 
     def __len__(self) -> int:
         return len(self.prefix) + sum(len(line.ids) for line in self.lines)
 
-    def thinned(self, negatives: float, draw: random.Random) -> Item:
-        """The item with that share of the lines of absent types, drawn; with one line at least."""
+    def thinned(self, negatives: float, draw: random.Random) -> SegmentLines:
+        """The item with a random share ``negatives`` of the lines of absent types, and at least one line."""
         kept = tuple(line for line in self.lines if not line.absent or draw.random() < negatives)
-        return Item(self.prefix, kept or (draw.choice(self.lines),))
+        return SegmentLines(self.prefix, kept or (draw.choice(self.lines),))
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedLines:
     """A packed stream of exactly T tokens.
 
     ``ids``, ``positions``: (T,); ``at``: (N,) index of the token before each decision; ``options``: (N, K) first ids of
@@ -65,8 +65,8 @@ class Batch:
     tokens: int
 
 
-def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[Item]:
-    """One item a segment. A mention that crosses a segment or a piece boundary cannot be said and is left out."""
+def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) -> list[SegmentLines]:
+    """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries."""
     out = []
     for example in examples:
         for start, end in segment(example.text, example.lang, max_units):
@@ -83,18 +83,18 @@ def items(examples: Sequence[Example], tokens: PerTypeTokens, max_units: int) ->
                 actions = actions_of(len(pieces), spans)
                 ids, decisions = tokens.line(pieces, actions)
                 lines.append(
-                    Line(
+                    TargetLine(
                         (*header, *ids),
                         tuple((len(header) + d.at - 1, d.ids, d.taken) for d in decisions),
                         absent=actions == [Action.ABSENT],
                     )
                 )
-            out.append(Item(tuple(tokens.prefix(pieces)), tuple(lines)))
+            out.append(SegmentLines(tuple(tokens.prefix(pieces)), tuple(lines)))
     return out
 
 
-def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") -> Batch:
-    """Items one after the other in a stream of ``size`` tokens; the rest is padding that nothing looks at."""
+def pack(chosen: Sequence[SegmentLines], size: int, device: torch.device | str = "cpu") -> PackedLines:
+    """Packs items into a stream of ``size`` tokens; the rest is padding that nothing attends to."""
     ids: list[int] = []
     positions: list[int] = []
     layout: list[Block] = []
@@ -119,7 +119,7 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
     width = max(map(len, options), default=1)
     padded = [first + (0,) * (width - len(first)) for first in options]
     valid = [[i < len(first) for i in range(width)] for first in options]
-    return Batch(
+    return PackedLines(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
         layout,
@@ -132,10 +132,10 @@ def pack(chosen: Sequence[Item], size: int, device: torch.device | str = "cpu") 
 
 
 def fill(ids: list[int], positions: list[int], layout: list[Block], size: int, device: torch.device | str) -> None:
-    """Fills a stream up to its size with padding that nothing looks at, in place; ValueError where it is longer."""
+    """Pads a stream to its size in place, with padding that nothing attends to; ValueError if it is longer."""
     tokens = len(ids)
     if tokens > size:
-        raise ValueError(f"{tokens} tokens do not fit a batch of {size}")
+        raise ValueError(f"{tokens} tokens do not fit into a batch of {size}")
     for start in range(tokens, size, 128):  # in small blocks: attention over it is wasted
         end = min(start + 128, size)
         ids += [0] * (end - start)

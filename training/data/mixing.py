@@ -1,4 +1,4 @@
-"""Mixes corpora into an endless stream of groups of items that fill batches; an item's length is in tokens."""
+"""Mixes corpora into an endless stream of groups of items, each filling a batch; an item's length is in tokens."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _uncollected() -> Iterator[None]:
 
 
 def dev_groups(name: str, examples: Sequence[Example], items: Items[T], config: RunConfig) -> list[list[T]]:
-    """Up to ``dev_batches`` groups of a dev split; no more of it is tokenised than they take.
+    """Up to ``dev_batches`` groups of a dev split; it tokenises no more than they need.
 
     The texts do not depend on the run's seed, so losses of runs can be compared.
     """
@@ -97,7 +97,7 @@ def shares(
 ) -> dict[str, float]:
     """The share of each corpus; they sum to one.
 
-    Corpora without a given share divide what the given ones leave, in proportion to ``tokens ** (1 / temperature)``
+    Corpora without a given share divide the remainder in proportion to ``tokens ** (1 / temperature)``
     (temperature sampling as in multilingual BERT). If all or none are given, they are relative to one another.
     """
     sizes = {n: sum(map(len, corpora[n])) ** (1 / temperature) for n in corpora if given.get(n) is None}

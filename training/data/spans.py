@@ -18,10 +18,10 @@ from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import Pieces, split, to_piece_spans
 from shared.text.segmentation import segment
 from training.data.candidates import digest
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.lines import fill
 
-# Moves of the two ends of a mention, in pieces.
+# Shifts of the two ends of a mention, in pieces.
 _MOVES = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if (a, b) != (0, 0)]
 # A generator's boundary errors are mostly one piece at one end.
 _MOVE_WEIGHTS = [1.0 / (abs(a) + abs(b)) ** 2 for a, b in _MOVES]
@@ -54,7 +54,7 @@ class NegativeCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FewNegatives:
-    """About as many wrong spans as correct ones, see :class:`NegativeCounts`."""
+    """About as many wrong spans as correct ones; see :class:`NegativeCounts`."""
 
     boundary: int = 1
     inner: int = 0
@@ -98,7 +98,7 @@ class SpanItem:
             start = draw.randrange(pieces)
             add(start, start + draw.choice(_LENGTHS), draw.choice(self.types))
         spans = (*self.gold, *self.mistakes, *wrong)
-        if self.tokens.headers is not None:  # each type costs a line
+        if self.tokens.headers is not None:  # each type costs one line
             there = sorted({span.type for span in spans})
             chosen = draw.sample(there, min(TYPES_AT_ONCE, len(there)))
             spans = tuple(span for span in spans if span.type in chosen)
@@ -110,7 +110,7 @@ def items(
     tokens: PerTypeTokens,
     types: Sequence[str],
     max_units: int,
-    mistakes: Mapping[str, Sequence[TypedSpan]] | None = None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
     way: Way = "both-ways",
 ) -> list[SpanItem]:
     """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries.
@@ -132,7 +132,7 @@ def items(
                     SegmentTokens.of(tokens, pieces, begun.get(example.lang)),
                     tuple(Span(*span, True) for span in gold),
                     known,
-                    # The corpus may have been corrected since: its mentions are no mistakes.
+                    # The corpus may have been corrected since: its mentions are not mistakes.
                     tuple(Span(*span, False) for span in wrong if span not in gold),
                 )
             )
@@ -140,7 +140,7 @@ def items(
 
 
 def _spans(
-    pieces: Pieces, mentions: Sequence[TypedSpan], start: int, end: int, place: Mapping[str, int]
+    pieces: Pieces, mentions: Sequence[GoldMention], start: int, end: int, place: Mapping[str, int]
 ) -> list[tuple[int, int, int]]:
     """Piece ranges and types of the distinct mentions that lie in the segment ``start:end``."""
     inside = [m for m in mentions if start <= m.start and m.end <= end and m.type in place]

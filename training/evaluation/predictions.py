@@ -11,7 +11,7 @@ from shared.messages import Document, Extraction, check_offsets
 
 
 class PredictionsError(ValueError):
-    """Predictions are unreadable or of other texts; the message names file, line and remedy, without text."""
+    """Predictions are unreadable or belong to other texts; the message names file, line and remedy, without text."""
 
 
 def write(file: Path, extractions: Iterable[Extraction]) -> None:
@@ -22,7 +22,7 @@ def write(file: Path, extractions: Iterable[Extraction]) -> None:
 def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
     """The extractions of exactly these documents, in their order.
 
-    Raises PredictionsError unless there is one for each document, made of the same text (by SHA-256) and for the same
+    Raises PredictionsError unless there is one for each document, made from the same text (by SHA-256) and for the same
     types, with offsets that match the mentions' text. Ids may differ.
     """
     try:
@@ -31,7 +31,7 @@ def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
         raise PredictionsError(
             f"predictions: cannot read {file} ({error.strerror}); name a predictions.jsonl that `--report` wrote"
         ) from None
-    remedy = "give the --corpus, --split, --limit and --map it was made with, or make it again with --report"
+    remedy = "give the --corpus, --split, --limit and --map it was made with, or create it again with --report"
     if len(lines) != len(documents):
         raise PredictionsError(f"predictions: {file} has {len(lines)} lines for {len(documents)} texts; {remedy}")
     found = []
@@ -41,12 +41,14 @@ def read(file: Path, documents: Sequence[Document]) -> list[Extraction]:
             extraction = Extraction.model_validate_json(line)
         except ValidationError:
             # `from None`: the cause would quote the line.
-            raise PredictionsError(f"{place}: not an extraction of this version; make it again with --report") from None
+            raise PredictionsError(
+                f"{place}: not an extraction of this version; create it again with --report"
+            ) from None
         if extraction.text_sha256 != document.sha256:
-            raise PredictionsError(f"{place}: made of another text; {remedy}")
+            raise PredictionsError(f"{place}: made from another text; {remedy}")
         if document.types is not None and set(extraction.types) != set(document.types):
             raise PredictionsError(f"{place}: made for other types; {remedy}")
         if not all(check_offsets(document.text, entity) for entity in extraction.entities):
-            raise PredictionsError(f"{place}: offsets do not match the mention's text; make it again with --report")
+            raise PredictionsError(f"{place}: offsets do not match the mention's text; create it again with --report")
         found.append(extraction)
     return found

@@ -115,7 +115,7 @@ class Report:
             _row("type only", scores.overlaps),
         ]
         note = (
-            "Strict, but for the last two: boundary only ignores types; type only takes what overlaps a mention of the "
+            "Strict, except the last two: boundary only ignores types; type only takes what overlaps a mention of the "
             "type for right."
         )
         return Table("Overview", ("", "precision", "recall", "F1", "gold", "predicted"), rows, note)
@@ -226,7 +226,7 @@ class Report:
             places = [at + 0.4 * (0.5 - i) for at in range(len(wrong))]
             axes.barh(places, [counts[i] or 0 for _, *counts in wrong], 0.38, color=_SHADES[2 * i], label=side)
         axes.set_yticks(range(len(wrong)), [kind for kind, *_ in wrong])
-        axes.set(xlabel="mentions that are not right")
+        axes.set(xlabel="wrong or missed mentions")
         _legend(axes)
 
 

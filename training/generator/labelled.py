@@ -1,7 +1,7 @@
-"""Training of a generator of scheme ``labelled.v1``: one labelled line a segment (:mod:`shared.text.grammar`).
+"""Training of a generator of scheme ``labelled.v1``: one labelled line per segment (:mod:`shared.text.grammar`).
 
-Beside the line's loss, a head on the states around a mention's brackets learns to tell right mentions from wrong ones:
-what selection decides by, without reading the segment again.
+In addition to the line's loss, a head on the hidden states around a mention's brackets learns to tell correct mentions
+from wrong ones, as selection does, but without reading the segment again.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from shared.text.grammar import SCHEME, CopyTokens
 from training.config import ConfigError, GeneratorConfig
 from training.data import mixing
 from training.data.corpora import Example, corpus_folder, read
-from training.data.labelled import PLAIN, Item, Source, Texts, Variation
+from training.data.labelled import PLAIN, Item, SourceText, Texts, Variation
 from training.generator.rows import NAME, Arrays, Builder, Rows, arrays, grouped, line_loss, on_device, states
 from training.generator.task import Measure, build, parts, plain, write_model
 from training.tuning.contrast import contrastive_loss
-from training.tuning.loop import Measured
+from training.tuning.loop import Measurements
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
 
 class LabelledObjective(nn.Module):
-    """The line's loss, and beside it that of a head that tells right mentions of the line from wrong ones."""
+    """The line's loss, plus that of a head that tells correct mentions of the line from wrong ones."""
 
     def __init__(self, model: Any, head: SpanHead | None, config: GeneratorConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class LabelledTask:
         types = sorted({key for found in read_.values() for key in found["train"][0].types})
         texts = Texts(tokens, config.max_units, types)
         known = {key: i for i, key in enumerate(types)}
-        sources: list[Source] = []
+        sources: list[SourceText] = []
         places: dict[str, list[Place]] = {}
         self.data: dict[str, Any] = {}
         self.dev: dict[str, list[Rows]] = {}
@@ -116,7 +116,7 @@ class LabelledTask:
     def _dev(
         self, name: str, examples: Sequence[Example], texts: Texts, known: dict[str, int]
     ) -> dict[str, list[Rows]]:
-        """Batches of a dev split as it is, without marked mentions; and as many with wrong ones, for the head alone."""
+        """Batches of a dev split as it is, without marked mentions; and as many with wrong ones, for the head only."""
         chosen = random.Random(0).sample(examples, len(examples))  # noqa: S311 - an order, not a secret
         size, draw = self._config.batch_tokens, random.Random(0)  # noqa: S311
         out: dict[str, list[Rows]] = {}
@@ -150,7 +150,7 @@ class LabelledTask:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Of adapter (or model) and head, by their names in the objective."""
+        """The weights of adapter (or model) and head, by their names in the objective."""
         del masters
         adapter = self._config.tuning != "full"
         named = self.objective.named_parameters()
@@ -168,17 +168,17 @@ class LabelledTask:
         write_scheme(folder, SCHEME)
         return {}
 
-    def measure(self) -> Measured | None:
+    def measure(self) -> Measurements | None:
         if self._measure is None:
             return None
         try:
-            return Measured(self._measure(plain(self._model)))
+            return Measurements(self._measure(plain(self._model)))
         finally:
             self._model.set_attn_implementation(NAME)  # the engine has its own
 
 
 class Place(int):
-    """The place of a source, which is as long as that."""
+    """The index of a source text, with the length of that text."""
 
     length: int
 

@@ -1,7 +1,7 @@
-"""What full tuning changed, as an adapter: the difference to the base of each linear layer, truncated to a low rank.
+"""What full tuning changed, as an adapter: each linear layer's difference from the base, truncated to a low rank.
 
 The nearest matrix of rank r to a difference D keeps its r largest singular values: ``D ~ B A`` with ``B = U sqrt(S)``
-and ``A = sqrt(S) V^T``. So a fully tuned model is served as any other adapter is, beside the base as it stands.
+and ``A = sqrt(S) V^T``. A fully tuned model is thus served like any other adapter, next to the unmodified base.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_OVERSAMPLED = 16  # directions beyond the rank that the search begins with
-_ITERATIONS = 4  # of the power method: the spectra of differences fall slowly
+_OVERSAMPLED = 16  # extra directions that the search begins with (oversampling)
+_ITERATIONS = 4  # power iterations: the spectra of differences decay slowly
 
 
 def linear_weights(model: Any) -> dict[str, Tensor]:
@@ -29,7 +29,7 @@ def linear_weights(model: Any) -> dict[str, Tensor]:
 def truncated(difference: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
     """B (out, rank) and A (rank, in) of a float32 difference (out, in), and the share of its squared norm they keep.
 
-    The same for the same difference: the search begins with directions of a fixed seed.
+    Deterministic: the search begins with directions from a fixed seed.
     """
     smallest = min(difference.shape)
     with torch.random.fork_rng():
@@ -47,9 +47,9 @@ def truncated(difference: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
 
 @torch.no_grad()
 def adapter(base: Any, weights: Mapping[str, Tensor], rank: int) -> tuple[Any, float]:
-    """The base with an adapter of that rank for its way to the given linear weights, by name.
+    """First, the base with an adapter of that rank that approximates the given linear weights, by name.
 
-    With it the mean over the layers of the share of the squared norm that the rank keeps.
+    Second, the share of the squared norm that the rank keeps, averaged over the layers.
     """
     from peft import LoraConfig, get_peft_model
 

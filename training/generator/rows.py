@@ -1,8 +1,8 @@
-"""Batches of whole sequences, padded to rows of nearly one length.
+"""Batches of whole sequences, padded to rows of nearly equal length.
 
-Packed streams (:mod:`shared.model.attention`) are for prefixes that several lines share. Here every sequence is plain
-causal: padding at the end needs no mask, and one fused attention kernel does the whole batch. Rows of a batch are of
-nearly the same length, found in a pool of many batches' items.
+Packed streams (:mod:`shared.model.attention`) are for prefixes that several lines share. Here every sequence is plainly
+causal: padding at the end needs no mask, and one fused attention kernel handles the whole batch. The rows of a batch
+have nearly the same length, since they are chosen from a pool of many batches' items.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from training.data.labelled import Item, Source, Texts, Variation
+from training.data.labelled import Item, SourceText, Texts, Variation
 
 NAME = "biobracket_rows"
-POOL = 16  # batches that rows of like length are found among
+POOL = 16  # batches in a pool, from which rows of similar length are grouped
 
 Ints = NDArray[np.int64]
 
@@ -35,7 +35,7 @@ Ints = NDArray[np.int64]
 class Arrays:
     """A batch before it is on a device. ``ids``: (B, L); the rest counts tokens of the flattened rows.
 
-    ``at``: (N,) token before each decision, ``right``: (N,) place of the right option; ``options``: (M,) their tokens,
+    ``at``: (N,) token before each decision, ``right``: (N,) index of the right option; ``options``: (M,) their tokens,
     ``row`` and ``column``: (M,) decision and place of each. ``marked``: (K, 4) states of mentions, ``types``: (K,),
     ``truth``: (K,).
     """
@@ -54,7 +54,7 @@ class Arrays:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """:class:`Arrays` as tensors of a device; ``width``: most options of a decision."""
+    """:class:`Arrays` as tensors on a device; ``width``: the most options of any decision."""
 
     ids: Tensor
     at: Tensor
@@ -85,7 +85,7 @@ def fitting(length: int, few: bool) -> int:
 def padded(batch: Arrays, size: int) -> Arrays:
     """The batch in one of few shapes, with the same loss: empty rows, decisions that do not count, their options.
 
-    ``size``: tokens of a batch with its padding. Raises ValueError if a decision has more options than fit.
+    ``size``: tokens per batch, including padding. Raises ValueError if a decision has more options than fit.
     """
     if batch.column.max(initial=0) >= _WIDTH:
         raise ValueError(f"a decision has more than {_WIDTH} options; ask for fewer types, or set graphs to false")
@@ -124,7 +124,7 @@ def _filled(values: Ints, length: int, value: int) -> Ints:
 
 
 def arrays(items: Sequence[Item], known: dict[str, int], *, few: bool = False) -> Arrays:
-    """A batch of items; ``known``: index of each type's key; ``few``: with rows of few lengths."""
+    """A batch of items; ``known``: the index of each type key; ``few``: with rows of few lengths."""
     length = fitting(max(map(len, items)), few)
     ids = np.zeros((len(items), length), dtype=np.int64)
     at: list[int] = []
@@ -188,7 +188,7 @@ def on_device(batch: Arrays, device: torch.device, *, few: bool = False) -> Rows
 
 
 def grouped(items: Sequence[Item], size: int, draw: random.Random, *, few: bool = False) -> list[list[Item]]:
-    """Groups of nearly one length that have at most ``size`` tokens with their padding, in any order.
+    """Groups of nearly equal length, each of at most ``size`` tokens including padding, in any order.
 
     Items longer than that are left out. ``few``: padded to few lengths.
     """
@@ -204,11 +204,11 @@ def grouped(items: Sequence[Item], size: int, draw: random.Random, *, few: bool 
 
 
 class Builder:
-    """Makes batches of drawn sources, which are named by their place."""
+    """Makes batches from drawn source texts, which are given by index."""
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[SourceText],
         texts: Texts,
         vary: Variation,
         size: int,
@@ -216,14 +216,12 @@ class Builder:
         *,
         few: bool = False,
     ) -> None:
-        """``size``: tokens of a batch with its padding; ``known``: index of each type's key; ``few``: make batches of
-        few shapes.
-        """
+        """``size``: tokens per batch, with padding; ``known``: the index of each type key; ``few``: of few shapes."""
         self._sources, self._texts, self._vary, self._size, self._known = sources, texts, vary, size, known
         self._few = few
 
     def build(self, places: Sequence[int], seed: int) -> list[Arrays]:
-        """The batches of a pool of sources; a function of the seed."""
+        """The batches of a pool of source texts; a function of the seed."""
         draw = random.Random(seed)  # noqa: S311 - an order, not a secret
         items = [item for place in places for item in self._texts.items(self._sources[place], draw, self._vary)]
         groups = grouped(items, self._size, draw, few=self._few)
@@ -231,14 +229,14 @@ class Builder:
         return [padded(one, self._size) for one in found] if self._few else found
 
     def batches(self, places: Iterable[int], seed: int, workers: int) -> Iterator[Arrays]:
-        """A stream of batches of a stream of places; ``workers``: processes that make them, 0 for none."""
+        """A stream of batches from a stream of indices; ``workers``: processes that make them, 0 for none."""
         pools = self._pools(places)
         if not workers:
             for number, pool in enumerate(pools):
                 yield from self.build(pool, seed + number)
             return
         global _builder
-        _builder = self  # what a forked process finds there need not be sent to it
+        _builder = self  # inherited by forked processes, so that it need not be sent to them
         with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as executor:
             under_way: deque[Future[list[Arrays]]] = deque()
             for number, pool in enumerate(pools):
@@ -266,7 +264,7 @@ _builder: Builder | None = None
 
 def _build(places: Sequence[int], seed: int) -> list[Arrays]:
     if _builder is None:
-        raise RuntimeError("started otherwise than by fork")
+        raise RuntimeError("not started by fork")
     return _builder.build(places, seed)
 
 
@@ -302,7 +300,7 @@ def rows_attention(
     kv_heads = key.shape[1]
     window = sliding_window if sliding_window is not None and length > sliding_window else None
     if query.device.type == "cpu":
-        # On a CPU the backward pass of the fused kernel takes three times as long as that of plain products.
+        # On CPUs the backward pass of the fused kernel takes three times as long as that of plain matrix products.
         group = heads // kv_heads
         q = query.reshape(rows * kv_heads, group * length, size)
         k, v = (x.reshape(rows * kv_heads, length, size) for x in (key, value))

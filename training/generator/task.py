@@ -22,14 +22,14 @@ from shared.text.per_type import PerTypeTokens
 from training.ablations import questions
 from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.data import lines, mixing
-from training.data.lines import Batch, Item, pack
+from training.data.lines import PackedLines, SegmentLines, pack
 from training.generator import low_rank
-from training.tuning.loop import Measured
+from training.tuning.loop import Measurements
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
 Measure = Callable[[Any], dict[str, float]]
-"""F1 on the dev split of each corpus, of a model as it stands."""
+"""A model's current F1 on the dev split of each corpus."""
 
 
 class Objective(nn.Module):
@@ -39,11 +39,11 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: PackedLines) -> Tensor:
         return decision_loss(self.model, batch)
 
 
-def decision_loss(model: Any, batch: Batch) -> Tensor:
+def decision_loss(model: Any, batch: PackedLines) -> Tensor:
     """Mean negative log-likelihood of the right actions, in nats."""
     body, embedding = parts(model)
     hidden = run(body, batch.ids, batch.positions, batch.layout)
@@ -54,7 +54,7 @@ def decision_loss(model: Any, batch: Batch) -> Tensor:
 
 
 def plain(model: Any) -> Any:
-    """The causal model below an adapter, or the model itself."""
+    """The causal model under an adapter, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -84,16 +84,16 @@ class GeneratorTask:
         self.dev = {name: [self.batch(group) for group in groups] for name, groups in dev.items()}
         self._model = build(config, settings, device)
         self.shared_out = config.parallel == "fsdp"
-        # A second copy of the weights: cheap beside a CPU's memory, not beside a large base on a GPU or in shares.
+        # A second copy of the weights: cheap in a CPU's memory, but not next to a large base on a GPU or sharded.
         copied = config.tuning == "lora" and device.type == "cpu" and not self.shared_out
         self._merged = MergedLora(self._model) if copied else None
         self.layers = parts(self._model)[0].layers
         self.objective = Objective(self._model)
 
-    def groups(self) -> Iterator[list[Item]]:
+    def groups(self) -> Iterator[list[SegmentLines]]:
         return iter(self._mixer)
 
-    def batch(self, group: list[Item]) -> Batch:
+    def batch(self, group: list[SegmentLines]) -> PackedLines:
         return pack(group, self._config.batch_tokens, self._device)
 
     def updated(self) -> None:
@@ -101,7 +101,7 @@ class GeneratorTask:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """An adapter, else the whole model; where only a difference is left, the trained ones in full precision."""
+        """An adapter, else the whole model; if only a difference is exported, the trained weights in full precision."""
         if not self._config.export_rank:
             return _weights(self._model)
         names = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
@@ -110,16 +110,16 @@ class GeneratorTask:
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         if not self._config.export_rank:
             write_model(self._model, weights, folder, self._settings)
-        elif last:  # it takes a second copy of the base, and a while
+        elif last:  # it needs a second copy of the base, and takes a while
             return {"export": _write_difference(weights, self._config, folder, self._settings)}
         return {}
 
-    def measure(self) -> Measured | None:
-        return None if self._measure is None else Measured(self._measure(plain(self._model)))
+    def measure(self) -> Measurements | None:
+        return None if self._measure is None else Measurements(self._measure(plain(self._model)))
 
 
 def init_folder(folder: Path) -> str:
-    """The folder of the adapter to go on from; ConfigError where it holds none."""
+    """The folder of the adapter to start from; ConfigError if it holds none."""
     if not (folder / "adapter_config.json").is_file():
         raise ConfigError(
             f"init: no adapter_config.json in {folder}; give the folder of an adapter made by `biobracket train "
@@ -129,10 +129,10 @@ def init_folder(folder: Path) -> str:
 
 
 def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> Any:
-    """The model to train on a device; what is trained requires gradients."""
+    """The model to train, on a device; the parameters to train require gradients."""
     if config.tuning == "lora":
         return lora(config, settings, device)
-    if config.tuning == "qlora":  # on its device already
+    if config.tuning == "qlora":  # already on its device
         base = use_packed_attention(load_base(settings, _dtype(config), four_bit=True))
         return _with_adapter(base.requires_grad_(False), config)
     model = use_packed_attention(load_base(settings, _dtype(config))).to(device).requires_grad_(False)
@@ -140,7 +140,7 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, init_folder(config.init)).merge_and_unload().requires_grad_(False)
-    if config.export_rank:  # a difference of low rank says nothing of norms
+    if config.export_rank:  # a low-rank difference does not cover norms
         for weight in low_rank.linear_weights(model).values():
             weight.requires_grad_(True)
     else:
@@ -149,7 +149,7 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
 
 
 def lora(config: RunConfig, settings: Settings, device: torch.device) -> Any:
-    """The base model on a device with an adapter, which requires gradients."""
+    """The base model on a device, with an adapter that requires gradients."""
     base = use_packed_attention(load_base(settings, _dtype(config))).to(device)
     return _with_adapter(base.requires_grad_(False), config)
 
@@ -183,26 +183,26 @@ def _dtype(config: RunConfig) -> torch.dtype:
 def _weights(model: Any) -> dict[str, Tensor]:
     """Whole tensors on the CPU by name: an adapter's, else all of the model's. All workers must call it."""
     adapter = hasattr(model, "peft_config")
-    # Clones: those on the CPU would change with the next step.
+    # Cloned: tensors that are already on the CPU would change with the next step.
     return {n: whole(p).clone() for n, p in model.named_parameters() if p.requires_grad or not adapter}
 
 
 def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, settings: Settings) -> None:
     """The adapter in peft's format, or the whole model in transformers', with the given weights."""
     if hasattr(model, "peft_config"):
-        # By its name: the folder that the base was read from means nothing on another machine.
+        # By name: the folder from which the base was loaded means nothing on another machine.
         named = EMBEDDED_HUB_ID if settings.base_model == EMBEDDED else settings.base_model
         model.peft_config["default"].base_model_name_or_path = named
     else:
         load_tokenizer(settings).save_pretrained(folder)
     model.save_pretrained(folder, state_dict=weights)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
 
 
 def _write_difference(
     weights: Mapping[str, Tensor], config: GeneratorConfig, folder: Path, settings: Settings
 ) -> dict[str, float]:
-    """The way from the base to the given weights as an adapter; what the manifest says of it."""
+    """The difference between the given weights and the base as an adapter; returns its entry in the manifest."""
     model, kept = low_rank.adapter(load_base(settings, _dtype(config)), weights, config.export_rank)
     write_model(model, _weights(model), folder, settings)
     return {"kept": round(kept, 4)}

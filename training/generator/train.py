@@ -1,4 +1,4 @@
-"""Trains a generator of the scheme that its configuration names."""
+"""Trains a generator of the scheme named in its configuration."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def train(
     measure: Measure | None = None,
     command: Sequence[str] = (),
 ) -> None:
-    """:func:`training.tuning.loop.train` of a generator; ``measure`` is what ``measure_every`` calls."""
+    """:func:`training.tuning.loop.train` for a generator; ``measure`` is called as set by ``measure_every``."""
     task = LabelledTask if config.scheme == "labelled" else GeneratorTask
     loop.train(lambda device: task(config, settings, device, measure), config, settings, checkpoints, report, command)

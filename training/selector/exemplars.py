@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.messages import Candidate, Segment
-from shared.selection.exemplars import Exemplar
+from shared.selection.exemplars.format import Exemplar
 from shared.selection.span_encoder import SpanEncoder
 from shared.text.per_type import PerTypeTokens
 from shared.text.pieces import split
 from shared.text.segmentation import segment
 from training.data.candidates import digest
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.spans import FewNegatives, items
 
 _TEXTS = 64  # encoded at once
@@ -32,9 +32,9 @@ def of_corpus(
     *,
     max_units: int,
     texts: bool,
-    mistakes: Mapping[str, Sequence[TypedSpan]] | None = None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
 ) -> Iterator[tuple[NDArray[np.float32], list[Exemplar]]]:
-    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mention.
+    """Vectors (n, size) and exemplars, batch by batch. ``texts``: whether exemplars keep the text of their mentions.
 
     ``mistakes``: a generator's, from :func:`training.data.candidates.wrong`; they then serve as the rejected exemplars,
     and texts the generator was not run on are left out. Types the encoder was not trained on are left out.
@@ -72,7 +72,7 @@ def _candidates(
     tokens: PerTypeTokens,
     draw: random.Random,
     max_units: int,
-    mistakes: Mapping[str, Sequence[TypedSpan]] | None,
+    mistakes: Mapping[str, Sequence[GoldMention]] | None,
 ) -> Iterator[tuple[Candidate, bool]]:
     spans = segment(example.text, example.lang, max_units)
     for index, (item, (start, end)) in enumerate(

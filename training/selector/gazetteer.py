@@ -14,7 +14,7 @@ LEAST = 3  # occurrences below which they are dropped
 
 
 def count(corpora: Mapping[str, Sequence[Example]]) -> Gazetteer:
-    """The gazetteer of corpora, given by name."""
+    """The gazetteer of the corpora, which are given by name."""
     mentions: dict[str, Counter[str]] = {}
     words: dict[str, WordCounts] = {}
     types: dict[str, tuple[str, ...]] = {}

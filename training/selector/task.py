@@ -31,7 +31,7 @@ from training.data.spans import SpanBatch, SpanItem
 from training.generator.task import lora, parts, plain, write_model
 from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
-from training.tuning.loop import Checkpoints, Measured, Progress
+from training.tuning.loop import Checkpoints, Measurements, Progress
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -43,7 +43,7 @@ def train(
     report: Callable[[Progress], None] = lambda _: None,
     command: Sequence[str] = (),
 ) -> None:
-    """:func:`training.tuning.loop.train` of a selector."""
+    """:func:`training.tuning.loop.train` for a selector."""
     make = lambda device: SelectorTask(config, settings, device)  # noqa: E731
     loop.train(make, config, settings, checkpoints, report, command)
 
@@ -134,7 +134,7 @@ class SelectorTask:
         return {}
 
     @torch.no_grad()
-    def measure(self) -> Measured:
+    def measure(self) -> Measurements:
         """F1 of the head alone on the sampled spans of the dev batches, and the geometry of their embeddings."""
         f1: dict[str, float] = {}
         more: dict[str, dict[str, float]] = {}
@@ -145,7 +145,7 @@ class SelectorTask:
             f1[name] = _f1(logits > 0, right)
             for measure, value in geometry(embeddings, types, right).items():
                 more.setdefault(measure, {})[name] = value
-        return Measured(f1, more)
+        return Measurements(f1, more)
 
 
 def _f1(judged: Tensor, right: Tensor) -> float:
@@ -157,8 +157,8 @@ def geometry(embeddings: Tensor, types: Tensor, right: Tensor, k: int = 10) -> d
     """How well neighbours tell mentions from wrong spans: embeddings (N, size) of norm 1, types (N,), right (N,).
 
     ``recall_at_1`` and ``recall_at_k``: the share of mentions for which the nearest span of the type, or one of the k
-    nearest, is a mention. ``separation``: the mean cosine of two mentions of a type, less that of a mention and a wrong
-    span of it.
+    nearest, is a mention. ``separation``: the mean cosine of two mentions of a type, minus that of a mention and a
+    wrong span of the type.
     """
     alike = types[:, None] == types[None, :]
     others = alike & ~torch.eye(len(types), dtype=torch.bool, device=types.device)

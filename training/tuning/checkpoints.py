@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: what is in one, and the newest one kept in a folder."""
+"""Checkpoints of a training run: their content, and a folder that keeps the newest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_state(folder: Path, state: Mapping[str, Any], best: dict[str, Tensor],
 
 
 def read_state(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The state and the best weights, empty if there are none, that :func:`write_state` wrote."""
+    """The state and the best weights (empty if there are none) written by :func:`write_state`."""
     state: dict[str, Any] = torch.load(folder / _STATE, weights_only=True)
     return state, load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 

@@ -47,7 +47,7 @@ class Progress:
     more: dict[str, dict[str, float]] | None = None  # further measures on dev, by name and corpus
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
     """Scores on the dev splits by corpus, higher being better, and further measures by name and corpus."""
 
     f1: dict[str, float]
@@ -126,7 +126,7 @@ class Task(Protocol):
         """Writes what :meth:`weights` returned in the format it is served in; returns additions to the manifest."""
         ...
 
-    def measure(self) -> Measured | None:
+    def measure(self) -> Measurements | None:
         """Scores on the dev splits; None where the task has none."""
         ...
 
@@ -142,8 +142,8 @@ def train(
     """Trains, resuming from the newest checkpoint; the last checkpoint holds the result, see
     :func:`training.tuning.checkpoints.export`.
 
-    Every worker of an initialised process group calls it with the same arguments; ``report`` is called in the first
-    one alone. ``command`` is the command line to note in the manifest.
+    Every worker of an initialised process group calls it with the same arguments; ``report`` is called only in the
+    first one. ``command`` is the command line to record in the manifest.
     """
     random.seed(config.seed)
     torch.manual_seed(config.seed)
@@ -190,21 +190,21 @@ class _RunState:
     losses: list[float] = field(default_factory=list)  # since the last report
 
     def done(self, config: RunConfig) -> float:
-        """The share of the run that is done; it ends at 1."""
+        """The completed share of the run, which ends at 1."""
         return max(self.seconds / (60 * config.minutes), self.tokens / config.max_tokens)
 
 
 def learning_rate(config: RunConfig, step: int, done: float) -> float:
     """The learning rate of a step, counted from 0: linear warm-up, constant, then a linear cooldown to zero.
 
-    ``done``: the share of the run that is done, 0..1.
+    ``done``: the completed share of the run, 0..1.
     """
     warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     return config.learning_rate * warm * min(1.0, (1.0 - done) / config.cooldown)
 
 
 class _Trainer:
-    """A task on its way through a run, in one worker."""
+    """A run of a task in one worker."""
 
     def __init__(
         self,
@@ -227,10 +227,10 @@ class _Trainer:
                 raise TrainingError("graphs: there is no GPU to record the steps of; set it to false")
             self._graphed = GraphedSteps(task.objective, self._optimizer, task.updated, config.clip)
         self._now = _RunState()
-        self._best: dict[str, Tensor] = {}  # weights with the best scores; empty until something was measured
+        self._best: dict[str, Tensor] = {}  # weights with the best scores; empty before the first measurement
 
     def resume(self) -> None:
-        """Goes back to the newest checkpoint, if there is one."""
+        """Restores the newest checkpoint, if there is one."""
         with self._checkpoints.latest() as found:
             if found is not None:
                 state, self._best = read_state(found)
@@ -241,7 +241,7 @@ class _Trainer:
     def run(self) -> None:
         """Trains until minutes, tokens or patience are used up."""
         config, now = self._config, self._now
-        # The order is a function of the seed. Worker r of n takes every n-th group from the r-th on, after those seen.
+        # The order is a function of the seed. Worker r of n takes every n-th group from the r-th after those seen.
         seen = now.step * config.accumulate * self._worker.size
         groups = islice(self._task.groups(), seen + self._worker.rank, None, self._worker.size)
         before, begun, saved = now.seconds, time.monotonic(), now.seconds
@@ -260,8 +260,8 @@ class _Trainer:
                 self._save()
 
     def finish(self) -> None:
-        """Measures the last weights, which are mostly the best, and saves the result."""
-        # By the history, which all workers have, so that it also holds for a run that had already ended.
+        """Measures the last weights, which are usually the best, and saves the result."""
+        # Decided by the history, which all workers have, so that it also holds for a run that had already ended.
         history = self._now.history
         measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
         if self._config.measure_every and not measured and (scores := self._measured()) is not None:
@@ -290,7 +290,7 @@ class _Trainer:
 
     def _count(self, loss: float, tokens: int, seconds: float) -> None:
         """Adds a step of all workers to the state. Raises TrainingError if the loss is no longer finite."""
-        # The first worker's clock counts for all of them, so that all end at the same step.
+        # The first worker's clock counts for all, so that all end at the same step.
         clock = 0.0 if self._worker.rank else seconds
         mean, tokens_of_all, elapsed = self._worker.sum([loss / self._worker.size, tokens, clock])
         now = self._now
@@ -299,13 +299,13 @@ class _Trainer:
         if not math.isfinite(mean):
             raise TrainingError("learning_rate: the loss is no longer finite; lower it")
 
-    def _record(self, rate: float, dev: dict[str, float] | None, scores: Measured | None) -> None:
+    def _record(self, rate: float, dev: dict[str, float] | None, scores: Measurements | None) -> None:
         """Adds a line to the history, keeps the weights if they are the best, and reports the line."""
         now = self._now
         if now.losses:
             loss = sum(now.losses) / len(now.losses)
             now.losses.clear()
-        else:  # no step since the last line: its scores have come, so it is replaced
+        else:  # no step since the last line: replace it with one that has the scores
             last = now.history.pop()
             loss, rate, dev = (last[name] for name in ("loss", "learning_rate", "dev"))
         line = Progress(now.step, now.tokens, now.seconds, loss, rate, dev, *(scores or ()))
@@ -326,22 +326,22 @@ class _Trainer:
             for name, batches in self._task.dev.items()
         }
 
-    def _measured(self) -> Measured | None:
-        """Scores on the dev splits: by the first worker alone, or by all where the model is sharded."""
+    def _measured(self) -> Measurements | None:
+        """Scores on the dev splits, computed by the first worker only, or by all if the model is sharded."""
         objective, sharded = self._objective, hasattr(self._objective, "unshard")
         found: list[Any] = [None]
         if self._worker.rank == 0 or sharded:
             if sharded:
                 objective.unshard()
             objective.eval()
-            with torch.compiler.set_stance("force_eager"):  # its shapes are not those of the batches
+            with torch.compiler.set_stance("force_eager"):  # it has other shapes than the batches
                 found = [self._task.measure()]
             objective.train()
             if sharded:
                 objective.reshard()
         if dist.is_initialized():
             dist.broadcast_object_list(found)
-        scores: Measured | None = found[0]
+        scores: Measurements | None = found[0]
         return scores
 
     def _save(self, *, last: bool = False) -> None:
@@ -357,7 +357,7 @@ class _Trainer:
         self._checkpoints.save({"step": now.step, "tokens": now.tokens, "seconds": now.seconds}, write)
 
     def _manifest(self) -> dict[str, Any]:
-        """What the run was made of, and its history."""
+        """What went into the run, and its history."""
         # An adapter to start from has its own rank and scale, in its configuration.
         hidden = {"storage", "init"} | ({"rank", "alpha"} if self._config.init is not None else set())
         return {

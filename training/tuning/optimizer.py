@@ -83,7 +83,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def _like(whole: Tensor, other: Tensor) -> Tensor:
-    """``whole`` on the device of ``other``, and sharded as it is."""
+    """``whole`` on the device of ``other``, sharded in the same way."""
     whole = whole.to(other.device)
     if isinstance(other, DTensor):
         return distribute_tensor(whole, other.device_mesh, other.placements)

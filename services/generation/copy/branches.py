@@ -1,9 +1,9 @@
-"""Candidates beyond the greedy line: what its decisions came near to.
+"""Candidates beyond the greedy line: near misses of its decisions.
 
 An opening bracket that was not taken is followed to where it would most likely close, a closing bracket that was not
-taken to its label; a label's other types stand in the line's own decisions. All branches of a line grow side by side in
-the slots behind it, each seeing the line up to where it leaves it and its own tokens (tree attention, as in SpecInfer,
-Miao et al. 2023, arXiv 2305.09781).
+taken to its label; a label's other types stand in the line's own decisions. All branches of a line grow in parallel
+in the slots after it, each attending to the line up to where it leaves it and to its own tokens (tree attention, as in
+SpecInfer, Miao et al. 2023, arXiv 2305.09781).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from shared.text.grammar import CLOSE, COPY, LABEL, OPEN, LineState, Script, Typ
 
 
 class _Ask(NamedTuple):
-    """What a branch wants next: tokens behind the first ``kept`` of its own, and decisions as in a :class:`Part`."""
+    """What a branch needs next: tokens after the first ``kept`` of its own, and decisions as in a :class:`Part`."""
 
     kept: int
     ids: list[int]
@@ -35,7 +35,7 @@ _Found: TypeAlias = dict[Typed, float]
 
 @dataclass(slots=True)
 class _Branch:
-    """``before``: tokens of prompt and line that it sees; ``slots``: of its own tokens, behind the line, in order."""
+    """``before``: tokens of prompt and line that it attends to; ``slots``: of its tokens, after the line, in order."""
 
     before: int
     growth: _Growth
@@ -46,18 +46,18 @@ class _Branch:
 def beyond(line: Line, floor: float, longest: int, lookahead: int, cache: Cache, device: torch.device) -> Task[_Found]:
     """The candidates that a line did not take, with log-probabilities of at least ``floor``.
 
-    ``longest``: pieces of a mention that an opening bracket is followed for.
+    ``longest``: the most pieces of a mention for which an opening bracket is followed.
     """
     found = _other_types(line, floor)
     branches: list[_Branch] = []
     for at, state, action, logprob in _passed_over(line, floor):
         if line.tokens[at] > line.done:
-            continue  # behind the last decision of the line
+            continue  # after the last decision of the line
         if action == OPEN:
             growth = _opened(line.script, state, logprob, floor, longest, lookahead, found)
         else:
             growth = _labelled(line.script, state, 0, logprob, floor, found)
-        if (ask := next(growth, None)) is not None:  # none where the only type was asked for
+        if (ask := next(growth, None)) is not None:  # empty if only one type was requested
             branches.append(_Branch(line.prompt + line.tokens[at], growth, ask))
     grown = 0
     while branches:
@@ -70,7 +70,7 @@ def beyond(line: Line, floor: float, longest: int, lookahead: int, cache: Cache,
 
 
 def _part(line: Line, branches: Sequence[_Branch], grown: int, device: torch.device) -> Part:
-    """The next tokens of all branches, which go into the slots behind the line and what has grown before."""
+    """The next tokens of all branches, which go into the slots after the line and after earlier branch tokens."""
     past = line.past + grown
     total = sum(len(branch.ask.ids) for branch in branches)
     mask = torch.zeros(total, past + total, dtype=torch.bool)
@@ -93,7 +93,7 @@ def _part(line: Line, branches: Sequence[_Branch], grown: int, device: torch.dev
 
 
 def _grow(branches: Sequence[_Branch], answer: Answer) -> list[_Branch]:
-    """Give each branch its share of an answer; those that go on."""
+    """Gives each branch its share of an answer; returns those that continue."""
     left = []
     begin = 0
     for branch in branches:
@@ -112,11 +112,11 @@ def _keep(found: _Found, span: Typed, logprob: float) -> None:
     found[span] = max(found.get(span, -math.inf), logprob)
 
 
-# What the line itself tells.
+# What follows from the line itself.
 
 
 def _other_types(line: Line, floor: float) -> _Found:
-    """The types that labels did not say; of names that begin alike, only where the label began so too."""
+    """The types that labels did not choose; of names with a common prefix, only where the label shares that prefix."""
     state, types = line.script.begin(), line.script.labels.types
     opened: list[float] = []
     logprob = 0.0
@@ -138,7 +138,7 @@ def _other_types(line: Line, floor: float) -> _Found:
 
 
 def _passed_over(line: Line, floor: float) -> Iterator[tuple[int, LineState, int, float]]:
-    """Brackets that were not taken: step, state before it, action, log-probability (a closing's with its opening)."""
+    """Brackets not taken: step, state before it, action, log-probability (a closing bracket's includes its opening)."""
     state = line.script.begin()
     opened: list[float] = []
     for at, step in enumerate(line.steps):
@@ -196,7 +196,7 @@ def _opened(
 ) -> _Growth:
     """A mention that opens here: followed to its likeliest end, then to its types.
 
-    It is left as soon as no later end can be as likely as the best one or the floor.
+    It is abandoned as soon as no later end can be as likely as the best one or the floor.
     """
     ids = list(script.ids(state, OPEN))
     state.apply(OPEN)

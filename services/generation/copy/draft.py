@@ -1,9 +1,9 @@
 """Speculative decoding of one line: the text itself is the draft.
 
-A line is drafted as the plain text. One forward pass over the next tokens of the draft tells, at every decision, what
-the model would say there. What it agrees with is accepted; the first action that it rejects is corrected, and the rest
-is drafted anew. By induction over the line the result is what decoding token by token, greedily and under the same
-grammar, gives: every decision was taken by the model with exactly the line before it in view. (Jacobi decoding,
+A line is drafted as the plain text. One forward pass over the next tokens of the draft gives, at every decision, the
+model's choice. The draft is accepted up to the first action that the model rejects, which is corrected, and the rest
+is drafted again. By induction over the line the result is that of greedy token-by-token decoding under the same
+grammar: the model took every decision with exactly the preceding line in view. (Jacobi decoding,
 Santilli et al. 2023, arXiv 2305.10427, with the source text as the draft.)
 
 Where mentions end and what type they have is guessed from the mentions of earlier lines.
@@ -24,15 +24,15 @@ from shared.model.masks import causal
 from shared.text.grammar import CLOSE, COPY, END, LABEL, OPEN, Action, Labels, LineState, Script, Typed
 from shared.text.pieces import Pieces
 
-MARGIN = 24  # slots of a line for brackets and labels; one that needs more moves
-_LONGEST = 12  # pieces of a mention that is remembered
+MARGIN = 24  # slots of a line for brackets and labels; a line that needs more is moved
+_LONGEST = 12  # most pieces of a mention that is remembered
 
 
 class Memory:
-    """Mentions of earlier lines, to draft by: only a guess, so threads share it without a lock."""
+    """Mentions of earlier lines, used to draft. Only a guess, so threads share it without a lock."""
 
     def __init__(self, size: int = 50_000) -> None:
-        """``size``: mentions that are remembered."""
+        """``size``: number of mentions to remember."""
         self._size = size
         self._types: dict[tuple[str, ...], str] = {}
         self._counts: Counter[str] = Counter()
@@ -67,7 +67,7 @@ class Memory:
 
 @dataclass(slots=True)
 class _Drafted:
-    """A drafted action in the pass under way: the token before it, counted from the line's first, and its options."""
+    """A drafted action of the current pass: the token before it, counted from the line's first, and its options."""
 
     action: Action
     before: int
@@ -77,7 +77,7 @@ class _Drafted:
 
 @dataclass(slots=True)
 class Line:
-    """A segment's line under way.
+    """A segment's line being decoded.
 
     ``steps``: accepted actions; ``tokens``: of the line before each of them, and before what follows; ``done``: tokens
     of the line whose keys and values are in the cache, behind the prompt's, in ``room`` slots from ``slot`` on;
@@ -112,7 +112,7 @@ class Line:
 
 
 def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache, device: torch.device) -> Task[None]:
-    """The passes over a line's draft, each of which accepts it up to and including its first correction."""
+    """The passes over a line's draft; each accepts it up to and including the first correction."""
     line.accept(line.begin.first)
     while not line.state.done:
         ids = _draft(line, memory, lookahead)
@@ -133,7 +133,7 @@ def decoded(line: Line, memory: Memory, lookahead: int, cache: Cache, device: to
 
 
 def make_room(line: Line, past: int, tokens: int, cache: Cache) -> None:
-    """See that so many tokens fit behind the first ``past`` of the line's row, which stay."""
+    """Makes room for so many tokens after the first ``past`` of the line's row, which are kept."""
     if past + tokens > line.room:
         slot, room = line.slot, line.room
         line.room = 2 * room + tokens
@@ -143,16 +143,16 @@ def make_room(line: Line, past: int, tokens: int, cache: Cache) -> None:
 
 
 def _draft(line: Line, memory: Memory, lookahead: int) -> list[int]:
-    """The tokens to be checked next, from the first without keys and values; none where there is nothing to decide."""
+    """The tokens to check next, from the first without keys and values; None if there is nothing to decide."""
     script, state = line.script, line.state.copy()
-    planned: dict[int, int | None] = {}  # where the open mentions are guessed to end, by the piece they begin at
+    planned: dict[int, int | None] = {}  # guessed ends of the open mentions, by the piece at which they begin
     ids = list(line.unrun)
     line.drafted = []
     guess = line.guess.copy()
     keep = 0
     while not state.done:
         if len(ids) > lookahead and line.drafted and line.drafted[-1].options:
-            break  # what stands behind a correction is checked again: the rest waits until this much is accepted
+            break  # tokens after a correction are checked again: the rest waits until this much is accepted
         options, first = script.options(state)
         action = _next(state, guess, planned, options, line, memory)
         if len(options) < 2:
@@ -162,7 +162,7 @@ def _draft(line: Line, memory: Memory, lookahead: int) -> list[int]:
         line.drafted.append(_Drafted(action, line.done + len(ids) - 1, options, first))
         ids += script.ids(state, action)
         state.apply(action)
-    del ids[keep:]  # nothing depends on tokens behind the last decision
+    del ids[keep:]  # nothing depends on tokens after the last decision
     return ids
 
 
@@ -195,9 +195,9 @@ def _next(
 
 
 def _check(line: Line, answer: Answer, run: int) -> None:
-    """Accept the draft up to and including the first action that the model rejects, which is corrected.
+    """Accepts the draft up to and including the first action that the model rejects, which is corrected.
 
-    ``run``: tokens of the pass.
+    ``run``: number of tokens in the pass.
     """
     logprobs = iter(answer)
     decided = [dict(zip(d.options, next(logprobs), strict=True)) if d.options else None for d in line.drafted]
@@ -217,13 +217,13 @@ def _check(line: Line, answer: Answer, run: int) -> None:
 
 
 def _corrected(drafted: Sequence[Action], wanted: Sequence[Action]) -> list[Action]:
-    """What to draft behind a correction, the first of the pairs. What is not admissible there is passed over later."""
+    """What to draft after a correction, the first of the pairs. Inadmissible actions are skipped later."""
     guess: list[Action] = []
     for i, (one, other) in enumerate(zip(drafted, wanted, strict=True)):
         if i and other != one and other in (OPEN, CLOSE):
             guess.append(other)
-        # A drafted bracket that the model would rather not have is dropped; a drafted piece is always copied, unless it
-        # is the correction itself.
+        # A drafted bracket that the model did not choose is dropped; a drafted piece is always copied, unless it is the
+        # correction itself.
         if one == COPY:
             if i or other != COPY:
                 guess.append(COPY)

@@ -1,7 +1,7 @@
-"""The ``copy`` engine: a segment's passes, from its prompt to the message.
+"""The ``copy`` engine: the passes of a segment, from its prompt to its message.
 
-The header, whose tokens are the same for all segments that ask for the same types, is computed once for each worker and
-its keys and values are copied. Prompt, line and branches of a segment lie in one row of slots of the cache.
+The header, whose tokens are the same for all segments that request the same types, is computed once per worker, and its
+keys and values are copied. Prompt, line and branches of a segment occupy one row of cache slots.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shared.settings import Settings
 from shared.text.grammar import ABSENT, CopyTokens, Labels, PieceTokens, Script, Typed
 from shared.text.pieces import split
 
-_HEADERS = 16  # kept by a worker
+_HEADERS = 16  # headers that a worker keeps
 
 
 class CopyEngine(Engine):

@@ -1,4 +1,4 @@
-"""One forward pass over what many segments ask for, and only the logits that their decisions need."""
+"""One forward pass for many segments, which computes only the logits that their decisions need."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class Part(NamedTuple):
 Answer: TypeAlias = list[list[float]]
 """The log-probabilities of each decision's options."""
 
-# Yields what it asks for in the next pass, is sent the answers, and returns what it found.
+# Yields what it needs from the next pass, is sent the answers, and returns its result.
 Task: TypeAlias = Generator[list[Part], list[Answer], T]
 
 
 class Forward:
-    """Runs passes of a model. Thread-safe: each thread brings its own cache."""
+    """Runs passes of a model. Thread-safe: each thread passes its own cache."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
@@ -50,7 +50,7 @@ class Forward:
 
     @property
     def lookahead(self) -> int:
-        """Tokens of a draft that are worth checking in one pass: a CPU pays for each, a GPU for each pass."""
+        """Draft tokens worth checking in one pass: a CPU's cost is per token, a GPU's per pass."""
         return 6 if self.device.type == "cpu" else 256
 
     def cache(self) -> Cache:
@@ -76,11 +76,11 @@ class Forward:
         return [[next(logprobs) for _ in part.asked] for part in parts]
 
     def _sliding(self, part: Part) -> Tensor | None:
-        """The mask of sliding layers; none where the window does not bite."""
+        """The mask of sliding-window layers; None if the window makes no difference."""
         if self._window is None or max(part.positions) < self._window:
             return None
         queries = torch.tensor(part.positions, device=self.device)
-        # Tokens stand in their slots in the order of their positions, those of branches aside, which lie behind them.
+        # Tokens are in slots in the order of their positions, except those of branches, which come after them.
         past = torch.arange(part.past, device=self.device)
         return sliding(part.mask, queries, torch.cat((past, queries)), self._window)
 
@@ -98,7 +98,7 @@ class Forward:
 
 
 def side_by_side(tasks: Sequence[Task[T]]) -> Task[list[T]]:
-    """Several as one: a pass has what all of them ask for."""
+    """Several tasks as one, whose passes have what all of them need."""
     found: dict[int, T] = {}
     asked: dict[int, list[Part]] = {}
     for number, task in enumerate(tasks):

@@ -1,4 +1,4 @@
-"""Decoded lines: what was decided at each step, and the message that is made of them. For every engine."""
+"""Decoded lines: the decisions at each step, and the message made from them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Step:
 
     @property
     def logprob(self) -> float:
-        """Of the action itself."""
+        """The log-probability of the action."""
         return 0.0 if self.logprobs is None else self.logprobs[self.action]
 
 
 class Start(NamedTuple):
     """How a line begins.
 
-    ``presence``: probability that the segment has a mention at all; ``forced``: it has most likely none, but enough of
-    a chance of one that the line is decoded all the same.
+    ``presence``: probability that the segment has a mention at all; ``forced``: most likely it has
+    none, but one is probable enough for the line to be decoded anyway.
     """
 
     presence: float
@@ -53,7 +53,7 @@ def start(decided: Mapping[Action, float], floor: float) -> Start:
 def mentions(begin: LineState, labels: Labels, steps: Iterable[Step]) -> dict[Typed, float]:
     """The line's mentions, with the log-probability of their brackets and type.
 
-    ``begin``: the state before the line; it is used up.
+    ``begin``: the state before the line, which is consumed.
     """
     opened: list[float] = []
     closing = 0.0
@@ -101,7 +101,7 @@ def tagged_line(
     steps: Sequence[Step],
     others: tuple[Alternative, ...] = (),
 ) -> TaggedLine:
-    """The message; where there is no mention, or the line was forced, with no greedy mention."""
+    """The message; without greedy mentions if there are none or the line was forced."""
     tagged = ""
     brackets: list[float] = []
     if not begin.forced and begin.first.action != ABSENT:

@@ -1,7 +1,7 @@
-"""Continuous batching: segments join and leave between two passes (Orca, Yu et al. 2022).
+"""Continuous batching: segments join and leave between passes (Orca, Yu et al. 2022).
 
-A pass takes what all running segments ask for next, and waiting ones join while it has fewer tokens than its budget:
-passes stay large enough for the products to be fast, and no segment waits for the longest of its batch.
+A pass runs the next tokens of all running segments, and waiting segments join while it is below its token budget:
+passes stay large enough for fast matrix products, and no segment waits for the longest of its batch.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 class Scheduler(Generic[Q, T]):
-    """Runs the tasks of requests, in passes. Thread-safe.
+    """Runs the tasks of requests in passes. Thread-safe.
 
-    What is not a matrix product runs on one core only, so several workers run side by side, each with passes and a
-    cache of its own. ``task`` makes the task of a request, given the worker's cache.
+    Everything except matrix products runs on a single core, so several workers run in parallel, each with its own
+    passes and cache. ``task`` makes the task of a request, given the worker.
     """
 
     def __init__(self, forward: Forward, task: Callable[[Q, Worker], Task[T]], config: GenerationConfig) -> None:
@@ -43,7 +43,7 @@ class Scheduler(Generic[Q, T]):
         self._workers = 0
 
     def submit(self, request: Q) -> Future[T]:
-        """What the request's task returns, in the end. One that is cancelled before its turn costs nothing."""
+        """A future of what the request's task returns. If cancelled before its turn, it costs nothing."""
         future: Future[T] = Future()
         with self._lock:
             self._waiting.append((request, future))
@@ -54,9 +54,9 @@ class Scheduler(Generic[Q, T]):
 
     @torch.inference_mode()
     def _work(self) -> None:
-        """Passes, for as long as there is something to do."""
+        """Runs passes while there is anything to do."""
         worker: Worker | None = getattr(self._own, "worker", None)
-        if worker is None:  # kept: fresh memory is slow
+        if worker is None:  # kept: newly allocated memory is slow
             worker = self._own.worker = Worker(self._forward.cache())
         running: list[_Running[T]] = []
         while True:
@@ -71,14 +71,14 @@ class Scheduler(Generic[Q, T]):
             try:
                 answers = iter(self._forward.run([part for one in running for part in one.parts], worker.cache))
                 running = [one for one in running if one.take([next(answers) for _ in one.parts])]
-            except Exception as error:  # whoever asked learns of it; what waits has its own chance
+            except Exception as error:  # running segments fail with it; waiting ones get their own chance
                 for one in running:
                     one.fail(error)
                 running = []
                 worker.clear()
 
     def _admit(self, running: list[_Running[T]], worker: Worker) -> None:
-        """Take up waiting segments, until the pass is full or the cache has what it may."""
+        """Starts waiting segments until the pass is full or the cache has reached its limit."""
         tokens = sum(one.tokens for one in running)
         while tokens < self._token_budget and worker.cache.used < self._cache_tokens:
             with self._lock:
@@ -94,7 +94,7 @@ class Scheduler(Generic[Q, T]):
 
 
 class Worker:
-    """What a worker keeps from pass to pass: its cache, and where headers lie in it."""
+    """What a worker keeps between passes: its cache, and where headers are in it."""
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
@@ -107,7 +107,7 @@ class Worker:
 
 
 class _Running(Generic[T]):
-    """A segment between two passes: its task, what that asks for, and who waits for what it finds."""
+    """A running segment: its task, what that needs from the next pass, and the future of its result."""
 
     def __init__(self, task: Task[T], future: Future[T]) -> None:
         self._task = task
@@ -116,15 +116,15 @@ class _Running(Generic[T]):
 
     @property
     def tokens(self) -> int:
-        """Of the next pass."""
+        """Tokens in the next pass."""
         return sum(len(part.ids) for part in self.parts)
 
     def begin(self) -> bool:
-        """Ask for the first pass; false where there is none to wait for."""
+        """Starts the task; false if it needs no pass."""
         return self._on(None)
 
     def take(self, answers: Sequence[Answer]) -> bool:
-        """Go on with what the pass said; false where that was the last."""
+        """Continues with the answers of a pass; false if that was the last."""
         return self._on(answers)
 
     def _on(self, answers: Sequence[Answer] | None) -> bool:
@@ -139,7 +139,7 @@ class _Running(Generic[T]):
         return True
 
     def fail(self, error: Exception) -> None:
-        """Tell whoever waits, if nobody has."""
+        """Ends the task; its error goes to whoever waits, unless the result is already there."""
         self._task.close()
         if not self._future.done():
             self._future.set_exception(error)

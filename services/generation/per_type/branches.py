@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from services.generation.copy.forward import Part, Task, side_by_side
-from services.generation.per_type.draft import Drafter, Line
+from services.generation.per_type.draft import DraftedLine, Drafter
 from services.generation.per_type.lines import Range, passed_over
 from shared.model.cache import Cache
 from shared.model.masks import causal
@@ -43,7 +43,7 @@ class Brancher:
         self._tokens, self._drafter = tokens, drafter
         self._floor, self._longest, self._lookahead = floor, longest, lookahead
 
-    def beyond(self, line: Line, cache: Cache) -> Task[dict[Range, float]]:
+    def beyond(self, line: DraftedLine, cache: Cache) -> Task[dict[Range, float]]:
         """The spans that a line did not take but gave at least the floor, with their log-probabilities."""
         floor = math.log(self._floor) - (math.log(line.begin.presence) if line.begin.forced else 0.0)
         found, branches = self._near(line, floor)
@@ -53,7 +53,7 @@ class Brancher:
                 found[branch.start, end] = max(found.get((branch.start, end), -math.inf), logprob)
         return found
 
-    def _near(self, line: Line, floor: float) -> tuple[dict[Range, float], list[Branch]]:
+    def _near(self, line: DraftedLine, floor: float) -> tuple[dict[Range, float], list[Branch]]:
         """What was passed over: mentions, with their log-probabilities, by a closing, and by an opening branches."""
         pieces = line.prefix.pieces
         tokens = [len(line.header)]  # before each step
@@ -89,7 +89,7 @@ class Brancher:
             closes.append(Close(len(ids) - 1, inner.copied, options, first))
         return Branch(state.copied, opened, before, ids, closes)
 
-    def _closed(self, line: Line, branch: Branch, floor: float, cache: Cache) -> Task[tuple[int, float]]:
+    def _closed(self, line: DraftedLine, branch: Branch, floor: float, cache: Cache) -> Task[tuple[int, float]]:
         """The likeliest closing of a branch: piece end and log-probability, opening and copying included.
 
         What no closing further on can be as likely as the best or the floor is not looked at.

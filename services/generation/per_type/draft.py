@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from services.generation.copy.forward import Part
-from services.generation.per_type.lines import Start, Step
+from services.generation.per_type.lines import TypeLineStart, TypeLineStep
 from shared.messages import Segment
 from shared.model.cache import Cache
 from shared.model.masks import causal
@@ -33,7 +33,7 @@ class Prefix:
 
 
 @dataclass(slots=True)
-class Line:
+class DraftedLine:
     """A line under way. ``steps`` are accepted; ``draft`` is what is guessed to follow.
 
     ``state`` is that behind the accepted actions. ``done`` counts the line's tokens (header included) whose keys and
@@ -43,9 +43,9 @@ class Line:
     prefix: Prefix
     type: str
     header: tuple[int, ...]
-    begin: Start
+    begin: TypeLineStart
     state: State
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TypeLineStep] = field(default_factory=list)
     draft: list[Action] = field(default_factory=list)
     done: int = 0
     slot: int = 0
@@ -69,7 +69,7 @@ class Line:
         """Whether an opening bracket was steps last: it has taken the space of what follows."""
         return bool(self.steps) and self.steps[-1].action is Action.OPEN
 
-    def accept(self, step: Step) -> None:
+    def accept(self, step: TypeLineStep) -> None:
         """Take an action."""
         self.steps.append(step)
         self.state.apply(step.action)
@@ -91,7 +91,7 @@ class Drafter:
     def __init__(self, tokens: PerTypeTokens, lookahead: int, device: torch.device) -> None:
         self._tokens, self._lookahead, self.device = tokens, lookahead, device
 
-    def prepare(self, line: Line, cache: Cache) -> Part | None:
+    def prepare(self, line: DraftedLine, cache: Cache) -> Part | None:
         """The drafted tokens from the first one without keys and values; none where there is nothing to decide."""
         pieces, state, after_open = line.prefix.pieces, copied_state(line.state), line.after_open
         # The last steps action's tokens have no keys yet: they come first.
@@ -125,14 +125,14 @@ class Drafter:
             [(pending.before - line.done, pending.first_ids) for pending in decisions],
         )
 
-    def _last(self, line: Line) -> tuple[int, ...]:
+    def _last(self, line: DraftedLine) -> tuple[int, ...]:
         """Tokens of the last steps action."""
         last = line.steps[-1].action
         after_open = len(line.steps) > 1 and line.steps[-2].action is Action.OPEN
         copied = line.state.copied - (last is Action.COPY)
         return self._tokens.action(line.prefix.pieces, copied, last, after_open=after_open)
 
-    def _make_room(self, line: Line, tokens: int, cache: Cache) -> None:
+    def _make_room(self, line: DraftedLine, tokens: int, cache: Cache) -> None:
         """See that so many fit behind those that the line has in the cache."""
         if line.past + tokens > line.room:
             slot, room = line.slot, line.room
@@ -141,14 +141,14 @@ class Drafter:
             cache.copy(slot, line.slot, line.past)
             cache.give_back(slot, room)
 
-    def check(self, line: Line, logprobs_: Sequence[list[float]]) -> None:
+    def check(self, line: DraftedLine, logprobs_: Sequence[list[float]]) -> None:
         logprobs = iter(logprobs_)
         decided = [dict(zip(p.options, next(logprobs), strict=True)) if p.options else None for p in line.pending]
         wanted = [
             p.action if d is None else max(d, key=d.__getitem__) for p, d in zip(line.pending, decided, strict=True)
         ]
         for i, (pending, want, found) in enumerate(zip(line.pending, wanted, decided, strict=True)):
-            line.accept(Step(want, found))
+            line.accept(TypeLineStep(want, found))
             if want is not pending.action:
                 line.done = max(line.done, pending.before + 1)  # what stands before the corrected action
                 rest = list(zip([p.action for p in line.pending], wanted, strict=True))[i:]

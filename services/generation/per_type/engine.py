@@ -14,7 +14,7 @@ from services.generation.copy.forward import Forward, Part, Task, side_by_side
 from services.generation.copy.scheduler import Scheduler, Worker
 from services.generation.engine import Engine, TagRequest
 from services.generation.per_type.branches import Brancher
-from services.generation.per_type.draft import MARGIN, Drafter, Line, Prefix, completed
+from services.generation.per_type.draft import MARGIN, DraftedLine, Drafter, Prefix, completed
 from services.generation.per_type.lines import Range, TypeLine, begun, tagged_line, type_line
 from shared import entity_types
 from shared.messages import TaggedLine
@@ -90,16 +90,16 @@ class PerTypeEngine(Engine):
         said = yield from side_by_side([self._decoded(line, cache) for line in lines])
         return tagged_line(segment, said)
 
-    def _line(self, prefix: Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> Line:
+    def _line(self, prefix: Prefix, key: str, header: tuple[int, ...], decided: dict[Action, float]) -> DraftedLine:
         """A line with its first action accepted. An absent type that had a real chance is drafted all the same."""
         begin = begun(decided, self._floor)
-        line = Line(prefix, key, header, begin, State(len(prefix.pieces)), done=len(header))
+        line = DraftedLine(prefix, key, header, begin, State(len(prefix.pieces)), done=len(header))
         line.accept(begin.first)
         if not line.absent:
             line.draft = completed(line.state, [])
         return line
 
-    def _decoded(self, line: Line, cache: Cache) -> Task[TypeLine]:
+    def _decoded(self, line: DraftedLine, cache: Cache) -> Task[TypeLine]:
         """The passes over a line's draft, each of which accepts it up to and including its first correction."""
         beyond: dict[Range, float] = {}
         if not line.absent:

@@ -19,19 +19,19 @@ _MARKS = re.compile(r"\\[\[\]\\|]|[\[\]]")
 
 
 @dataclass(slots=True)
-class Step:
+class TypeLineStep:
     """A settled action, with the log-probability of each admissible one at its decision (none: nothing to decide)."""
 
     action: Action
     logprobs: dict[Action, float] | None
 
 
-class Start(NamedTuple):
+class TypeLineStart(NamedTuple):
     """How a line begins."""
 
     presence: float  # probability that the type is there at all
     forced: bool  # the type is absent, but had enough of a chance that the line is decoded all the same
-    first: Step
+    first: TypeLineStep
 
 
 class PassedOver(NamedTuple):
@@ -43,20 +43,20 @@ class PassedOver(NamedTuple):
     logprob: float  # for a closing that of its opening included
 
 
-def begun(decided: Mapping[Action, float], floor: float) -> Start:
+def begun(decided: Mapping[Action, float], floor: float) -> TypeLineStart:
     """The first action from the log-probabilities of the admissible ones. ``floor``: see ``candidate_floor``."""
     presence = 1.0 - math.exp(decided[Action.ABSENT]) if Action.ABSENT in decided else 1.0
     best = max(decided, key=decided.__getitem__)
     forced = best is Action.ABSENT and len(decided) > 1 and presence >= floor
     if best is Action.ABSENT and not forced:
-        return Start(presence, False, Step(best, dict(decided)))
+        return TypeLineStart(presence, False, TypeLineStep(best, dict(decided)))
     rest: dict[Action, float] = {a: p for a, p in decided.items() if a is not Action.ABSENT}
     norm = math.log(sum(math.exp(p) for p in rest.values()) or 1e-300)
     rest = {a: p - norm for a, p in rest.items()}  # given that the type is there
-    return Start(presence, forced, Step(max(rest, key=rest.__getitem__), rest))
+    return TypeLineStart(presence, forced, TypeLineStep(max(rest, key=rest.__getitem__), rest))
 
 
-def spans(pieces: int, steps: Iterable[Step]) -> dict[Range, tuple[float, float]]:
+def spans(pieces: int, steps: Iterable[TypeLineStep]) -> dict[Range, tuple[float, float]]:
     """The line's mentions as piece ranges, with the log-probabilities of their two brackets.
 
     Of a mention that is said twice those of the likelier pair.
@@ -74,7 +74,7 @@ def spans(pieces: int, steps: Iterable[Step]) -> dict[Range, tuple[float, float]
     return out
 
 
-def passed_over(pieces: int, steps: Iterable[Step], floor: float) -> Iterator[PassedOver]:
+def passed_over(pieces: int, steps: Iterable[TypeLineStep], floor: float) -> Iterator[PassedOver]:
     """The brackets that were not taken but had a log-probability of at least ``floor``."""
     state = State(pieces)
     opened: list[float] = []
@@ -103,7 +103,12 @@ class TypeLine(NamedTuple):
 
 
 def type_line(
-    type_: str, pieces: Pieces, begin: Start, steps: Sequence[Step], beyond: Mapping[Range, float], floor: float
+    type_: str,
+    pieces: Pieces,
+    begin: TypeLineStart,
+    steps: Sequence[TypeLineStep],
+    beyond: Mapping[Range, float],
+    floor: float,
 ) -> TypeLine:
     """A decoded line; an absent type, or one whose line was forced, has no greedy mention.
 

@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from services.generation.per_type.lines import Step
+from services.generation.per_type.lines import TypeLineStep
 from shared.text.per_type import Action, PerTypeTokens, State
 from shared.text.pieces import Pieces
 
@@ -77,12 +77,12 @@ class Walk:
         self._after_open = action is Action.OPEN
 
 
-def steps_of(walk: Walk, said: Sequence[int], logprobs: Sequence[Mapping[int, float]]) -> list[Step]:
+def steps_of(walk: Walk, said: Sequence[int], logprobs: Sequence[Mapping[int, float]]) -> list[TypeLineStep]:
     """What a walk decided by saying some tokens. ``logprobs``: for each of them those of the allowed ones, by token."""
     steps = []
     for token, given in zip(said, logprobs, strict=True):
         choices = walk.choices
         if (action := walk.take(token)) is not None:
             decided = {option: given.get(first, -math.inf) for first, option in choices.items()}
-            steps.append(Step(action, decided if len(decided) > 1 else None))
+            steps.append(TypeLineStep(action, decided if len(decided) > 1 else None))
     return steps

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from services.cli.document_files import Record, read_text, records, unreadable
+from services.cli.document_files import FileRecord, read_text, records, unreadable
 from shared.errors import DocumentError
 
 SECRET = "zq17"
 DOCUMENTS = [{"id": "a", "text": "发热"}, {"id": "b", "text": f"{SECRET} asthma", "metadata": {"ward": 7}}]
 
 
-def read(*files: Path | str) -> list[Record]:
+def read(*files: Path | str) -> list[FileRecord]:
     return list(records([str(file) for file in files], Progress(disable=True)))
 
 
@@ -31,7 +31,7 @@ def write(file: Path, content: bytes | str) -> Path:
     return file
 
 
-def documents(found: list[Record]) -> list[dict[str, object]]:
+def documents(found: list[FileRecord]) -> list[dict[str, object]]:
     assert all(record.problem is None for record in found)
     return [json.loads(record.value or b"") for record in found]
 

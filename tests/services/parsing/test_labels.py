@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import pytest
 
-from services.parsing.labels import Labels
+from services.parsing.labels import LabelReader
 from shared.entity_types import TYPES
 
 
 @pytest.mark.parametrize("key", TYPES)
 def test_a_type_is_known_by_key_and_by_name_in_both_languages(key: str) -> None:
-    labels = Labels(("protein",), "")
+    labels = LabelReader(("protein",), "")
     for name in (key, TYPES[key].en, TYPES[key].zh):
         for said in (name, f" {name} ", name.upper(), name.replace(" ", "-"), name.replace("_", " ")):
             assert labels.key(said) == key
 
 
 def test_what_means_no_type_is_none() -> None:
-    labels = Labels(("molecule",), "")
+    labels = LabelReader(("molecule",), "")
     assert [labels.key(name) for name in ("Molecule", "", "prot", "Protein]")] == ["molecule", None, None, None]
 
 
@@ -32,11 +32,11 @@ def test_what_means_no_type_is_none() -> None:
     ],
 )
 def test_a_bar_of_the_text_is_no_label(text: str, after_bar: str, is_label: bool) -> None:
-    assert Labels(("protein",), text).is_label(after_bar) is is_label
+    assert LabelReader(("protein",), text).is_label(after_bar) is is_label
 
 
 def test_lists_of_names() -> None:
-    labels = Labels(("protein",), "")
+    labels = LabelReader(("protein",), "")
     assert labels.names_in("Protein, DNA") == ["Protein", " DNA"]
     assert labels.names_in("疾病、身体") == ["疾病", "身体"]
     assert labels.names_in("Protein, note") == []

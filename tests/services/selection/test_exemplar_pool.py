@@ -12,7 +12,8 @@ import pytest
 from services.selection.exemplar_pool import ExemplarPool
 from shared.errors import ExemplarError
 from shared.messages import Candidate, Segment
-from shared.selection.exemplars import Exemplar, ExemplarIndex
+from shared.selection.exemplars.format import Exemplar
+from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.feedback import Changes, Feedback, NewFeedback
 from shared.selection.span_encoder import Encoded
 

@@ -12,7 +12,9 @@ from services.selection.overlaps import NESTING_BAR
 from services.selection.selector import Selector, vote
 from shared.messages import Candidate, Evidence, Segment, check_offsets
 from shared.selection.calibration import Calibration, Judgement, Scaling, TypeCalibration
-from shared.selection.exemplars import Exemplar, ExemplarIndex, Neighbours
+from shared.selection.exemplars.format import Exemplar
+from shared.selection.exemplars.index import ExemplarIndex
+from shared.selection.exemplars.snapshot import Neighbours
 from shared.selection.span_encoder import Encoded
 
 TEXT = "abcdefghijklmnopqrst"

@@ -1,27 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.model.revision import digest, generator_revision
 from shared.settings import Settings
-
-
-@pytest.fixture(autouse=True)
-def _forget_revisions() -> Iterator[None]:
-    digest.cache_clear()
-    yield
-    digest.cache_clear()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"weights")
-    (tmp_path / "README.md").write_text("card")
-    return tmp_path
 
 
 def revision(folder: Path | str, base_model: str = "base") -> str:
@@ -34,19 +18,19 @@ def test_a_base_alone_has_a_revision() -> None:
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
-def test_the_revision_changes_with_the_generator(folder: Path, name: str) -> None:
-    before = revision(folder)
-    assert revision(folder) == before
-    (folder / name).write_bytes(b'{"r": 8}')
-    assert revision(folder) != before
+def test_the_revision_changes_with_the_generator(adapter_folder: Path, name: str) -> None:
+    before = revision(adapter_folder)
+    assert revision(adapter_folder) == before
+    (adapter_folder / name).write_bytes(b'{"r": 8}')
+    assert revision(adapter_folder) != before
 
 
-def test_the_revision_changes_with_the_base(folder: Path) -> None:
-    assert revision(folder, "base") != revision(folder, "other")
+def test_the_revision_changes_with_the_base(adapter_folder: Path) -> None:
+    assert revision(adapter_folder, "base") != revision(adapter_folder, "other")
 
 
 @pytest.mark.parametrize("name", ["README.md", "training.json", "calibration.json"])
-def test_other_files_do_not_change_the_generators_revision(folder: Path, name: str) -> None:
-    before = revision(folder)
-    (folder / name).write_text("another")
-    assert revision(folder) == before
+def test_other_files_do_not_change_the_generators_revision(adapter_folder: Path, name: str) -> None:
+    before = revision(adapter_folder)
+    (adapter_folder / name).write_text("another")
+    assert revision(adapter_folder) == before

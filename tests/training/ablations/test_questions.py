@@ -13,10 +13,10 @@ from shared.text.per_type import PerTypeTokens
 from tests.support.generators import corpus, trained
 from tests.support.tiny import make_tiny_model
 from training.ablations.questions import ask, items
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 
 TEXT = "a gene abc is [here]"
-EXAMPLE = Example("1", TEXT, "en", (TypedSpan(7, 10, "protein"),), ("protein", "dna"))
+EXAMPLE = Example("1", TEXT, "en", (GoldMention(7, 10, "protein"),), ("protein", "dna"))
 
 
 def candidate(text, start, end, type_="protein"):

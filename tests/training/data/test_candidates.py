@@ -2,10 +2,10 @@ import pytest
 
 from shared.messages import Candidate, Segment
 from training.data.candidates import digest, rows, write, wrong
-from training.data.corpora import CorpusError, Example, TypedSpan
+from training.data.corpora import CorpusError, Example, GoldMention
 
 TEXT = "The CD28 gene binds."
-EXAMPLE = Example("1", TEXT, "en", (TypedSpan(4, 8, "protein"),), ("protein", "dna"))
+EXAMPLE = Example("1", TEXT, "en", (GoldMention(4, 8, "protein"),), ("protein", "dna"))
 SEGMENT = Segment(document_id="0", index=0, start=0, end=len(TEXT), text=TEXT, lang="en")
 
 
@@ -22,7 +22,7 @@ def test_wrong_candidates_are_looked_up_by_text(tmp_path):
     write(tmp_path / "b.jsonl", rows([EXAMPLE], [[candidate(4, 8, "dna")]]))
     assert "CD28" not in (tmp_path / "a.jsonl").read_text()
     assert wrong([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]) == {
-        digest(TEXT): [TypedSpan(4, 13, "protein"), TypedSpan(4, 8, "dna")]
+        digest(TEXT): [GoldMention(4, 13, "protein"), GoldMention(4, 8, "dna")]
     }
     assert wrong([]) == {}
     assert wrong([tmp_path]) == wrong([tmp_path / "a.jsonl", tmp_path / "b.jsonl"])

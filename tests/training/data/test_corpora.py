@@ -3,7 +3,7 @@ import json
 import pytest
 
 from shared.settings import Settings
-from training.data.corpora import CorpusError, TypedSpan, corpus_folder, part, read, read_all
+from training.data.corpora import CorpusError, GoldMention, corpus_folder, part, read, read_all
 
 
 def write(folder, *rows, split="train"):
@@ -18,7 +18,7 @@ ROW = {"id": "1", "text": "The EGFR gene", "lang": "en", "entities": [EGFR]}
 
 def test_read(tmp_path):
     (example,) = read(write(tmp_path / "genia", ROW), "train")
-    assert example.mentions == (TypedSpan(4, 8, "protein"),)
+    assert example.mentions == (GoldMention(4, 8, "protein"),)
     assert "cell_line" in example.types  # annotated by the corpus, so its absence counts
     assert example.lang == "en"
 
@@ -55,7 +55,7 @@ def test_a_folder_that_has_the_name_of_a_known_corpus_takes_its_own_labels(tmp_p
     (example,) = read(write(tmp_path / "ccks2017", own), "train")
     assert [m.type for m in example.mentions] == ["gene_product", "disease"]
     assert set(example.types) == {"gene_product", "disease"}
-    with pytest.raises(CorpusError, match="without a type of the inventory: GENE;"):
+    with pytest.raises(CorpusError, match="that no type in the inventory has: GENE;"):
         read(write(tmp_path / "bc5cdr", GENE), "train")
     (example,) = read(tmp_path / "bc5cdr", "train", {"GENE": "dna"})
     assert set(example.types) == {"dna", "protein"}
@@ -64,10 +64,10 @@ def test_a_folder_that_has_the_name_of_a_known_corpus_takes_its_own_labels(tmp_p
 def test_white_space_at_the_ends_of_mentions_is_trimmed_and_counted(tmp_path):
     spaced = {**EGFR, "start": 3, "end": 9, "text": " EGFR "}
     (example,) = read(write(tmp_path / "mine", {**ROW, "entities": [spaced, EGFR]}), "train")
-    assert example.mentions == (TypedSpan(4, 8, "protein"),) * 2
+    assert example.mentions == (GoldMention(4, 8, "protein"),) * 2
     assert example.trimmed == 1
     blank = {**EGFR, "start": 3, "end": 4, "text": " "}
-    with pytest.raises(CorpusError, match=r"line 1: entities: offsets enclose white space alone"):
+    with pytest.raises(CorpusError, match=r"line 1: entities: offsets enclose only white space"):
         read(write(tmp_path / "mine", {**ROW, "entities": [blank]}), "train")
 
 
@@ -80,7 +80,7 @@ def test_a_given_mapping_goes_before_the_known_one_of_the_corpus(tmp_path):
 def test_a_label_is_left_out_on_purpose_only(tmp_path):
     folder = write(tmp_path / "mine", GENE)
     (example,) = read(folder, "train", {"GENE": ""})
-    assert example.mentions == (TypedSpan(4, 8, "protein"),)
+    assert example.mentions == (GoldMention(4, 8, "protein"),)
     assert example.types == ("protein",)
 
 

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from shared.text.grammar import Labels, PieceTokens, Script, lines_of
 from shared.text.pieces import split
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.labelled import PLAIN, Texts, Variation, item
 
 TYPES = ("protein", "dna", "cell_line", "cell_type")
-EXAMPLE = Example("1", "The CD28 gene of T cells.", "en", (TypedSpan(4, 8, "protein"), TypedSpan(4, 13, "dna")), TYPES)
+EXAMPLE = Example(
+    "1", "The CD28 gene of T cells.", "en", (GoldMention(4, 8, "protein"), GoldMention(4, 13, "dna")), TYPES
+)
 
 
 def plain(tokens, example):

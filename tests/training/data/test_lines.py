@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.corpora import Example, TypedSpan
-from training.data.lines import Item, Line, items, pack
+from training.data.corpora import Example, GoldMention
+from training.data.lines import SegmentLines, TargetLine, items, pack
 
 EXAMPLE = Example(
     "1",
     "The CD28 gene binds. IL-2 does not.",
     "en",
-    (TypedSpan(4, 8, "protein"), TypedSpan(4, 13, "dna"), TypedSpan(21, 25, "protein")),
+    (GoldMention(4, 8, "protein"), GoldMention(4, 13, "dna"), GoldMention(21, 25, "protein")),
     ("protein", "dna", "rna"),
 )
 
@@ -68,12 +68,12 @@ def test_too_much_for_a_batch_is_refused(item):
 
 
 def make(size, absent=False):
-    return Item((1,) * size, (Line((1,), ((0, (1, 2), 0),), absent=absent),))
+    return SegmentLines((1,) * size, (TargetLine((1,), ((0, (1, 2), 0),), absent=absent),))
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=8), st.floats(0, 1), st.integers())
 def test_thinning_keeps_every_present_line(absent, negatives, seed):
-    item = Item((1,), tuple(Line((i,), (), absent=a) for i, a in enumerate(absent)))
+    item = SegmentLines((1,), tuple(TargetLine((i,), (), absent=a) for i, a in enumerate(absent)))
     kept = item.thinned(negatives, random.Random(seed)).lines
     assert {line for line in item.lines if not line.absent} <= set(kept)
     assert 1 <= len(kept) <= len(item.lines)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shared.selection.span_encoder import TYPES_AT_ONCE
 from tests.support.selectors import config
 from training.data.candidates import digest
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.spans import items, pack
 
 TYPES = ("dna", "protein", "rna")
@@ -16,7 +16,7 @@ EXAMPLE = Example(
     "1",
     "The CD28 gene binds. IL-2 does not.",
     "en",
-    (TypedSpan(4, 8, "protein"), TypedSpan(4, 13, "dna"), TypedSpan(21, 25, "protein")),
+    (GoldMention(4, 8, "protein"), GoldMention(4, 13, "dna"), GoldMention(21, 25, "protein")),
     ("protein", "dna"),
 )
 
@@ -43,7 +43,7 @@ def test_boundaries_are_those_of_the_mention(item, tokenizer):
 
 
 def test_a_mention_at_either_end_has_tokens_outside_it(per_type_tokens, tokenizer):
-    example = Example("1", "CD28", "en", (TypedSpan(0, 4, "protein"),), ("protein",))
+    example = Example("1", "CD28", "en", (GoldMention(0, 4, "protein"),), ("protein",))
     (item,) = items([example], per_type_tokens, TYPES, 160)
     assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
 
@@ -65,8 +65,13 @@ def test_negatives_are_wrong_and_distinct(item, data):
 
 
 def test_a_generators_mistakes_are_always_among_the_negatives(per_type_tokens):
-    wrong = [TypedSpan(4, 13, "protein"), TypedSpan(21, 25, "protein"), TypedSpan(4, 8, "rna"), TypedSpan(5, 8, "dna")]
-    wrong += [TypedSpan(4, 8, "disease")]
+    wrong = [
+        GoldMention(4, 13, "protein"),
+        GoldMention(21, 25, "protein"),
+        GoldMention(4, 8, "rna"),
+        GoldMention(5, 8, "dna"),
+    ]
+    wrong += [GoldMention(4, 8, "disease")]
     (item,) = items([EXAMPLE], per_type_tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
     # Not what is a mention, is of a type that is not known, or ends within a piece.
     assert {(s.start, s.end, TYPES[s.type]) for s in item.mistakes} == {(1, 4, "protein"), (1, 3, "rna")}

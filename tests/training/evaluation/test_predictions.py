@@ -52,7 +52,7 @@ def test_the_order_of_types_is_no_difference(tmp_path):
     [
         ([], "1 lines for 0 texts"),
         ([document(), document()], "1 lines for 2 texts"),
-        ([document("secret abd")], "line 1: made of another text"),
+        ([document("secret abd")], "line 1: made from another text"),
         ([document(types=("protein", "dna"))], "line 1: made for other types"),
     ],
 )

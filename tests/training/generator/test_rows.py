@@ -8,14 +8,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.text.grammar import CopyTokens
 from tests.support.tiny import make_tiny_model
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.labelled import PLAIN, Texts, Variation
 from training.generator.rows import NAME, Builder, arrays, grouped, line_loss, on_device, padded, states
 
 TYPES = ("protein", "rna")
 EXAMPLES = [
-    Example("1", "The CD28 gene", "en", (TypedSpan(4, 8, "protein"),), TYPES),
-    Example("2", "no gene here is found at all", "en", (TypedSpan(3, 7, "rna"),), TYPES),
+    Example("1", "The CD28 gene", "en", (GoldMention(4, 8, "protein"),), TYPES),
+    Example("2", "no gene here is found at all", "en", (GoldMention(3, 7, "rna"),), TYPES),
 ]
 
 

@@ -19,7 +19,7 @@ from tests.support import distributed
 from tests.support.generators import config, corpus, trained
 from tests.support.tiny import make_tiny_model
 from training.config import CONFIGS, GeneratorConfig
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.data.lines import items, pack
 from training.generator.task import build, decision_loss
 from training.generator.train import train
@@ -44,7 +44,7 @@ def test_the_loss_is_that_of_the_plain_model(tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     packed = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     tokens = PerTypeTokens(AutoTokenizer.from_pretrained(folder))
-    example = Example("1", "The CD28 gene", "en", (TypedSpan(4, 8, "protein"),), ("protein", "rna"))
+    example = Example("1", "The CD28 gene", "en", (GoldMention(4, 8, "protein"),), ("protein", "rna"))
     (item,) = items([example], tokens, 160)
     losses = []
     for line in item.lines:

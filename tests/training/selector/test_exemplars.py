@@ -13,12 +13,12 @@ from shared.settings import Settings
 from shared.text.per_type import PerTypeTokens
 from tests.support.tiny import make_tiny_model
 from training.data.candidates import digest
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.selector.exemplars import of_corpus
 
 EXAMPLES = [
-    Example("1", "The CD28 gene.", "en", (TypedSpan(4, 8, "protein"), TypedSpan(4, 13, "dna")), ("protein", "dna")),
-    Example("2", "患者因右肺腺癌入院。", "zh", (TypedSpan(3, 7, "disease"),), ("disease",)),
+    Example("1", "The CD28 gene.", "en", (GoldMention(4, 8, "protein"), GoldMention(4, 13, "dna")), ("protein", "dna")),
+    Example("2", "患者因右肺腺癌入院。", "zh", (GoldMention(3, 7, "disease"),), ("disease",)),
     Example("3", "Nothing.", "en", (), ("protein",)),
 ]
 
@@ -58,7 +58,7 @@ def test_the_same_corpus_gives_the_same_exemplars(encoder, per_type_tokens):
 
 
 def test_a_generators_mistakes_become_the_rejected_exemplars(encoder, per_type_tokens):
-    mistakes = {digest(EXAMPLES[0].text): [TypedSpan(0, 8, "protein"), TypedSpan(4, 8, "protein")]}
+    mistakes = {digest(EXAMPLES[0].text): [GoldMention(0, 8, "protein"), GoldMention(4, 8, "protein")]}
     found = list(of_corpus("toy", EXAMPLES, encoder, per_type_tokens, max_units=160, texts=False, mistakes=mistakes))
     assert {(e.id, e.accepted) for _, batch in found for e in batch} == {
         ("toy:0:4-8:protein", True),

@@ -1,10 +1,10 @@
-from training.data.corpora import Example, TypedSpan
+from training.data.corpora import Example, GoldMention
 from training.selector.gazetteer import LEAST, MOST_PIECES, count
 
 
 def example(text, *mentions, types=("protein",)):
     found = tuple(
-        TypedSpan(text.index(words), text.index(words) + len(words), type_ or types[0]) for words, type_ in mentions
+        GoldMention(text.index(words), text.index(words) + len(words), type_ or types[0]) for words, type_ in mentions
     )
     return Example("x", text, "en", found, types)
 

@@ -13,7 +13,7 @@ from shared.settings import Settings
 from tests.support.generators import config
 from training.config import TrainingError
 from training.tuning.checkpoints import FolderCheckpoints, read_state
-from training.tuning.loop import Measured, learning_rate, train
+from training.tuning.loop import Measurements, learning_rate, train
 
 TARGET = torch.tensor([1.0, -2.0])
 
@@ -66,7 +66,7 @@ class Regression:
 
     def measure(self):
         score = next(self._scores, None)
-        return None if score is None else Measured({"toy": score})
+        return None if score is None else Measurements({"toy": score})
 
 
 def trained(task, checkpoints, **changes):

@@ -1,8 +1,8 @@
 """BioC, as XML or JSON: documents of passages (and sentences) with offsets and stand-off annotations.
 
-A text is its passages placed at their offsets, padded with spaces. Most corpora count offsets in code points, some in
-UTF-8 bytes (as in the BioC paper) or in Java's UTF-16 units. The texts of its annotations tell which one a document
-uses.
+A document's text is its passages placed at their offsets, padded with spaces. Most corpora count offsets in code
+points, some in UTF-8 bytes (as in the BioC paper) or in Java's UTF-16 units. Which one a document uses is inferred from
+the texts of its annotations.
 Format: Comeau et al. 2013, https://doi.org/10.1093/database/bat064
 """
 
@@ -27,7 +27,7 @@ _UNITS: dict[str, Callable[[str], int]] = {
     "UTF-8 bytes": lambda text: len(text.encode("utf-8", "surrogatepass")),
     "UTF-16 units": lambda text: len(text.encode("utf-16-le", "surrogatepass")) // 2,
 }
-# A wrong offset must not fill the memory with spaces; what stands between two passages is a table at most.
+# A wrong offset must not fill memory with spaces; the most that separates two passages is a table.
 _WIDEST_GAP = 1_000_000
 
 
@@ -92,11 +92,11 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
 def _text(document: _Document, name: str, place: str, reading: Reading) -> AnnotatedText | None:
     annotations = document.all_annotations()
     layouts = [_laid_out(document.pieces(), annotations, unit) for unit in _UNITS]
-    # Of equals the first, and code points are what most corpora count.
+    # `max` takes the first of equals: code points, which most corpora count.
     best = max((layout for layout in layouts if layout), key=lambda layout: layout.merit, default=None)
     if best is None:
-        remedy = "mend their offsets, which count from the document's start"
-        reading.bad(place, "passages that overlap or lie far apart", remedy)
+        remedy = "correct their offsets, which count from the document's start"
+        reading.bad(place, "passages that overlap or are far apart", remedy)
         return None
     found = []
     for i, (at, annotation) in enumerate(zip(best.fragments, annotations, strict=True)):
@@ -119,16 +119,16 @@ def _text(document: _Document, name: str, place: str, reading: Reading) -> Annot
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """A document whose offsets are taken to count in a unit."""
+    """A document laid out on the assumption that its offsets count a certain unit."""
 
     unit: str
     text: str
-    fragments: list[tuple[Span, ...]]  # code points, of each annotation
-    merit: tuple[int, int]  # annotations that have their text, and how little space is left between passages
+    fragments: list[tuple[Span, ...]]  # of each annotation, in code points
+    merit: tuple[int, int]  # annotations whose offsets give their text, then how little space is left between passages
 
 
 def _laid_out(pieces: list[tuple[int, str]], annotations: list[_Annotation], unit: str) -> _Layout | None:
-    """The pieces at their offsets, with spaces between; none where two overlap."""
+    """The pieces at their offsets, with spaces in between; None if two overlap."""
     size = _UNITS[unit]
     parts: list[str] = []
     end = spare = 0
@@ -141,7 +141,7 @@ def _laid_out(pieces: list[tuple[int, str]], annotations: list[_Annotation], uni
         spare += max(0, gap - 1)
     text = "".join(parts)
     points = {at: point for point, at in enumerate(accumulate(map(size, text), initial=0))}
-    # -1, which is never right, stands for an offset outside of the text or within a character.
+    # -1, which is never valid, stands for an offset outside the text or inside a character.
     fragments = [
         tuple((points.get(spot.offset, -1), points.get(spot.offset + spot.length, -1)) for spot in a.locations)
         for a in annotations
@@ -167,7 +167,7 @@ def _documents(file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
 
 
 def _json_documents(place: str, item: Any) -> Iterator[tuple[str, Any]]:
-    """A document is itself; a collection, and PubTator 3's answer, hold a list of them."""
+    """A single document, or the documents of a collection or of a PubTator 3 response."""
     for key in ("documents", "PubTator3"):
         if isinstance(item, dict) and isinstance(item.get(key), list):
             yield from ((f"{place}, {key}.{i}", document) for i, document in enumerate(item[key]))
@@ -178,7 +178,7 @@ def _json_documents(place: str, item: Any) -> Iterator[tuple[str, Any]]:
 def _xml_documents(content: IO[bytes], file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
     number = at = 0
     try:
-        # Nothing outside of the file is loaded, and expat bounds what entities may grow to.
+        # No external resource is loaded, and expat limits entity expansion.
         for _, element in ElementTree.iterparse(content):  # noqa: S314
             if element.tag == "document":
                 number += 1
@@ -187,9 +187,9 @@ def _xml_documents(content: IO[bytes], file: Path, reading: Reading) -> Iterator
                 reading.advance(content.tell() - at)
                 at = content.tell()
     except ElementTree.ParseError as error:
-        raise CorpusError(f"{file.name}, line {error.position[0]}: not well-formed XML; mend the file") from None
-    except (LookupError, ValueError):  # of the encoding that the file declares
-        raise CorpusError(f"{file.name}: an encoding that expat does not read; convert the file to UTF-8") from None
+        raise CorpusError(f"{file.name}, line {error.position[0]}: not well-formed XML; fix the file") from None
+    except (LookupError, ValueError):  # from the encoding that the file declares
+        raise CorpusError(f"{file.name}: an encoding that expat cannot read; convert the file to UTF-8") from None
 
 
 def _plain_document(element: ElementTree.Element) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""brat standoff: folders of ``.txt`` files with an ``.ann`` file (``.a1`` in the BioNLP shared tasks) beside each.
+"""brat standoff: folders of ``.txt`` files, each with an ``.ann`` file (``.a1`` in the BioNLP shared tasks) next to it.
 
-Only text-bound annotations (``T`` lines) are mentions; an event's trigger is one too. Relations, events, attributes,
-normalisations and notes are passed over. Offsets count the characters of the text file. Where it has Windows line ends
-or a byte order mark, some tools count them as brat does and others do not; the mentions of each text tell which.
+Only text-bound annotations (``T`` lines) are mentions, event triggers included. Relations, events, attributes,
+normalisations and notes are ignored. Offsets count the characters of the text file. Some tools count Windows line
+endings and byte order marks as brat does, others do not; the mentions of each text show which.
 Format: https://brat.nlplab.org/standoff.html
 """
 
@@ -21,30 +21,32 @@ from training.data.formats.fragments import fits, fits_normalised
 _SPAN = "[0-9]{1,9} [0-9]{1,9}"
 _MENTION = re.compile(rf"T\S*\t(\S+)\s({_SPAN}(?:;{_SPAN})*)\t(.*)")
 _ANNOTATIONS = (".ann", ".a1")
-# What offsets do not count, by name; of equals the first.
+# Characters that offsets may skip, by name; the first wins a tie.
 _UNCOUNTED = {
     "": "(?!)",
-    "a Windows line end as one character": r"\r(?=\n)",
+    "a Windows line ending as one character": r"\r(?=\n)",
     "no byte order mark": r"\A\ufeff",
-    "a Windows line end as one character and no byte order mark": r"\r(?=\n)|\A\ufeff",
+    "a Windows line ending as one character and no byte order mark": r"\r(?=\n)|\A\ufeff",
 }
 
 
 def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
-    """The texts of a folder and its subfolders; a text's id is its path without the ending."""
+    """The texts of a folder and its subfolders; a text's id is its path without the extension."""
     if not source.is_dir():
-        raise CorpusError(f"INPUT: {source.name} is not a folder; brat has two files a text, so name their folder")
-    # macOS leaves hidden files beside the real ones in archives.
+        raise CorpusError(
+            f"INPUT: {source.name} is not a folder; brat has two files per text, so give the folder that holds them"
+        )
+    # Archives made on macOS contain hidden files next to the real ones.
     files = sorted(f for f in source.rglob("*") if not f.name.startswith(".") and f.is_file())
     texts = {_stem(f, source): f for f in files if f.suffix.lower() == ".txt"}
     annotated = {_stem(f, source): f for suffix in reversed(_ANNOTATIONS) for f in files if f.suffix.lower() == suffix}
     for name in sorted(texts.keys() | annotated.keys()):
         if name not in annotated:
-            # Whether such a text has no mention or was never annotated cannot be told.
+            # Such a text may have no mentions, or may never have been annotated.
             reading.left_out["text without an .ann file"] += 1
         elif name not in texts:
             place = name + annotated[name].suffix
-            reading.bad(place, "no .txt file beside it", "add the text or remove the annotations")
+            reading.bad(place, "no .txt file next to it", "add the text or remove the annotations")
         else:
             yield from _read(texts[name], annotated[name], name, reading)
 
@@ -66,7 +68,7 @@ def _read(text: Path, annotations: Path, name: str, reading: Reading) -> Iterato
 
 
 def _placed(text: str, annotations: list[Annotation], reading: Reading) -> tuple[Annotation, ...]:
-    """The annotations with offsets in code points of the text as it is."""
+    """The annotations, with offsets in code points of the unmodified text."""
     if "\r\n" not in text and not text.startswith("\ufeff"):
         return tuple(annotations)
     ways = {name: _moved(text, annotations, uncounted) for name, uncounted in _UNCOUNTED.items()}
@@ -82,12 +84,12 @@ def _right(text: str, annotation: Annotation) -> bool:
 
 
 def _moved(text: str, annotations: list[Annotation], uncounted: str) -> tuple[Annotation, ...]:
-    """The annotations where offsets do not count the characters that match."""
+    """The annotations, if offsets skip the characters that match ``uncounted``."""
     left_out = {found.start() for found in re.finditer(uncounted, text)}
     if not left_out:
         return tuple(annotations)
     counted = list(accumulate((i not in left_out for i in range(len(text))), initial=0))
-    # A mention begins behind what is not counted and ends before it. -1, which is never right, is outside of the text.
+    # A mention begins after skipped characters and ends before them. -1, which is never valid, is outside the text.
     starts = {at: point for point, at in enumerate(counted)}
     ends = {at: point for point, at in reversed(list(enumerate(counted)))}
     return tuple(

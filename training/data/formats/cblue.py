@@ -1,6 +1,6 @@
 """CBLUE's JSON for named entities (CMeEE, CMeEE-V2): objects with ``text`` and ``entities``, in a list or one per line.
 
-``end_idx`` is the last character in some releases and the one after it in others; the entities' texts tell which.
+``end_idx`` is the last character in some releases and the one after it in others; the entities' texts show which.
 Format: https://tianchi.aliyun.com/dataset/95414
 """
 
@@ -43,7 +43,7 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
             reading.bad(
                 where,
                 "end_idx is the mention's last character in one text and the one after it in another",
-                f"a file must keep to one of them; mend it, or the rest, which is as at {other}",
+                f"a file must use one convention; correct this text, or the rest, which follow {other}",
             )
             continue
         if after and row.entities:
@@ -57,11 +57,12 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
 
 
 def _after_the_last(rows: list[tuple[str, _Row]]) -> tuple[int, dict[int, tuple[str, str]]]:
-    """What to add to each ``end_idx``: 1 where it is a mention's last character, else 0, as most mentions of the file.
+    """What to add to each ``end_idx`` by the majority of mentions: 1 if it is a mention's last character, else 0.
 
-    Also the rows, from 1, that have a mention of the other kind: where, and where one of the file's kind is.
+    Also the rows, counted from 1, with a mention of the other convention: the place of that mention, and for comparison
+    the place of one that follows the majority.
     """
-    told: tuple[dict[int, str], dict[int, str]] = ({}, {})  # by row the first mention that is so
+    told: tuple[dict[int, str], dict[int, str]] = ({}, {})  # by row, the place of the first mention that fits
     mentions = [0, 0]
     for number, (place, row) in enumerate(rows, 1):
         for i, e in enumerate(row.entities):

@@ -1,6 +1,6 @@
 """What the readers of all formats share: annotated texts, options, and reading lines and JSON.
 
-A reader turns a file or folder into texts and notes the place of each item. It keeps the corpus's offsets;
+A reader turns a file or folder into texts and records the place of each item. It keeps the corpus's offsets;
 :mod:`training.data.formats.conversion` checks them against the text.
 """
 
@@ -26,7 +26,7 @@ _MARK = "\ufeff"  # the byte order mark that some editors put before UTF-8
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """A mention as in the corpus. Offsets are code points; a discontinuous mention has several fragments."""
+    """A mention as the corpus has it. Offsets are code points; a discontinuous mention has several fragments."""
 
     fragments: tuple[Span, ...]
     label: str
@@ -51,14 +51,14 @@ class Reading:
     discontinuous: Discontinuous = "skip"
     skip_bad: bool = False
     type_infon: str = "type"
-    column: int | None = None  # from 1; none is the last
+    column: int | None = None  # counted from 1; None for the last
     documents: Documents = "sentence"
     advance: Callable[[int], object] = lambda _: None  # called with bytes read
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
     def bad(self, place: str, problem: str, remedy: str) -> None:
-        """Raises CorpusError; with ``skip_bad`` it counts the item instead, which the caller leaves out.
+        """Raises CorpusError or, with ``skip_bad``, counts the item, which the caller then leaves out.
 
         Neither ``problem`` nor ``remedy`` may contain text of the corpus.
         """
@@ -72,18 +72,18 @@ class Reading:
         field_ = ".".join(part for part in first["loc"] if isinstance(part, str)) or "item"
         where = ".".join(map(str, first["loc"]))
         problem = f"{field_}: {first['msg'].lower()}"
-        self.bad(f"{place}, {where}" if where else place, problem, "mend it, or choose another --format")
+        self.bad(f"{place}, {where}" if where else place, problem, "fix it, or choose another --format")
 
 
 def single_file(source: Path) -> Path:
-    """Checks the source of a format with all texts in one file."""
+    """The source of a format that keeps all texts in one file. Raises CorpusError if it is not a file."""
     if not source.is_file():
-        raise CorpusError(f"INPUT: {source.name} is not a file; this format is read from one file, so name that")
+        raise CorpusError(f"INPUT: {source.name} is not a file; this format is read from a single file, so name that")
     return source
 
 
 def decoded(content: bytes, place: str) -> str:
-    """Decodes UTF-8. Raises CorpusError if the bytes are not."""
+    """Decodes UTF-8. Raises CorpusError if the bytes are not valid UTF-8."""
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -106,9 +106,9 @@ def json_items(file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
-        if error.msg != "Extra data":  # a value is complete and another one follows: JSON lines
+        if error.msg != "Extra data":  # one value is complete and another follows: JSON Lines
             raise CorpusError(
-                f"{file.name}, line {error.lineno}: not JSON; mend it, or choose another --format"
+                f"{file.name}, line {error.lineno}: not JSON; fix it, or choose another --format"
             ) from None
         yield from _json_lines(content, file, reading)
         return
@@ -124,5 +124,5 @@ def _json_lines(content: str, file: Path, reading: Reading) -> Iterator[tuple[st
             try:
                 yield place, json.loads(line)
             except json.JSONDecodeError:
-                reading.bad(place, "not JSON", "mend it, or choose another --format")
+                reading.bad(place, "not JSON", "fix it, or choose another --format")
         reading.advance(len(line.encode(errors="surrogatepass")) + 1)

@@ -1,7 +1,7 @@
 """CoNLL: one token per line with its tag in a column, and a blank line after each sentence.
 
 Tags are read by the rule of the CoNLL scorer, which covers IOB1, IOB2 (BIO), BIOES, BMES and BILOU: a mention begins at
-``B`` or ``S``, at a new label, or if none is open, and ends after ``E`` or ``S``. The scheme is only identified to
+``B`` or ``S``, at a new label, or where none is open, and ends after ``E`` or ``S``. The scheme is identified only to
 report how many tags violate it. Tags may be bare letters if there is only one kind of mention.
 Scorer: https://www.clips.uantwerpen.be/conll2000/chunking/conlleval.txt
 """
@@ -22,12 +22,12 @@ UNNAMED = "entity"  # label of mentions whose tags are bare letters
 
 _TAG = re.compile(r"([BIESMLUW])(?:-(\S.*))?|O")
 _PLAIN = {"M": "I", "L": "E", "U": "S", "W": "S"}
-# CoNLL-U's `# text = …`; other comments are told by their number of columns.
+# CoNLL-U's `# text = …`; other comments are recognised by their number of columns.
 _COMMENT = re.compile(r"#\s*[\w.:-]+\s*=\s")
 _DOCUMENT = ("-DOCSTART-", "###MEDLINE:")  # CoNLL 2003 and JNLPBA
 _WIDE = re.compile(f"[{CJK}\u3000-\u303f\uff00-\uffef]")
-# Share of single-character tokens above which a file counts as split into characters: it is a quarter in English text,
-# half in Chinese split into words, and 0.9 in Chinese split into characters with Latin words and numbers kept whole.
+# Share of single-character tokens from which a file counts as split into characters: it is 0.25 in English text, 0.5 in
+# Chinese split into words, and 0.9 in Chinese split into characters with Latin words and numbers kept whole.
 _BY_CHARACTER = 0.75
 
 
@@ -42,7 +42,7 @@ class _Token:
 class _Sentence:
     place: str
     tokens: list[_Token] = field(default_factory=list)
-    broken: bool = False  # a line of it could not be read
+    broken: bool = False  # one of its lines could not be read
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
 
 
 def _documents(file: Path, reading: Reading, scheme: _Scheme) -> Iterator[list[_Sentence]]:
-    """Sentences by document; a single document if the file marks none."""
+    """Sentences by document; a single document if the file has no document marks."""
     sentences: list[_Sentence] = []
     marked = within = False
     usual = _layout(file)
@@ -102,17 +102,17 @@ def _documents(file: Path, reading: Reading, scheme: _Scheme) -> Iterator[list[_
             else:
                 sentences[-1].tokens.append(token)
     if reading.documents == "docstart" and not marked:
-        raise CorpusError(f"{file.name}: no -DOCSTART- line; leave out --documents docstart to read its sentences")
+        raise CorpusError(f"{file.name}: no -DOCSTART- line; omit --documents docstart to read its sentences")
     yield _whole(sentences)
 
 
 def _whole(sentences: list[_Sentence]) -> list[_Sentence]:
-    """Those of which every line could be read: one that lacks a word would be another sentence."""
+    """The sentences of which every line could be read: one without one of its words would be a different sentence."""
     return [sentence for sentence in sentences if not sentence.broken]
 
 
 def _layout(file: Path) -> tuple[str, int] | None:
-    """Separator and number of columns of the first line that is no comment, if need be of one that has a tag."""
+    """Separator and number of columns of the first line that is not a comment, else of a ``#`` line that has a tag."""
     found = None
     for _, line in lines(file, Reading()):
         if line.strip(" \t\r") and not line.startswith(_DOCUMENT):
@@ -125,13 +125,13 @@ def _layout(file: Path) -> tuple[str, int] | None:
 
 
 def _columns(line: str) -> tuple[str, list[str]]:
-    # Not `split()`: files of Chinese characters have wide spaces as tokens, and even plain ones.
+    # Not `split()`: files of Chinese characters have ideographic and even plain spaces as tokens.
     line = line.rstrip(" \t")
     return ("\t", line.split("\t")) if "\t" in line else (" ", re.split(" +", line))
 
 
 def _is_comment(line: str, usual: tuple[str, int] | None) -> bool:
-    """Whether a line that begins with ``#`` is no token: another number of columns than the file's, or ``# key =``."""
+    """Whether a line is a comment: ``#`` and a number of columns other than the file's, or ``# key =``."""
     if not line.startswith("#"):
         return False
     separator, columns = _columns(line)
@@ -143,8 +143,8 @@ def _token(line: str, place: str, reading: Reading, scheme: _Scheme) -> _Token |
     column = len(columns) if reading.column is None else reading.column
     found = _TAG.fullmatch(columns[column - 1]) if 2 <= column <= len(columns) else None
     if found is None:
-        remedy = "it must be O or a letter of BIO, BIOES, BMES or BILOU with a label, as B-Disease; see --column"
-        reading.bad(f"{place}: column {column} of {len(columns)}", "sentence with a line that holds no tag", remedy)
+        remedy = "it must be O, or a letter of BIO, BIOES, BMES or BILOU with a label, such as B-Disease; see --column"
+        reading.bad(f"{place}: column {column} of {len(columns)}", "sentence with a line that has no tag", remedy)
         return None
     letter, label = found[1] or "O", found[2] or UNNAMED
     scheme.letters.add(letter)
@@ -178,7 +178,7 @@ def _text(name: str, sentences: Sequence[_Sentence], by_character: bool, scheme:
 def _gap(before: str, after: str, by_character: bool) -> str:
     if _WIDE.match(before[-1]) or _WIDE.match(after[0]):
         return ""
-    # Among single characters, only whole words stood apart in the text.
+    # In a file split into characters, only whole words were separated by spaces in the text.
     return "" if by_character and (len(before) == 1 or len(after) == 1) else " "
 
 

@@ -1,4 +1,4 @@
-"""Converts a corpus from one of the formats to that of :mod:`training.data.corpora`."""
+"""Converts a corpus to the format of :mod:`training.data.corpora`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.data.formats.fragments import fits, fits_normalised, merged, trimm
 
 @dataclass(slots=True)
 class Summary:
-    """What was written; what was left out, and why, is in :class:`Reading`."""
+    """What was written. :class:`Reading` has what was left out, and why."""
 
     texts: Counter[Lang] = field(default_factory=Counter)
     mentions: Counter[str] = field(default_factory=Counter)  # by label as written
@@ -38,15 +38,15 @@ def convert(
     labels: Set[str] = frozenset(),
     mapping: Mapping[str, str] | None = None,
 ) -> Summary:
-    """Writes the texts of ``source`` to ``out``, one JSON object per line: all of them, or no file.
+    """Writes the texts of ``source`` to ``out``, one JSON object per line. On an error no file is written.
 
-    ``labels`` are those to keep, none for all; ``mapping`` renames labels to keys of the inventory. CorpusError where
-    the source cannot be read, has no text, or ``out`` cannot be written.
+    ``labels``: those to keep, empty for all; ``mapping``: labels to keys of the inventory. Raises CorpusError if the
+    source cannot be read or has no text, or if ``out`` cannot be written.
     """
     if unknown := sorted(set((mapping or {}).values()) - TYPES.keys()):
-        raise CorpusError(f"map: no type of the inventory has the key {', '.join(unknown)}; keys: {', '.join(TYPES)}")
+        raise CorpusError(f"map: no type in the inventory has the key {', '.join(unknown)}; keys: {', '.join(TYPES)}")
     if not source.exists():
-        raise CorpusError(f"INPUT: no file or folder {source}; name one")
+        raise CorpusError(f"INPUT: no file or folder {source}; give one that exists")
     summary = Summary()
     part = out.with_name(f".{out.name}.part")
     try:
@@ -56,7 +56,7 @@ def convert(
                 if (row := _row(text, reading, summary, lang, labels, mapping or {})) is not None:
                     written.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not summary.texts:
-            raise CorpusError(f"INPUT: {source.name} has no annotated text; check --format and what it is a file of")
+            raise CorpusError(f"INPUT: {source.name} has no annotated text; check --format and the file's content")
         os.replace(part, out)
     except OSError as error:
         raise CorpusError(f"{error.filename}: {(error.strerror or 'cannot be read or written').lower()}") from None
@@ -80,17 +80,17 @@ def _row(
     try:
         f"{text.id}{text.text}".encode()
     except UnicodeEncodeError:
-        reading.bad(text.place, "id or text with a lone surrogate, which UTF-8 cannot hold", "mend it")
+        reading.bad(text.place, "id or text with a lone surrogate, which UTF-8 cannot encode", "fix it")
         return None
     found: set[tuple[int, int, str]] = set()
     for annotation in text.annotations:
         summary.labels.add(annotation.label)
         if labels and annotation.label not in labels:
-            reading.left_out["mention of a label that --types leaves out"] += 1
+            reading.left_out["mention whose label --types leaves out"] += 1
         elif (span := _span(text.text, annotation, reading)) is not None:
             mention = (*span, mapping.get(annotation.label, annotation.label))
             if mention in found:
-                reading.left_out["mention that is there already"] += 1
+                reading.left_out["duplicate mention"] += 1
             found.add(mention)
     in_order = sorted(found, key=lambda m: (m[0], -m[1], m[2]))
     entities = [{"start": start, "end": end, "type": t, "text": text.text[start:end]} for start, end, t in in_order]
@@ -101,12 +101,12 @@ def _row(
 
 
 def _span(text: str, annotation: Annotation, reading: Reading) -> Span | None:
-    """The span of a mention, none where it is left out."""
+    """The span of a mention; None if it is left out."""
     if not annotation.label or not annotation.label.isprintable():
-        reading.bad(annotation.place, "label that is empty or not printable", "name the mention's type")
+        reading.bad(annotation.place, "label that is empty or unprintable", "name the mention's type")
         return None
     if not within(text, annotation.fragments):
-        reading.bad(annotation.place, "offsets that lie outside of the text or enclose nothing", "mend them")
+        reading.bad(annotation.place, "offsets that lie outside the text or enclose nothing", "correct them")
         return None
     spans = merged(text, annotation.fragments)
     if len(spans) > 1 and reading.discontinuous == "skip":
@@ -114,15 +114,15 @@ def _span(text: str, annotation: Annotation, reading: Reading) -> Span | None:
         return None
     if not fits(text, annotation.fragments, annotation.text):
         if not fits_normalised(text, annotation.fragments, annotation.text):
-            reading.bad(annotation.place, "offsets that do not give the mention's text", "mend them")
+            reading.bad(annotation.place, "offsets that do not give the mention's text", "correct them")
             return None
-        reading.notes["mention whose text the corpus has normalised, taken from the document"] += 1
+        reading.notes["mention normalised by the corpus, its text taken from the document"] += 1
     span = trimmed(text, (spans[0][0], spans[-1][1]))
     if span is None:
-        reading.bad(annotation.place, "offsets that enclose white space alone", "mend them")
+        reading.bad(annotation.place, "offsets that enclose only white space", "correct them")
         return None
     if span != (spans[0][0], spans[-1][1]):
-        reading.notes["mention with white space at its ends, which was trimmed"] += 1
+        reading.notes["mention trimmed of white space at its ends"] += 1
     if len(spans) > 1:
-        reading.notes["discontinuous mention, replaced by the span that covers it"] += 1
+        reading.notes["discontinuous mention replaced by the span that covers it"] += 1
     return span

@@ -1,4 +1,4 @@
-"""Compares the fragments of mentions with the text."""
+"""Compares the fragments of a mention with the text."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from itertools import permutations
 from training.data.formats.common import Span
 
 _SPACE = re.compile(r"\s+")
-_MOST_ORDERS = 5  # fragments that are tried in every order; a mention of more is read as they stand
-# What tools write for characters that they, or their encodings, lack.
+_MOST_ORDERS = 5  # most fragments to try in every order; a mention with more is tried only sorted and as given
+# What tools write for characters that they or their encodings do not support.
 _GREEK = "αβγδεζηθικλμνξοπρστυφχψω"
 _LATIN = str.maketrans(_GREEK, "abgdezhtiklmnxoprstufcpo")
 _NAMES = str.maketrans({c: unicodedata.name(c).split()[-1].lower().replace("lamda", "lambda") for c in _GREEK})
@@ -29,14 +29,14 @@ _LOST = "?\ufffd"
 
 
 def within(text: str, fragments: Sequence[Span]) -> bool:
-    """Whether there are fragments, all of them within the text and not empty."""
+    """Whether there are any fragments, and all are non-empty and within the text."""
     return bool(fragments) and all(0 <= start < end <= len(text) for start, end in fragments)
 
 
 def merged(text: str, fragments: Sequence[Span]) -> list[Span]:
-    """The fragments in order; those that touch, or that only white space parts, made one.
+    """The fragments in order, joined where they touch or only white space separates them.
 
-    brat and others split a mention at a line break; that does not make it discontinuous.
+    brat and other tools split a mention at a line break, which does not make it discontinuous.
     """
     spans: list[Span] = []
     for start, end in sorted(fragments):
@@ -50,9 +50,9 @@ def merged(text: str, fragments: Sequence[Span]) -> list[Span]:
 def fits(text: str, fragments: Sequence[Span], surface: str) -> bool:
     """Whether the fragments give the mention's text.
 
-    White space may differ in kind and length: formats that have a line a mention cannot hold a line break. How the
-    fragments of a discontinuous mention are joined differs too, and in which order, so only letters and digits count
-    there, those of the fragments or of all that they cover.
+    White space may differ in kind and length: a format with one line per mention cannot represent a line break. Tools
+    also join the fragments of a discontinuous mention differently and in a different order, so for these only letters
+    and digits are compared, either of the fragments or of the whole span that they cover.
     """
     if not within(text, fragments):
         return False
@@ -68,10 +68,10 @@ def fits(text: str, fragments: Sequence[Span], surface: str) -> bool:
 
 
 def fits_normalised(text: str, fragments: Sequence[Span], surface: str) -> bool:
-    """Whether the fragments give the mention's text but for what tools change in characters.
+    """Whether the fragments give the mention's text, apart from changes that tools make to characters.
 
-    Case, compatibility forms and accents (NFKD), Greek letters written out or as Latin ones, dashes and quotes, HTML
-    entities, white space at the ends, and question marks for what an encoding lacked.
+    These are case, compatibility forms and accents (NFKD), Greek letters spelled out or replaced by Latin ones, dashes
+    and quotes, HTML entities, white space at the ends, and question marks for characters that an encoding lacks.
     """
     if not within(text, fragments):
         return False
@@ -84,7 +84,7 @@ def fits_normalised(text: str, fragments: Sequence[Span], surface: str) -> bool:
 
 
 def trimmed(text: str, span: Span) -> Span | None:
-    """The span without white space at its ends; none where nothing else is in it."""
+    """The span without white space at its ends; None if it contains nothing else."""
     inside = text[slice(*span)]
     start = span[0] + len(inside) - len(inside.lstrip())
     end = span[1] - len(inside) + len(inside.rstrip())
@@ -109,7 +109,7 @@ def _folded(text: str) -> str:
 
 
 def _lost_characters(text: str, surface: str) -> bool:
-    """Whether they differ in characters beyond ASCII alone, which are marks of loss in ``surface``, and in no half."""
+    """Whether they differ only where non-ASCII characters became ``?`` or U+FFFD in less than half of ``surface``."""
     if len(text) != len(surface):
         return False
     lost = [(a, b) for a, b in zip(text, surface, strict=True) if a != b]

@@ -1,8 +1,8 @@
 """PubTator: ``id|t|title``, ``id|a|abstract``, then a tab-separated line for each mention, all in one file.
 
-A mention line has id, start, end, text, label and usually an identifier; a composite mention has another column with
-its parts, and counts as a single mention. Relation lines (``CID`` and others) are ignored. Offsets run through title
-and abstract, which are separated by one character.
+A mention line has id, start, end, text, label and usually an identifier; a composite mention has a further column with
+its parts, and counts as a single mention. Relation lines (``CID`` and others) are ignored. Offsets continue from title
+to abstract, which are separated by one character.
 Format: https://www.ncbi.nlm.nih.gov/research/bionlp/APIs/format/
 """
 
@@ -47,13 +47,13 @@ def read(source: Path, reading: Reading) -> Iterator[AnnotatedText]:
             continue
         columns = line.split("\t")
         if now is None or now.id != (part[1] if part else columns[0]):
-            reading.bad(place, "line outside of its document", "its id must be that of the title line above")
+            reading.bad(place, "line outside its document", "its id must be that of the title line above")
         elif part is not None:
             now.abstract = part[3]
         elif len(columns) >= 5 and _OFFSET.fullmatch(columns[1]) and _OFFSET.fullmatch(columns[2]):
             span = (int(columns[1]), int(columns[2]))
             now.annotations.append(Annotation((span,), columns[4], columns[3], place))
         elif len(columns) < 4 or _OFFSET.fullmatch(columns[1]):
-            reading.bad(place, "neither text nor mention nor relation", "a mention has 5 columns or more, tabs between")
+            reading.bad(place, "not a text, mention or relation", "a mention has at least 5 tab-separated columns")
     if now is not None:
         yield now.text()

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
 from tests.support.copying import TEXTS, TYPES, made, segment
+from tests.support.failing import FailingBody
 
 
 @pytest.mark.parametrize(("threads", "tokens"), [(1, 1), (1, 200), (3, 200), (3, 4000)])
@@ -30,27 +30,10 @@ def test_a_segment_that_fails_fails_alone(engine):
         futures[1].result()
 
 
-class Failing:
-    """A model that fails when it is told to, or waits."""
-
-    def __init__(self, body):
-        self._body = body
-        self.config, self.embedding, self.cache = body.config, body.embedding, body.cache
-        self.error = None
-        self.go = threading.Event()
-        self.go.set()
-
-    def __call__(self, *given):
-        self.go.wait(30)
-        if self.error is not None:
-            raise self.error
-        return self._body(*given)
-
-
 @pytest.fixture
 def failing(engine):
     config = engine._config.model_copy(update={"threads": 1})
-    body = Failing(engine._forward._body)
+    body = FailingBody(engine._forward._body)
     return CopyEngine(body, engine._tokens, config), body
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import Gemma3TextConfig
 
-from services.generation.per_type.draft import Drafter, Line, Prefix, completed
-from services.generation.per_type.lines import Start, Step
+from services.generation.per_type.draft import DraftedLine, Drafter, Prefix, completed
+from services.generation.per_type.lines import TypeLineStart, TypeLineStep
 from shared.messages import Segment
 from shared.model.cache import Cache
 from shared.text.per_type import Action, State, actions_of, nested_only
@@ -31,8 +31,8 @@ def begun(tokens, cache, first, room):
     """A line whose first action is settled, with prefix and header in the cache."""
     segment = Segment(document_id="d", index=0, start=0, end=len(TEXT), text=TEXT, lang="en")
     prefix, header = Prefix(segment, PIECES, tokens.prefix(PIECES)), tokens.header("Protein")
-    step = Step(first, dict.fromkeys(State(len(PIECES)).admissible(), -1.0))
-    line = Line(prefix, "protein", header, Start(1.0, False, step), State(len(PIECES)), done=len(header))
+    step = TypeLineStep(first, dict.fromkeys(State(len(PIECES)).admissible(), -1.0))
+    line = DraftedLine(prefix, "protein", header, TypeLineStart(1.0, False, step), State(len(PIECES)), done=len(header))
     line.accept(step)
     line.draft = completed(line.state, [])
     line.room = len(prefix.ids) + len(header) + room

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 
 import pytest
@@ -20,6 +19,7 @@ from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
 from shared.text.per_type import Action, PerTypeTokens, State
 from shared.text.pieces import split
+from tests.support.failing import FailingBody
 from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
 
@@ -168,27 +168,10 @@ def test_a_segment_that_fails_fails_alone(engine):
         futures[1].result()
 
 
-class Failing:
-    """A model that fails when it is told to, or waits."""
-
-    def __init__(self, body):
-        self._body = body
-        self.config, self.embedding, self.cache = body.config, body.embedding, body.cache
-        self.error = None
-        self.go = threading.Event()
-        self.go.set()
-
-    def __call__(self, *given):
-        self.go.wait(30)
-        if self.error is not None:
-            raise self.error
-        return self._body(*given)
-
-
 @pytest.fixture
 def failing(folder, engine):
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    body = Failing(Packed(model))
+    body = FailingBody(Packed(model))
     config = GenerationConfig(candidate_floor=0.3, branch_pieces=4, threads=1)
     return PerTypeEngine(body, PerTypeTokens(AutoTokenizer.from_pretrained(folder)), config), body
 

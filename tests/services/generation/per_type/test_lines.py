@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from services.generation.per_type.lines import (
     PassedOver,
-    Start,
-    Step,
     TypeLine,
+    TypeLineStart,
+    TypeLineStep,
     begun,
     passed_over,
     spans,
@@ -34,7 +34,7 @@ def line(actions, logprob=lambda at, action, taken: -0.1 if taken else -3.0):
     for at, action in enumerate(actions):
         admissible = state.admissible()
         decided = {a: logprob(at, a, a is action) for a in admissible} if len(admissible) > 1 else None
-        steps.append(Step(action, decided))
+        steps.append(TypeLineStep(action, decided))
         state.apply(action)
     return steps
 
@@ -78,9 +78,9 @@ def test_the_state_of_what_was_passed_over_is_that_before_it():
         for found in passed_over(
             2,
             [
-                Step(Action.OPEN, {Action.COPY: -1.0, Action.OPEN: -0.5}),
-                Step(Action.COPY, {Action.COPY: -0.2, Action.OPEN: -2.0}),
-                Step(Action.COPY, {Action.COPY: -0.2, Action.CLOSE: -1.5}),
+                TypeLineStep(Action.OPEN, {Action.COPY: -1.0, Action.OPEN: -0.5}),
+                TypeLineStep(Action.COPY, {Action.COPY: -0.2, Action.OPEN: -2.0}),
+                TypeLineStep(Action.COPY, {Action.COPY: -0.2, Action.CLOSE: -1.5}),
             ],
             -9.0,
         )
@@ -116,7 +116,7 @@ def of_type(start, steps, beyond, floor):
 
 def test_candidates_are_what_the_line_does_not_have():
     steps = line(actions_of(len(PIECES), [(0, 3)]))
-    made = of_type(Start(1.0, False, steps[0]), steps, {(0, 3): -0.1, (3, 4): -0.3, (4, 5): -2.0}, -1.0)
+    made = of_type(TypeLineStart(1.0, False, steps[0]), steps, {(0, 3): -0.1, (3, 4): -0.3, (4, 5): -2.0}, -1.0)
     assert made.mentions == {offsets((0, 3)): (-0.1, -0.1)}
     start, end = offsets((3, 4))
     assert made.alternatives == (Alternative(start=start, end=end, type="protein", logprob=-0.3),)
@@ -124,12 +124,12 @@ def test_candidates_are_what_the_line_does_not_have():
 
 def test_mentions_of_a_forced_line_are_candidates_weighed_by_presence():
     steps = line(actions_of(len(PIECES), [(0, 3)]), lambda at, action, taken: 0.0 if taken else -9.0)
-    made = of_type(Start(0.5, True, steps[0]), steps, {}, -2.0)
+    made = of_type(TypeLineStart(0.5, True, steps[0]), steps, {}, -2.0)
     assert (made.presence, made.mentions) == (0.5, {})
     (found,) = made.alternatives
     assert (found.start, found.end) == offsets((0, 3))
     assert found.logprob == pytest.approx(math.log(0.5))
-    assert of_type(Start(0.5, True, steps[0]), steps, {}, -0.5).alternatives == ()
+    assert of_type(TypeLineStart(0.5, True, steps[0]), steps, {}, -0.5).alternatives == ()
 
 
 @given(
@@ -143,7 +143,7 @@ def test_the_message_of_all_types_has_their_mentions_as_probable_as_they_were(gi
         kept = nested_only(ranges)
         actions = [Action.ABSENT] if absent else actions_of(len(PIECES), kept)
         steps = line(actions, lambda at, action, taken: logprob if taken else -9.0)
-        start = Start(presence / 10 if absent else presence, False, steps[0])
+        start = TypeLineStart(presence / 10 if absent else presence, False, steps[0])
         lines.append(type_line(key, PIECES, start, steps, {}, -1.0))
         own = {} if absent else spans(len(PIECES), steps)
         expected[key] = {offsets(s): pytest.approx(presence * math.exp(sum(both))) for s, both in own.items()}
@@ -170,7 +170,7 @@ def test_the_rarer_type_pays_with_its_opening_bracket():
 @pytest.mark.parametrize("forced", [True, False])
 def test_the_message_of_absent_types_is_empty(forced):
     steps = line(actions_of(len(PIECES), [(0, 3)]) if forced else [Action.ABSENT])
-    made = tagged_line(SEGMENT, [of_type(Start(0.1, forced, steps[0]), steps, {(0, 1): -0.5}, -9.0)])
+    made = tagged_line(SEGMENT, [of_type(TypeLineStart(0.1, forced, steps[0]), steps, {(0, 1): -0.5}, -9.0)])
     assert (made.tagged, made.brackets, made.presence) == ("", (), 0.1)
     found = {(a.start, a.end, a.type): a.logprob for a in made.alternatives}
     candidate = (*offsets((0, 1)), "protein")

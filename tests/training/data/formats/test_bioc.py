@@ -117,7 +117,7 @@ def test_normalised_texts_of_mentions_tell_the_unit_too():
         annotation["text"] = text
     found = Converted("bioc", as_json(shown))
     assert found.surfaces() == [("TNF-α", "Gene"), ("naïve", "Cell")]
-    assert found.reading.notes["mention whose text the corpus has normalised, taken from the document"] == 2
+    assert found.reading.notes["mention normalised by the corpus, its text taken from the document"] == 2
 
 
 def test_gaps_are_spaces():

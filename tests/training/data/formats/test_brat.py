@@ -69,7 +69,7 @@ def test_offsets_that_count_a_windows_line_end_once_are_noted():
     assert not +found.reading.notes
     found = Converted("brat", folder("T1\tSign 0 5\tTakes\nT2\tDrug 6 13\taspirin\n", "Takes\r\naspirin"))
     assert found.surfaces() == [("Takes", "Sign"), ("aspirin", "Drug")]
-    assert found.reading.notes == {"mention whose offsets counted a Windows line end as one character": 1}
+    assert found.reading.notes == {"mention whose offsets counted a Windows line ending as one character": 1}
     with pytest.raises(CorpusError, match=r"a\.ann, line 1: offsets"):
         Converted("brat", folder("T1\tDrug 5 12\taspirin\n", "Takes\r\naspirin"))
 
@@ -110,7 +110,7 @@ def test_a_line_break_does_not_part_a_mention():
     ("line", "says"),
     [
         ("T2\tBody 13 17\tleft", "offsets that do not give"),
-        ("T2\tBody 12 99\tleft", "outside of the text"),
+        ("T2\tBody 12 99\tleft", "outside the text"),
         ("T2\tBody 12 12\t", "enclose nothing"),
         ("T2\tBody 12\tleft", "malformed"),
         ("T2 Body 12 16 left", "malformed"),

@@ -44,7 +44,7 @@ def test_ids_are_numbers_where_rows_have_none():
 @pytest.mark.parametrize("last", [0, 1])
 def test_one_row_that_contradicts_the_others(last):
     rows = [row("肺部感染。", [(0, 4, "dis"), (0, 2, "bod")], last), row("肺部感染。", [(0, 2, "bod")], 1 - last)]
-    with pytest.raises(CorpusError, match=r"item 2, entities\.0: end_idx.* at .*item 1, entities\.0") as error:
+    with pytest.raises(CorpusError, match=r"item 2, entities\.0: end_idx.* follow .*item 1, entities\.0") as error:
         Converted("cblue", as_list(rows))
     assert "感染" not in str(error.value)
     found = Converted("cblue", as_list([*rows, row("发热。", [(0, 2, "sym")], last)]), skip_bad=True)

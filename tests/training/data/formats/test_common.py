@@ -52,10 +52,10 @@ def test_what_is_not_json_names_its_line(tmp_path, content, line):
 
 
 def test_bad_stops_or_counts():
-    with pytest.raises(CorpusError, match=r"a\.txt, line 2: wrong; mend it, or leave it out with --skip-bad"):
-        Reading().bad("a.txt, line 2", "wrong", "mend it")
+    with pytest.raises(CorpusError, match=r"a\.txt, line 2: wrong; fix it, or leave it out with --skip-bad"):
+        Reading().bad("a.txt, line 2", "wrong", "fix it")
     reading = Reading(skip_bad=True)
-    reading.bad("a.txt, line 2", "wrong", "mend it")
+    reading.bad("a.txt, line 2", "wrong", "fix it")
     assert reading.left_out == {"wrong": 1}
 
 

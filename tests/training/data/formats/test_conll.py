@@ -138,7 +138,7 @@ def test_documents():
 @pytest.mark.parametrize("line", ["secret", "secret words", "secret\tB-", "secret X-x", "secret B-x"])
 def test_a_line_without_a_tag_is_named(line):
     options = {"column": 3} if line.endswith("B-x") else {}
-    with pytest.raises(CorpusError, match=r"a\.txt, line 2: column .* holds no tag.*--column") as error:
+    with pytest.raises(CorpusError, match=r"a\.txt, line 2: column .* has no tag.*--column") as error:
         Converted("conll", {"a.txt": f"a x O\n{line}\n"}, **options)
     assert "secret" not in str(error.value)
 
@@ -148,7 +148,7 @@ def test_a_sentence_with_a_broken_line_is_left_out():
     found = Converted("conll", files, skip_bad=True)
     assert found.surfaces(0) + found.surfaces(1) == [("one", "x"), ("three", "x")]
     assert found.texts() == ["one", "three"]
-    assert found.reading.left_out == {"sentence with a line that holds no tag": 1}
+    assert found.reading.left_out == {"sentence with a line that has no tag": 1}
     assert found.summary.mentions == {"x": 2}
 
 

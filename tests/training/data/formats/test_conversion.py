@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tests.support.annotated import Converted, annotated
 from training.data import corpora
-from training.data.corpora import CorpusError, TypedSpan
+from training.data.corpora import CorpusError, GoldMention
 from training.data.formats import READERS
 from training.data.formats.common import Reading
 from training.data.formats.conversion import convert
@@ -37,7 +37,7 @@ def test_what_is_written_is_read_by_training(tmp_path_factory, texts):
     examples = corpora.read(folder / "mine", "train")
     keys = {"Disease": "disease", "cell_line": "cell_line", "药物": "drug"}
     assert [(e.text, set(e.mentions)) for e in examples] == [
-        (text, {TypedSpan(start, end, keys[label]) for start, end, label in mentions}) for text, mentions in texts
+        (text, {GoldMention(start, end, keys[label]) for start, end, label in mentions}) for text, mentions in texts
     ]
     assert summary.mentions.total() == sum(len(m) for _, m in texts)
 
@@ -67,7 +67,7 @@ def test_labels_become_keys():
     found = Converted("cblue", rows(FEVER), mapping={"sym": "symptom"})
     assert found.surfaces() == [("发热", "symptom")]
     assert found.summary.mentions == {"symptom": 1}
-    with pytest.raises(CorpusError, match="map: no type of the inventory has the key sign; keys: protein"):
+    with pytest.raises(CorpusError, match="map: no type in the inventory has the key sign; keys: protein"):
         Converted("cblue", rows(FEVER), mapping={"sym": "sign"})
 
 
@@ -76,7 +76,7 @@ def test_a_mention_given_twice_is_one():
         "cblue", rows(FEVER, FEVER, {**FEVER, "type": "dis"}), mapping={"dis": "symptom", "sym": "symptom"}
     )
     assert found.surfaces() == [("发热", "symptom")]
-    assert found.reading.left_out == {"mention that is there already": 2}
+    assert found.reading.left_out == {"duplicate mention": 2}
 
 
 def test_empty_texts_are_left_out():
@@ -140,9 +140,9 @@ def test_white_space_at_the_ends_of_mentions_is_trimmed_and_counted():
     entities = [{"start_idx": s, "end_idx": e, "type": t, "entity": text[s:e]} for s, e, t in given_]
     found = Converted("cblue", rows(*entities, text=text))
     assert found.mentions() == {(2, 4, "sym"), (2, 4, "dis")}
-    assert found.reading.notes == {"mention with white space at its ends, which was trimmed": 2}
+    assert found.reading.notes == {"mention trimmed of white space at its ends": 2}
     blank = {"start_idx": 1, "end_idx": 2, "type": "sym", "entity": " "}
-    with pytest.raises(CorpusError, match=r"entities\.0: offsets that enclose white space alone"):
+    with pytest.raises(CorpusError, match=r"entities\.0: offsets that enclose only white space"):
         Converted("cblue", rows(blank, text=text))
     assert Converted("cblue", rows(blank, text=text), skip_bad=True).surfaces() == []
 
@@ -155,4 +155,4 @@ def test_a_normalised_text_of_a_mention_is_taken_from_the_document():
     ]
     found = Converted("cblue", rows(*entities, text=text))
     assert found.surfaces() == [("TNF-α", "pro"), ("Sjo\u0308gren综合征", "dis")]
-    assert found.reading.notes == {"mention whose text the corpus has normalised, taken from the document": 2}
+    assert found.reading.notes == {"mention normalised by the corpus, its text taken from the document": 2}

@@ -56,11 +56,11 @@ def test_a_title_alone(abstract):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("8\t0\t7\tAspirin\tChemical\tD1", "outside of its document"),
-        ("8|a|Aspirin", "outside of its document"),
-        ("7\t0\t7\tAspirin", "neither text nor mention"),
-        ("7 and more of Aspirin", "outside of its document"),
-        ("7\tAspirin", "neither text nor mention"),
+        ("8\t0\t7\tAspirin\tChemical\tD1", "outside its document"),
+        ("8|a|Aspirin", "outside its document"),
+        ("7\t0\t7\tAspirin", "not a text"),
+        ("7 and more of Aspirin", "outside its document"),
+        ("7\tAspirin", "not a text"),
         ("7\t1\t8\tAspirin\tChemical\tD1", "do not give"),
     ],
 )
@@ -75,5 +75,5 @@ def test_a_bad_line_is_named_or_left_out(line, says):
 
 
 def test_a_file_that_does_not_begin_with_a_title():
-    with pytest.raises(CorpusError, match="line 1: line outside of its document"):
+    with pytest.raises(CorpusError, match="line 1: line outside its document"):
         Converted("pubtator", {"corpus.txt": "A plain text.\n"})
