@@ -29,6 +29,7 @@ from services.ingest.admission import admit, admit_feedback, unreadable
 from services.ingest.breaker import Breaker
 from services.ingest.config import IngestConfig
 from services.ingest.delivery import Delivery, passed_on, record_bytes
+from services.ingest.halting import Halting
 from services.ingest.retries import Crashed, Retries, Stopped
 from services.ingest.stalls import StallDetector
 from services.ingest.status import Status
@@ -36,7 +37,7 @@ from services.ingest.suspects import Suspects
 from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
 from shared.backends.records import Callback, Partition, Record, position_of
-from shared.errors import DocumentError, Rebalancing, StoreError, StreamError
+from shared.errors import DocumentError, Rebalancing, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import (
@@ -44,7 +45,6 @@ from shared.runtime.metrics import (
     DOCUMENT_SECONDS,
     DOCUMENTS,
     FEEDBACK,
-    HALTED,
     IN_FLIGHT,
     LAG,
     STALLED,
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Process = Callable[[Document], Awaitable[Extraction]]
 
-# How often to look whether the group is halted.
-_HALT_S = 1.0
 # The others go on meanwhile, and this consumer with what it has read of the partitions that it keeps.
 _FINISH_S = 2.0
 # With the default `poll_s`, five seconds: a rebalance is settled in less, and a stop waits no longer for one.
@@ -114,14 +112,12 @@ class Consumer:
         self._process = process
         self._settings = settings
         self._config = config
-        self._halts = halts
         self._observe = observe
         self._retries = Retries(config, transient=transient, crashes=crashes, observe=observe)
         self._suspects: Suspects[_Work] = Suspects(config.attempts)
-        self._breaker = Breaker(config.breaker_run, config.breaker_share)
+        breaker = Breaker(config.breaker_run, config.breaker_share)
+        self._halting = Halting(halts, breaker, self._retries, observe)
         self._stalls = StallDetector(config.stalled_s)
-        self._halted: str | None = None
-        self._halt_due = 0.0
         self._kafka = ThreadPoolExecutor(1, thread_name_prefix="kafka")
         self._source: Source
         self._loop: asyncio.AbstractEventLoop
@@ -147,14 +143,19 @@ class Consumer:
             processed=self._processed,
             dead_lettered=self._dead_lettered,
             retries=self._retries.count,
-            halted=self._halted,
-            problem=self.stalled() or self._retries.trouble(),
+            halted=self._halting.why,
+            problem=self.stalled() or self._retries.trouble() or self._halting.problem,
             committed={f"{topic}-{partition}": offset for (topic, partition), offset in self._committed.items()},
         )
 
     def stalled(self) -> str | None:
-        """What has come to a silent stop, which a new replica heals; None if all is well."""
-        return self._stalls.stalled()
+        """What has come to a silent stop, which a new replica heals; None if all is well.
+
+        To be asked from outside, time and again: whatever hangs in here cannot tell.
+        """
+        why = self._stalls.stalled()
+        self._observe(STALLED, float(why is not None))
+        return why
 
     def stop(self) -> None:
         """Makes :meth:`run` finish what is in flight, for ``config.drain_s`` at most, commit and return."""
@@ -212,8 +213,7 @@ class Consumer:
         """Reads what fits, starts it and commits what is done."""
         room = self._config.max_documents - len(self._running) - len(self._backlog)
         await self._accept(await self._in_kafka_thread(self._read, self._full(), max(1, room)))
-        if self._loop.time() >= self._halt_due:
-            await self._look_for_a_halt()
+        await self._halting.look()
         self._start()
         if self._loop.time() >= self._commit_due:
             self._commit_due = self._loop.time() + self._config.commit_s
@@ -222,13 +222,12 @@ class Consumer:
             self._lag = await self._in_kafka_thread(partial(self._source.lag, committed=True))
             idle = self._lag > 0 and not self._running and not self._full()
             self._stalls.look(idle=idle, state=(self._processed, self._dead_lettered, tuple(self._committed.items())))
-            self._observe(STALLED, float(self.stalled() is not None))
             self._observe(LAG, self._lag)
             self._observe(IN_FLIGHT, len(self._running))
 
     def _full(self) -> bool:
         return (
-            bool(self._backlog or self._suspects or self._halted)
+            bool(self._backlog or self._suspects or self._halting.why)
             or len(self._running) >= self._config.max_documents
             or self._running_bytes >= self._config.max_bytes
         )
@@ -261,29 +260,8 @@ class Consumer:
             watermark.add(record.offset, record.span)
             self._backlog.append(_Work(record, watermark, record_bytes(record)))
 
-    async def _look_for_a_halt(self) -> None:
-        self._halt_due = self._loop.time() + _HALT_S
-        try:
-            why = await asyncio.to_thread(self._halts.halted)
-        except StoreError:  # as it was; without a store nothing is done anyway
-            return
-        if self._halted and not why:
-            self._breaker.reset()
-            logger.warning("resumed")
-        elif why and not self._halted:
-            logger.error("halted", reason="dead_letters")
-        self._halted = why
-        self._observe(HALTED, float(why is not None))
-
-    async def _count(self, *, dead: bool) -> None:
-        why = self._breaker.count(dead=dead)
-        if why is not None and not self._halted:
-            logger.error("halted", reason="dead_letters")
-            self._halted = why
-            await self._retries.persist("store", lambda: asyncio.to_thread(self._halts.halt, why))
-
     def _start(self) -> None:
-        if self._halted:
+        if self._halting.why is not None:
             return
         if self._suspects:
             if not self._running:
@@ -391,6 +369,7 @@ class Consumer:
                 raise unreadable(record.problem)
             if record.topic == self._settings.topic_feedback:
                 await self._learn(record)
+                await self._halting.count(dead=False)
                 return
             document = admit(record.value)
             self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))
@@ -399,12 +378,12 @@ class Consumer:
                 await self._deliver(record, extraction)
             self._processed += 1
             self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
-            await self._count(dead=False)
+            await self._halting.count(dead=False)
         except DocumentError as error:
             await self._delivery.bury(record, error)
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
-            await self._count(dead=True)
+            await self._halting.count(dead=True)
         self._observe(DOCUMENT_SECONDS, time.perf_counter() - start)
 
     async def _extract(self, work: _Work, document: Document) -> Extraction:
