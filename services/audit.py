@@ -51,7 +51,7 @@ Report = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class AuditCounts:
     """Records of the documents topic below the committed offsets.
 
     ``superseded``: those without a result of their own, since a later version of their document has one.
@@ -118,8 +118,8 @@ class Audit:
         self._db.close()
         self._folder.cleanup()
 
-    def run(self, *, resend: bool = False, report: Report = lambda *_: None) -> Counts:
-        """Counts, after which :meth:`missing` tells which; with ``resend`` the missing ones are sent again.
+    def run(self, *, resend: bool = False, report: Report = lambda *_: None) -> AuditCounts:
+        """AuditCounts, after which :meth:`missing` tells which; with ``resend`` the missing ones are sent again.
 
         A record that is sent again keeps its place among the versions of its document: see
         :func:`shared.backends.records.replay_headers`.
@@ -157,8 +157,8 @@ class Audit:
             yield records
             self._report(what, *scan.progress())
 
-    def _judge(self, scan: Scan, store: ResultStore, committed: Mapping[int, int]) -> Counts:
-        counts = Counts()
+    def _judge(self, scan: Scan, store: ResultStore, committed: Mapping[int, int]) -> AuditCounts:
+        counts = AuditCounts()
         for records in self._scanned(scan, f"auditing {self._topic}", committed, self._since_ms):
             undecided: list[tuple[Record, Document]] = []
             lost: list[Record] = []
@@ -201,7 +201,7 @@ class Audit:
             )
         return counts
 
-    def _resend(self, scan: Scan, counts: Counts) -> Counts:
+    def _resend(self, scan: Scan, counts: AuditCounts) -> AuditCounts:
         ends = dict(self._db.execute("SELECT partition, max(offset) + 1 FROM missing GROUP BY partition"))
         waiting = []
         sent = 0

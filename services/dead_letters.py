@@ -7,8 +7,11 @@ long as the letter, and any reader of the topic can see it.
 
 from __future__ import annotations
 
+import heapq
+import pickle
 import re
-from collections.abc import Callable, Collection, Iterator
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +28,10 @@ Resolution = Literal["replayed", "dropped"]
 _RESOLVES = "biobracket.resolves"
 _RESOLUTION = "biobracket.resolution"
 _PLACE = re.compile(r"\d{1,9}-\d{1,19}")
-_UNACKNOWLEDGED = 100
+_MS = re.compile(rb"\d{1,14}")
+_UNACKNOWLEDGED = 1000
+# What is to be replayed is held in memory up to so many bytes, and beyond in a file without a name.
+_MEMORY_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +52,11 @@ class Letter:
 
     @property
     def replayable(self) -> bool:
-        """Whether it holds the record as it came: not one too large to keep, nor a batch that cannot be read."""
-        return self.reason not in ("empty", "unreadable") and bool(self.record.value)
+        """Whether it holds the record as it came: not one too large to keep, nor a batch that cannot be read.
+
+        A key alone is one that takes feedback back.
+        """
+        return self.reason not in ("empty", "unreadable") and bool(self.record.value or self.record.key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +88,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class DeadLetterCounts:
     """``resolved``: letters replayed or dropped; ``kept``: those that cannot be replayed."""
 
     resolved: int = 0
@@ -100,53 +109,87 @@ class DeadLetters:
                 for record in records:
                     headers = dict(record.headers)
                     if _RESOLVES in headers:
-                        resolutions[headers[_RESOLVES].decode()] = headers.get(_RESOLUTION, b"").decode()
+                        resolutions[printable(headers[_RESOLVES])] = printable(headers.get(_RESOLUTION, b""))
             for records in scan.read():
                 for record in records:
                     letter = _letter(record, resolutions)
                     if letter is not None and wanted.takes(letter):
                         yield letter
 
-    def replay(self, wanted: Filter, progress: Callable[[], None] = lambda: None) -> Counts:
+    def replay(self, wanted: Filter, progress: Callable[[], None] = lambda: None) -> DeadLetterCounts:
         """Sends the records to their topics again, each in its own place among the versions of its document.
 
-        A crash in between can make a letter be replayed twice, which changes nothing.
+        They go in the order of their original positions. A crash in between can make a letter be replayed twice, which
+        changes nothing.
         """
-        return self._resolve(wanted, "replayed", progress)
-
-    def drop(self, wanted: Filter, progress: Callable[[], None] = lambda: None) -> Counts:
-        """Marks letters as done with."""
-        return self._resolve(wanted, "dropped", progress)
-
-    def _resolve(self, wanted: Filter, resolution: Resolution, progress: Callable[[], None]) -> Counts:
-        resolved = kept = 0
-        with closing(Sink(self._settings)) as sink:
-            waiting: list[tuple[str, Future[None] | None]] = []
-
-            def settle() -> None:
-                for place, sent in waiting:
-                    if sent is not None:
-                        sent.result()
-                    headers = ((_RESOLVES, place.encode()), (_RESOLUTION, resolution.encode()))
-                    sink.send(self._settings.topic_dead_letters, None, None, headers)
-                waiting.clear()
-                sink.flush()
-
+        kept = 0
+        places: list[_Place] = []
+        with tempfile.SpooledTemporaryFile(_MEMORY_BYTES) as spool, closing(Sink(self._settings)) as sink:
             for letter in self.letters(wanted):
                 progress()
-                if resolution == "replayed" and not letter.replayable:
+                if not letter.replayable:
                     kept += 1
                     continue
-                sent = None
-                if resolution == "replayed":
-                    headers = replay_headers(letter.record, letter.origin)
-                    sent = sink.send(letter.origin.topic, letter.record.key, letter.record.value, headers)
-                waiting.append((letter.place, sent))
-                resolved += 1
+                places.append(_Place(letter.origin, letter.place, spool.tell()))
+                headers = replay_headers(letter.record, letter.origin)
+                pickle.dump((letter.record.key, letter.record.value, headers), spool)
+            waiting: list[tuple[str, Future[None]]] = []
+            for place in _in_order(places):
+                spool.seek(place.at)
+                key, value, headers = pickle.load(spool)  # noqa: S301 - this process wrote it
+                waiting.append((place.letter, sink.send(place.origin.topic, key, value, headers)))
                 if len(waiting) >= _UNACKNOWLEDGED:
-                    settle()
-            settle()
-        return Counts(resolved, kept)
+                    self._settle(sink, waiting)
+            self._settle(sink, waiting)
+        return DeadLetterCounts(len(places), kept)
+
+    def drop(self, wanted: Filter, progress: Callable[[], None] = lambda: None) -> DeadLetterCounts:
+        """Marks letters as done with."""
+        places = []
+        for letter in self.letters(wanted):
+            progress()
+            places.append(letter.place)
+        with closing(Sink(self._settings)) as sink:
+            self._resolve(sink, places, "dropped")
+        return DeadLetterCounts(len(places))
+
+    def _settle(self, sink: Sink, waiting: list[tuple[str, Future[None]]]) -> None:
+        """Resolves those that the broker has; StreamError if there are others."""
+        errors = [(place, sent.exception()) for place, sent in waiting]
+        waiting.clear()
+        self._resolve(sink, [place for place, error in errors if error is None], "replayed")
+        for _, error in errors:
+            if error is not None:
+                raise error
+
+    def _resolve(self, sink: Sink, places: Iterable[str], how: Resolution) -> None:
+        topic = self._settings.topic_dead_letters
+        headers = [((_RESOLVES, place.encode()), (_RESOLUTION, how.encode())) for place in places]
+        for sent in [sink.send(topic, None, None, each) for each in headers]:
+            sent.result()
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    origin: SourcePosition
+    letter: str
+    at: int  # in the file of what is to be sent
+
+
+def _in_order(places: Iterable[_Place]) -> Iterator[_Place]:
+    """By offset within a partition, whatever the times say, and by time across partitions."""
+    logs: dict[tuple[str, str, int], list[_Place]] = {}
+    for place in places:
+        logs.setdefault((place.origin.topic, place.origin.topic_id, place.origin.partition), []).append(place)
+    for log in logs.values():
+        log.sort(key=lambda place: place.origin.offset)
+    return heapq.merge(*logs.values(), key=lambda place: place.origin.timestamp_ms)
+
+
+def printable(value: bytes) -> str:
+    """A header's text; headers can be of anybody: nothing in them controls a terminal, or ends a reading."""
+    text = value.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _letter(record: Record, resolutions: dict[str, str]) -> Letter | None:
@@ -158,9 +201,9 @@ def _letter(record: Record, resolutions: dict[str, str]) -> Letter | None:
     at = headers.get("biobracket.at-ms", b"")
     return Letter(
         record=record,
-        reason=headers.get("biobracket.reason", b"").decode("utf-8", "replace"),
-        field=None if field is None else field.decode("utf-8", "replace"),
+        reason=printable(headers.get("biobracket.reason", b"")),
+        field=None if field is None else printable(field),
         origin=place,
-        at_ms=int(at) if at.isdigit() else record.timestamp_ms,
+        at_ms=int(at) if _MS.fullmatch(at) else record.timestamp_ms,
         resolution=resolutions.get(f"{record.partition}-{record.offset}"),
     )

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 dead_letters = typer.Typer(help="Records that could not be processed: list, look at, replay or drop them.")
 
-Places = Annotated[list[str] | None, typer.Argument(help="Letters by name, as `list` shows them; all without.")]
+Places = Annotated[list[str] | None, typer.Argument(help="Letters by name, as `list` shows them.")]
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only with this reason; repeatable.")]
 Since = Annotated[str | None, typer.Option("--since", help="From here on: 2025-11-26T08:00 (UTC), or 90m, 12h ago.")]
 Until = Annotated[str | None, typer.Option("--until", help="Up to here.")]
+Every = Annotated[bool, typer.Option("--every", help="All that are unresolved.")]
 All = Annotated[bool, typer.Option("--all", help="Also those that were replayed or dropped.")]
 
 
@@ -59,7 +60,7 @@ def show(
     data: DataOption = None,
 ) -> None:
     """Show a letter's headers, and with --value its bytes."""
-    from services.dead_letters import DeadLetters
+    from services.dead_letters import DeadLetters, printable
     from shared.errors import StreamError
 
     wanted = _filter([place], None, None, None, True)
@@ -76,7 +77,8 @@ def show(
     for name, content in _facts(letter).items():
         out.print(f"{name}: {content}", highlight=False, soft_wrap=True, markup=False)
     for name, header in letter.record.headers:
-        out.print(f"header {name}: {len(header)} bytes", highlight=False, soft_wrap=True, markup=False)
+        text = printable(name.encode("utf-8", "surrogatepass"))
+        out.print(f"header {text}: {printable(header)}", highlight=False, soft_wrap=True, markup=False)
 
 
 @dead_letters.command()
@@ -85,10 +87,12 @@ def replay(
     reason: Reasons = None,
     since: Since = None,
     until: Until = None,
+    every: Every = False,
     all: All = False,
     data: DataOption = None,
 ) -> None:
     """Send records to their topics again. They never replace a later version of their document."""
+    _check_chosen(places, reason, since, until, every)
     _resolve("replay", _filter(places, reason, since, until, all), data)
 
 
@@ -98,9 +102,11 @@ def drop(
     reason: Reasons = None,
     since: Since = None,
     until: Until = None,
+    every: Every = False,
     data: DataOption = None,
 ) -> None:
     """Mark letters as done with."""
+    _check_chosen(places, reason, since, until, every)
     _resolve("drop", _filter(places, reason, since, until, False), data)
 
 
@@ -139,6 +145,13 @@ def _resolve(how: str, wanted: Filter, data: DataOption) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _check_chosen(
+    places: list[str] | None, reasons: list[str] | None, since: str | None, until: str | None, every: bool
+) -> None:
+    if not (places or reasons or since or until or every):
+        fail("letters: none are chosen; name some, use --reason, --since or --until, or say --every")
 
 
 def _filter(

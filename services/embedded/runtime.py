@@ -317,9 +317,17 @@ class Runtime:
 
     def _ready(self) -> bool:
         try:
-            return httpx.get(f"{self.http}/readyz", timeout=30.0, trust_env=False).status_code == 200
+            answer = httpx.get(f"{self.http}/readyz", timeout=30.0, trust_env=False)
         except httpx.HTTPError:
             return False
+        if answer.status_code == 200:
+            return True
+        try:
+            missing = answer.json()["missing"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        # A halt lasts over restarts, until somebody lifts it: there is nothing to wait for.
+        return bool(missing) and all(str(line).startswith("ingest: halted") for line in missing)
 
     def _write_file(self, data: Path) -> None:
         addresses = Addresses(

@@ -115,7 +115,8 @@ class Consumer:
         self._observe = observe
         self._retries = Retries(config, transient=transient, crashes=crashes, observe=observe)
         self._suspects: Suspects[_Work] = Suspects(config.attempts)
-        self._halting = Halting(halts, Breaker(config.breaker_run, config.breaker_share), self._retries, observe)
+        breaker = Breaker(config.breaker_run, config.breaker_share)
+        self._halting = Halting(halts, breaker, self._retries, observe)
         self._stalls = StallDetector(config.stalled_s)
         self._kafka = ThreadPoolExecutor(1, thread_name_prefix="kafka")
         self._source: Source
@@ -143,13 +144,18 @@ class Consumer:
             dead_lettered=self._dead_lettered,
             retries=self._retries.count,
             halted=self._halting.why,
-            problem=self.stalled() or self._retries.trouble(),
+            problem=self.stalled() or self._retries.trouble() or self._halting.problem,
             committed={f"{topic}-{partition}": offset for (topic, partition), offset in self._committed.items()},
         )
 
     def stalled(self) -> str | None:
-        """What has come to a silent stop, which a new replica heals; None if all is well."""
-        return self._stalls.stalled()
+        """What has come to a silent stop, which a new replica heals; None if all is well.
+
+        To be asked from outside, time and again: whatever hangs in here cannot tell.
+        """
+        why = self._stalls.stalled()
+        self._observe(STALLED, float(why is not None))
+        return why
 
     def stop(self) -> None:
         """Makes :meth:`run` finish what is in flight, for ``config.drain_s`` at most, commit and return."""
@@ -216,7 +222,6 @@ class Consumer:
             self._lag = await self._in_kafka_thread(partial(self._source.lag, committed=True))
             idle = self._lag > 0 and not self._running and not self._full()
             self._stalls.look(idle=idle, state=(self._processed, self._dead_lettered, tuple(self._committed.items())))
-            self._observe(STALLED, float(self.stalled() is not None))
             self._observe(LAG, self._lag)
             self._observe(IN_FLIGHT, len(self._running))
 
@@ -364,6 +369,7 @@ class Consumer:
                 raise unreadable(record.problem)
             if record.topic == self._settings.topic_feedback:
                 await self._learn(record)
+                await self._halting.count(dead=False)
                 return
             document = admit(record.value)
             self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ray.exceptions import (
+    ActorUnavailableError,
     GetTimeoutError,
     LocalRayletDiedError,
     NodeDiedError,
@@ -45,6 +46,7 @@ from shared.settings import settings
 # Errors that say nothing about the document: the cluster is short of a resource, or a replica is placed anew.
 # What a service raises is both a RayTaskError and of its own class, so an error further down is caught as well.
 TRANSIENT: tuple[type[Exception], ...] = (
+    ActorUnavailableError,  # a RayActorError, but of one that is out of reach and may come back
     BackPressureError,
     DeploymentUnavailableError,
     GetTimeoutError,
@@ -87,6 +89,7 @@ class Ingest:
         self._pipeline = pipeline
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
+        self._halts = HaltStore(settings(), _CONFIG.group)
         self._consumer = Consumer(
             open_source=self._open_source,
             open_sink=self._open_sink,
@@ -95,7 +98,7 @@ class Ingest:
             feedback=self._feedback,
             settings=settings(),
             config=_CONFIG,
-            halts=HaltStore(settings(), _CONFIG.group),
+            halts=self._halts,
             transient=TRANSIENT,
             crashes=CRASHES,
             observe=RayObserver(),
@@ -123,6 +126,7 @@ class Ingest:
         await asyncio.wait([self._task])
         self._store.close()
         self._feedback.close()
+        self._halts.close()
 
     def _open_sink(self) -> Sink:
         ensure_topics(settings())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # How often to look whether the group is halted.
 _LOOK_S = 1.0
+_REMEDY = "see `biobracket dead-letters list`, then run `biobracket dead-letters resume`"
 
 logger = get_logger(__name__)
 
@@ -37,6 +38,11 @@ class Halting:
     def why(self) -> str | None:
         """Why the group is halted; None if it is not."""
         return self._why
+
+    @property
+    def problem(self) -> str | None:
+        """The same, and what to do."""
+        return None if self._why is None else f"halted, since {self._why}; {_REMEDY}"
 
     async def look(self) -> None:
         """Asks the store, now and then."""

@@ -34,7 +34,7 @@ class Retries:
 
     Overloaded, an error of the store or the broker, or one of a class in ``transient`` is retried until it is over; any
     other ``config.attempts`` times. One of a class in ``crashes`` is not: what it means takes more than the document to
-    tell.
+    tell. A class in ``transient`` may be a special case of one in ``crashes``.
     """
 
     def __init__(
@@ -56,17 +56,23 @@ class Retries:
 
     async def persist(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
         """What ``work`` returns. DocumentError where the document is to blame, :class:`Crashed`, :class:`Stopped`."""
+        try:
+            return await self._persist(stage, work)
+        finally:  # also where it was given up: no trouble outlives the work that had it
+            self.succeeded(stage)
+
+    async def _persist(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
         failures = refusals = 0
         while True:
             try:
-                done = await work()
+                return await work()
             except (DocumentError, Crashed):
                 raise
+            except self._transient as error:
+                cause: BaseException = error
             except self._crashes as error:
                 logger.warning("crashed", stage=stage, error=error)
                 raise Crashed from None
-            except self._transient as error:
-                cause: BaseException = error
             except asyncio.CancelledError as error:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
@@ -83,21 +89,19 @@ class Retries:
                         "see the log of the service that failed, then replay the dead letter",
                         reason="exhausted",
                     ) from None
-            else:
-                self.succeeded(stage)
-                return done
             if self.stopping.is_set():
                 raise Stopped
             failures += 1
             self.count += 1
             self._observe(RETRIES, 1, {"stage": stage})
-            await self.wait(stage, cause, failures)
+            # A document that fails by itself is not an outage.
+            await self.wait(stage, cause, failures, outage=not refusals)
 
-    async def wait(self, stage: str, error: BaseException, failures: int) -> None:
+    async def wait(self, stage: str, error: BaseException, failures: int, *, outage: bool = True) -> None:
         """Waits before the next try, after so many failures in a row; less where the consumer stops."""
         if failures & (failures - 1) == 0:  # 1, 2, 4, 8 ...: an outage is not a line a document and second
             logger.warning("retry", stage=stage, error=error, attempt=failures)
-        if failures >= _OUTAGE:
+        if outage and failures >= _OUTAGE:
             # Messages of these two name the setting and the remedy; others could hold anything.
             known = isinstance(error, StreamError | StoreError)
             self._troubles[stage] = str(error) if known else f"{stage}: {type(error).__name__}, tried again"
@@ -105,7 +109,7 @@ class Retries:
             await asyncio.wait_for(self.stopping.wait(), self._backoff.delay(failures))
 
     def succeeded(self, stage: str) -> None:
-        """An outage of this stage, if there was one, is over."""
+        """An outage of this stage, if there was one, is over, or nobody waits for its end."""
         self._troubles.pop(stage, None)
 
     def trouble(self) -> str | None:

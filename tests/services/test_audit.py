@@ -12,7 +12,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from services.audit import Audit, Counts, since_ms
+from services.audit import Audit, AuditCounts, since_ms
 from services.cli import cli
 from services.ingest.admission import admit
 from shared.backends import result_store
@@ -88,7 +88,7 @@ def place(settings: Settings, value: bytes) -> tuple[tuple[str, int], int]:
     return next(((r.topic, r.partition), r.offset) for r in records(settings) if r.value == value)
 
 
-def count(settings: Settings, **options: bool) -> tuple[Counts, list[tuple[tuple[str, int], int]]]:
+def count(settings: Settings, **options: bool) -> tuple[AuditCounts, list[tuple[tuple[str, int], int]]]:
     with Audit(settings, settings.topic_documents, settings.topic_documents) as audit:
         return audit.run(**options), list(audit.missing())
 
@@ -124,14 +124,14 @@ def test_either_place_will_do_and_only_the_version_itself(settings: Settings) ->
         consumer = make(settings, extract)
         consumer._open_sink = lambda: Forgetful(settings, "d-2")  # it is in the store
         asyncio.run(consume(consumer, 1))
-        assert count(settings) == (Counts(9, 9), [])
+        assert count(settings) == (AuditCounts(9, 9), [])
         client.delete(result_store._document_key("d-2"))
     # The older version in both places is no result of the newer one.
     kept = result_store.ResultStore.from_settings(settings)
     kept.put(asyncio.run(extract(admit(document(2)))))
     kept.close()
     counts, missing = count(settings)
-    assert counts == Counts(9, 8, missing=1)
+    assert counts == AuditCounts(9, 8, missing=1)
     assert missing == [place(settings, newer)]
 
 
@@ -146,11 +146,11 @@ def test_an_older_version_is_never_sent_behind_a_newer_one(settings: Settings) -
     consumer = make(settings, extract)
     consumer._open_sink = lambda: Forgetful(settings, LOST)
     asyncio.run(consume(consumer, 3))
-    assert count(settings) == (Counts(3, 1, superseded=2), [])
+    assert count(settings) == (AuditCounts(3, 1, superseded=2), [])
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
         client.delete(result_store._document_key(LOST))
     counts, missing = count(settings, resend=True)
-    assert counts == Counts(3, missing=3, resent=3)
+    assert counts == AuditCounts(3, missing=3, resent=3)
     assert [offset for _, offset in missing] == [0, 1, 2]
     # Behind what is sent again, in the topic, comes what is not: the oldest version, which was sent by hand.
     sent = records(settings)
@@ -168,7 +168,7 @@ def test_an_older_version_is_never_sent_behind_a_newer_one(settings: Settings) -
     assert (stored.text_sha256, stored.source) == (admit(amended[2]).sha256, position_of(sent[2]))
     published = [Extraction.model_validate_json(r.value or b"") for r in read(settings, settings.topic_entities, 3)]
     assert published[-1] == stored
-    assert count(settings) == (Counts(7, 7), [])
+    assert count(settings) == (AuditCounts(7, 7), [])
 
 
 def test_only_what_is_committed_and_not_older_is_audited(settings: Settings) -> None:
@@ -177,15 +177,15 @@ def test_only_what_is_committed_and_not_older_is_audited(settings: Settings) -> 
     since = time.time_ns() // 1_000_000
     process(settings, [document(n) for n in range(6, 12)], LOST)
     produce(settings, [document(n) for n in range(12, 16)])  # nobody has read these
-    assert count(settings)[0] == Counts(12, 10, missing=2)
+    assert count(settings)[0] == AuditCounts(12, 10, missing=2)
     with Audit(settings, settings.topic_documents, settings.topic_documents, since_ms=since) as audit:
-        assert audit.run() == Counts(6, 5, missing=1)
+        assert audit.run() == AuditCounts(6, 5, missing=1)
         assert list(audit.missing()) == [place(settings, document(7))]
 
 
 def test_a_group_that_committed_nothing_lacks_nothing(settings: Settings) -> None:
     produce(settings, [document(n) for n in range(3)])
-    assert count(settings) == (Counts(), [])
+    assert count(settings) == (AuditCounts(), [])
 
 
 def test_a_topic_that_is_not_there_is_told(settings: Settings, run: Callable[..., tuple[int, str]]) -> None:

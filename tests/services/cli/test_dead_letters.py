@@ -60,10 +60,15 @@ def test_content_is_shown_only_when_asked_for(run: Callable[..., tuple[int, str]
 
 
 def test_replay_and_drop(run: Callable[..., tuple[int, str]]) -> None:
+    for command in ("replay", "drop"):
+        status, said = run(command)
+        assert (status, "--every" in said) == (1, True)
+    assert "2 letters" in run("list")[1]
     assert run("replay", "0-0") == (0, "1 letters replayed\n")
     assert "1 letters: 1 invalid" in run("list")[1]
     assert run("drop", "--reason", "invalid") == (0, "1 letters dropped\n")
     assert run("list")[1] == "0 letters\n"
+    assert run("drop", "--every") == (0, "0 letters dropped\n")
     assert "replayed" in run("list", "--all")[1]
 
 

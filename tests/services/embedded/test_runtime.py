@@ -5,6 +5,7 @@ import socket
 import stat
 from pathlib import Path
 
+import httpx
 import pytest
 
 from services.embedded import runtime
@@ -118,3 +119,21 @@ def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
         assert os.environ["BIOBRACKET_A"] == os.environ["BIOBRACKET_B"] == "new"
     assert os.environ["BIOBRACKET_A"] == "old"
     assert "BIOBRACKET_B" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [
+        (httpx.Response(200, json={"status": "ready"}), True),
+        (httpx.Response(503, json={"missing": ["ingest: halted, since 9 records in a row"]}), True),
+        (httpx.Response(503, json={"missing": ["ingest: halted, since 9 records", "store: does not answer"]}), False),
+        (httpx.Response(503, json={"missing": []}), False),
+        (httpx.Response(503, text="no replica"), False),
+        (httpx.Response(404, json=[]), False),
+    ],
+)
+def test_a_halt_from_before_is_nothing_to_wait_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response, ready: bool
+) -> None:
+    monkeypatch.setattr(httpx, "get", lambda *_, **__: answer)
+    assert Runtime(Settings(data=tmp_path, http_port=1))._ready() is ready

@@ -273,6 +273,7 @@ def test_too_many_dead_letters_halt_the_group_until_somebody_says_go_on(settings
         # Another one, as after a restart, does not begin.
         async with running(again):
             await until(lambda: again.status().halted is not None)
+            assert "dead-letters resume" in (again.status().problem or "")
             assert _done(again) == 0
             halts.lift()
             await until(lambda: _done(again) == 10 - stopped)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
 from services.ingest.deployment import CRASHES, TRANSIENT
@@ -25,15 +33,17 @@ def test_a_document_at_fault_is_told_across_actors() -> None:
     assert (error.field, error.reason) == ("text", "too_large")
 
 
-@pytest.mark.parametrize("error", [ActorDiedError(), ActorUnavailableError("gone", b"0" * 16)])
-def test_a_dead_actor_is_a_crash_near_and_far(error: Exception) -> None:
-    assert isinstance(error, CRASHES)
-    assert isinstance(far(error), CRASHES)
+@pytest.mark.parametrize("error", [ActorUnavailableError("gone", b"0" * 16), TaskCancelledError()])
+def test_an_actor_out_of_reach_is_an_outage_near_and_far(error: Exception) -> None:
+    assert isinstance(error, TRANSIENT)
+    assert isinstance(far(error), TRANSIENT)
 
 
-def test_a_cancelled_call_is_an_outage_near_and_far() -> None:
-    assert isinstance(TaskCancelledError(), TRANSIENT)
-    assert isinstance(far(TaskCancelledError()), TRANSIENT)
+@pytest.mark.parametrize("error", [ActorDiedError(), OutOfMemoryError("killed"), WorkerCrashedError()])
+def test_a_death_is_no_outage_near_and_far(error: Exception) -> None:
+    for each in (error, far(error)):
+        assert isinstance(each, CRASHES)
+        assert not isinstance(each, TRANSIENT)
 
 
 def test_serve_says_in_several_ways_to_come_back_later() -> None:

@@ -21,8 +21,12 @@ class Death(Exception):
     pass
 
 
+class OutOfReach(Death):
+    """Looks like a death, and is an outage."""
+
+
 def make() -> Retries:
-    return Retries(CONFIG, transient=(Outage,), crashes=(Death,), observe=unobserved)
+    return Retries(CONFIG, transient=(Outage, OutOfReach), crashes=(Death,), observe=unobserved)
 
 
 def tried(errors: Sequence[BaseException], retries: Retries | None = None) -> str:
@@ -40,7 +44,9 @@ def tried(errors: Sequence[BaseException], retries: Retries | None = None) -> st
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("error", [Outage(), Overloaded(), StoreError("redis: away", True), asyncio.CancelledError()])
+@pytest.mark.parametrize(
+    "error", [Outage(), OutOfReach(), Overloaded(), StoreError("redis: away", True), asyncio.CancelledError()]
+)
 def test_an_outage_is_retried_until_it_is_over(error: BaseException) -> None:
     assert tried([error] * 20) == "done"
 
@@ -77,6 +83,31 @@ def test_a_trouble_is_told_while_it_lasts() -> None:
         assert told == [None, None, None, "redis: away; start it", "store: Outage, tried again"]
         assert retries.trouble() is None
         assert retries.count == 4
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("last", [ValueError(), Death(), DocumentError("text", "is too long", "split it")])
+def test_a_trouble_ends_with_the_work_that_had_it(last: Exception) -> None:
+    """Else one bad document would leave the application unready until a good one comes."""
+    retries = make()
+    with pytest.raises((DocumentError, Crashed)):
+        tried([Outage()] * 5 + [last] * CONFIG.attempts, retries)
+    assert retries.trouble() is None
+
+
+def test_a_bad_document_is_no_trouble() -> None:
+    async def run() -> None:
+        retries = Retries(CONFIG.model_copy(update={"attempts": 9}), transient=(), crashes=(), observe=unobserved)
+        told: list[str | None] = []
+
+        async def work() -> None:
+            told.append(retries.trouble())
+            raise ValueError
+
+        with pytest.raises(DocumentError):
+            await retries.persist("process", work)
+        assert told == [None] * 9
 
     asyncio.run(run())
 

@@ -49,5 +49,9 @@ def test_probe() -> None:
     async def fails() -> None:
         raise KeyError("zq17")
 
+    async def says() -> str:
+        return "ingest: halted; go on by command"
+
     assert asyncio.run(_probe("store", "start it", answers())) is None
+    assert asyncio.run(_probe("ingest", "start it", says())) == "ingest: halted; go on by command"
     assert asyncio.run(_probe("store", "start it", fails())) == "store: does not answer; start it"
