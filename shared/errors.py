@@ -65,5 +65,9 @@ class MixedAssignors(StreamError):
     """The broker keeps this consumer out of its group, whose members assign partitions by another strategy."""
 
 
+class Fenced(StreamError):
+    """Another consumer has taken this static member's place in the group: this one can read and commit no more."""
+
+
 class StoreError(BackendError):
     """The store refused or could not be reached."""

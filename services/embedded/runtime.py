@@ -243,6 +243,10 @@ class Runtime:
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         }
         defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES} | _replicas_of_generation()
+        if "kafka" not in self._given.model_fields_set:
+            # Tansu keeps a joining replica waiting for half its session, and knows no static members.
+            defaults["BIOBRACKET_INGEST_SESSION_S"] = "6"
+            own["BIOBRACKET_INGEST_INSTANCE"] = ""
         # Every service but generation, which sets its own number, is single-threaded.
         defaults |= {"OMP_NUM_THREADS": "1"}
         own |= {name: value for name, value in defaults.items() if name not in os.environ}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.replica_config import ReplicaConfig
@@ -29,6 +29,27 @@ class IngestConfig(ReplicaConfig):
         default=600.0, ge=0, description="Seconds that the lag must call for fewer replicas before Serve stops some."
     )
     group: str = Field(default="biobracket", min_length=1, description="Kafka consumer group of all replicas.")
+    session_s: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds without a sign of life after which a replica's partitions go to others. The broker bounds "
+        "it; 6 with the embedded one.",
+    )
+    # After validation of session_s, which it is compared with.
+    heartbeat_s: float = Field(
+        default=1.0,
+        gt=0,
+        description="Seconds between signs of life to the group, at most a third of the session; a rebalance is "
+        "noticed by the next one.",
+    )
+    instance: str = Field(
+        default="",
+        max_length=200,
+        pattern=r"^[A-Za-z0-9._-]*$",
+        description="Name for static membership, e.g. the pod's, which must be another one in each Ray cluster; the "
+        "replica's rank is added. A replica that restarts within a session then takes its partitions back without a "
+        "rebalance, and one that stops keeps them for a session. Empty: none, as with the embedded broker.",
+    )
     max_documents: int = Field(
         default=64, ge=1, description="Documents in flight per replica; consumption pauses at the limit."
     )
@@ -72,3 +93,11 @@ class IngestConfig(ReplicaConfig):
     drain_s: float = Field(
         default=15.0, ge=0, description="Seconds that a stopping replica gives documents in flight to finish."
     )
+
+    @field_validator("heartbeat_s")
+    @classmethod
+    def _beats_thrice_a_session(cls, value: float, info: ValidationInfo) -> float:
+        session = info.data.get("session_s")  # absent where it is at fault itself
+        if session is not None and value > session / 3:
+            raise ValueError("must be at most a third of BIOBRACKET_INGEST_SESSION_S; lower it, or raise the session")
+        return value

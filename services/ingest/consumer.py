@@ -37,7 +37,7 @@ from services.ingest.suspects import Suspects
 from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
 from shared.backends.records import Callback, Partition, Record, position_of
-from shared.errors import DocumentError, Rebalancing, StreamError
+from shared.errors import DocumentError, Fenced, Rebalancing, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import (
@@ -201,6 +201,8 @@ class Consumer:
             self._check()
             try:
                 await self._turn()
+            except Fenced:  # for good: a new replica finds a name of its own
+                raise
             except StreamError as error:
                 failures += 1
                 self._stalls.look(idle=False, state=None)

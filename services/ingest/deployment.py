@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import asdict
 from typing import Any
 
+from ray import serve
 from ray.exceptions import (
     ActorUnavailableError,
     GetTimeoutError,
@@ -35,7 +36,7 @@ from shared.backends.halt_store import HaltStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
-from shared.backends.streams.source import Source
+from shared.backends.streams.source import Membership, Source
 from shared.backends.streams.topics import ensure_topics
 from shared.errors import StoreError
 from shared.messages import Document, Extraction
@@ -134,11 +135,24 @@ class Ingest:
 
     def _open_source(self, on_revoked: Callback) -> Source:
         topics = [settings().topic_documents, settings().topic_feedback]
-        return Source(settings(), _CONFIG.group, topics, attempts=_CONFIG.attempts, on_revoked=on_revoked)
+        return Source(
+            settings(),
+            _CONFIG.group,
+            topics,
+            attempts=_CONFIG.attempts,
+            membership=_membership(_CONFIG, serve.get_replica_context().rank.rank),
+            on_revoked=on_revoked,
+        )
 
     async def _process(self, document: Document) -> Extraction:
         extraction: Extraction = await self._pipeline.extract.remote(document)
         return extraction
+
+
+def _membership(config: IngestConfig, rank: int) -> Membership:
+    """Of the replica with this rank. No two that run have the same, and one that is replaced hands it on."""
+    instance = f"{config.instance}-{rank}" if config.instance else ""
+    return Membership(session_s=config.session_s, heartbeat_s=config.heartbeat_s, instance=instance)
 
 
 def _check_store() -> None:

@@ -1,12 +1,13 @@
 """Consumers that join, stop and are killed under load, as processes of their own, lose nothing.
 
-Run as a program, this file is a consumer; its settings come from the environment, and it notes in the file that its
-argument names what it has done.
+Run as a program, this file is a consumer; its settings come from the environment, its arguments are a file, where it
+notes what it has done, and its name as a static member, which may be empty.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -21,13 +22,12 @@ from pathlib import Path
 import pytest
 
 from services.audit import Audit
-from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.topics import ensure_topics
 from shared.messages import Document, Extraction
 from shared.settings import Settings
-from tests.services.ingest.test_consumer import PATIENCE_S, document, extract, make
+from tests.services.ingest.test_consumer import PATIENCE_S, check_results, document, extract, make
 
 pytestmark = pytest.mark.slow
 
@@ -42,14 +42,14 @@ def settings(each_broker: Settings) -> Settings:
 class Member:
     """A consumer in a process of its own."""
 
-    def __init__(self, settings: Settings, notes: Path) -> None:
+    def __init__(self, settings: Settings, notes: Path, instance: str = "") -> None:
         names = ("kafka", "topic_documents", "topic_entities", "topic_dead_letters", "topic_feedback")
         given = {f"BIOBRACKET_{name.upper()}": str(getattr(settings, name)) for name in names}
         given["BIOBRACKET_REDIS"] = settings.redis.get_secret_value()
         self._notes = notes
         self._notes.touch()
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(notes)],
+            [sys.executable, __file__, str(notes), instance],
             env=os.environ | given | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
 
@@ -115,24 +115,58 @@ def test_consumers_come_and_go_and_nothing_is_lost(settings: Settings, tmp_path:
             third.send(signal.SIGTERM)
             fourth.send(signal.SIGKILL)
             fifth.works()
-        lag = Lag(settings, settings.topic_documents, settings.topic_documents)
-        deadline = time.monotonic() + PATIENCE_S
-        while lag.read():
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        lag.close()
+        work_off(settings)
     finally:
         for member in members:
             member.send(signal.SIGTERM)
-    store = ResultStore.from_settings(settings)
-    assert store.counts()["documents"] == load.sent
-    store.close()
+    check(settings, load.sent)
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+@pytest.mark.parametrize("each_broker", ["kafka"], indirect=True)
+def test_ten_joins_and_leaves_lose_and_double_nothing(settings: Settings, tmp_path: Path, static: bool) -> None:
+    members: list[Member] = []
+    started = itertools.count()
+
+    def join(place: int) -> Member:
+        instance = f"member-{place}" if static else ""
+        members.append(Member(settings, tmp_path / f"member-{next(started)}", instance))
+        members[-1].works()
+        return members[-1]
+
+    load = Load(settings)
+    try:
+        with load.coming():
+            group = [join(place) for place in range(3)]
+            for turn in range(10):
+                # Both ways to go, and each member's turn comes. A static one's successor has the same name.
+                group[turn % 3].send(signal.SIGKILL if turn % 2 else signal.SIGTERM)
+                group[turn % 3] = join(turn % 3)
+        work_off(settings)
+    finally:
+        for member in members:
+            member.send(signal.SIGTERM)
+    check(settings, load.sent)
+
+
+def work_off(settings: Settings) -> None:
+    lag = Lag(settings, settings.topic_documents, settings.topic_documents)
+    deadline = time.monotonic() + PATIENCE_S
+    while lag.read():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    lag.close()
+
+
+def check(settings: Settings, sent: int) -> None:
+    """No document is lost, nor published as two different results."""
+    check_results(settings, range(sent))
     with Audit(settings, settings.topic_documents, settings.topic_documents) as audit:
         counts = audit.run()
-    assert (counts.records, counts.results, counts.missing) == (load.sent, load.sent, 0)
+    assert (counts.records, counts.results, counts.missing) == (sent, sent, 0)
 
 
-async def _consume(notes: Path) -> None:
+async def _consume(notes: Path, instance: str) -> None:
     async def process(document: Document) -> Extraction:
         await asyncio.sleep(random.uniform(0.02, 0.5))
         extraction = await extract(document)
@@ -140,10 +174,10 @@ async def _consume(notes: Path) -> None:
             file.write(f"{document.id}\n")
         return extraction
 
-    consumer = make(Settings(), process)
+    consumer = make(Settings(), process, instance=instance)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, consumer.stop)
     await consumer.run()
 
 
 if __name__ == "__main__":
-    asyncio.run(_consume(Path(sys.argv[1])))
+    asyncio.run(_consume(Path(sys.argv[1]), sys.argv[2]))

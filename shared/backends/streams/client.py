@@ -4,7 +4,7 @@ Targets are Apache Kafka and the embedded broker (Tansu). Some habits serve both
 Partitions are assigned cooperatively, so that a rebalance leaves alone what stays (KIP-429).
 Lag comes from the high-water marks that fetches report, since Tansu answers ListOffsets with wrong end offsets; for
 the same reason a group without offsets starts at the earliest record. Nothing rests on transactions or static
-membership, which Tansu lacks: delivery is at least once and results are idempotent.
+membership, which Tansu lacks: both are used where they are, delivery is at least once and results are idempotent.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any
 from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
+    FencedInstanceIdError,
     IllegalGenerationError,
     InconsistentGroupProtocolError,
+    InvalidSessionTimeoutError,
     KafkaError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
@@ -28,7 +30,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Partition, Record
-from shared.errors import MixedAssignors, Rebalancing, StreamError
+from shared.errors import Fenced, MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
 # kafka-python writes keys and values at DEBUG, which are clinical text.
@@ -127,6 +129,18 @@ def stream_error(error: BaseException, settings: Settings) -> StreamError:
             "kafka: the consumer group has members that share out partitions in another way, as biobracket did before "
             "it assigned them cooperatively; stop every consumer of the old version, then this one joins by itself",
             retryable=True,
+        )
+    if isinstance(error, FencedInstanceIdError):
+        return Fenced(
+            "instance: another consumer joined the group under the same name and has taken over; where both should "
+            "run, give each pod its own BIOBRACKET_INGEST_INSTANCE",
+            retryable=False,
+        )
+    if isinstance(error, InvalidSessionTimeoutError):
+        return StreamError(
+            "session_s: the broker takes no such session; set BIOBRACKET_INGEST_SESSION_S between the broker's "
+            "group.min.session.timeout.ms and group.max.session.timeout.ms",
+            retryable=False,
         )
     return StreamError(
         f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "

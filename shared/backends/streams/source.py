@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from kafka import KafkaConsumer  # type: ignore[import-untyped]
@@ -28,14 +29,26 @@ from shared.backends.streams.client import (
 )
 from shared.settings import Settings
 
-# Tansu keeps a joining member waiting for half its session timeout; a dead member's partitions wait for all of it.
-_SESSION_MS = 6_000
-_HEARTBEAT_MS = 1_000
 # How long a future of `on_revoked` is waited for, and how often it is looked at.
 _REVOKE_S = 4.0
 _BREATH_S = 0.02
 # A member that does not poll for so long is taken for stuck, and its partitions go to others.
 _POLL_MS = 300_000
+
+
+@dataclass(frozen=True)
+class Membership:
+    """How a consumer belongs to its group. The defaults suit every broker kind.
+
+    ``session_s``: seconds without a sign of life after which the group takes a member for dead and its partitions go
+    to others; Tansu also keeps a joining member waiting for half of it. ``heartbeat_s``: seconds between signs of life;
+    at most a third of it. ``instance``: empty, or the name of a static member, of which a group has one at a time: who
+    joins under it within ``session_s`` goes on with its predecessor's partitions, and no other member notices.
+    """
+
+    session_s: float = 6.0
+    heartbeat_s: float = 1.0
+    instance: str = ""
 
 
 class Source:
@@ -55,7 +68,7 @@ class Source:
 
     A batch that cannot be read in ``attempts`` fetches is handed over as one record with a ``problem``.
 
-    Errors: :class:`StreamError`.
+    Errors: :class:`StreamError`; of these :class:`Fenced`, after which only :meth:`close` makes sense.
     """
 
     def __init__(
@@ -65,6 +78,7 @@ class Source:
         topics: Sequence[str],
         *,
         attempts: int = 1,
+        membership: Membership = Membership(),
         on_assigned: Callback | None = None,
         on_revoked: Callback | None = None,
     ) -> None:
@@ -83,8 +97,9 @@ class Source:
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 allow_auto_create_topics=False,
-                session_timeout_ms=_SESSION_MS,
-                heartbeat_interval_ms=_HEARTBEAT_MS,
+                group_instance_id=membership.instance or None,
+                session_timeout_ms=int(membership.session_s * 1000),
+                heartbeat_interval_ms=int(membership.heartbeat_s * 1000),
                 max_poll_interval_ms=_POLL_MS,
                 fetch_max_wait_ms=FETCH_WAIT_MS,
                 fetch_max_bytes=max(FETCH_BYTES, settings.max_message_bytes + OVERHEAD_BYTES),
@@ -175,7 +190,10 @@ class Source:
         return total
 
     def close(self) -> None:
-        """Leaves the group, so that others take over at once; ``on_revoked`` is called and may commit."""
+        """Leaves the group, so that others take over at once; ``on_revoked`` is called and may commit.
+
+        A static member's place is kept for it: others take over after its session.
+        """
         with self._lock, translated(self._settings):
             self._consumer.close(autocommit=False, timeout_ms=COMMIT_MS)
 

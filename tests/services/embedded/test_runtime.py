@@ -10,6 +10,7 @@ import pytest
 
 from services.embedded import runtime
 from services.embedded.runtime import RUNTIME_FILE, Addresses, Runtime, RuntimeFailure, attached, running
+from services.ingest.config import IngestConfig
 from shared.settings import Settings
 
 
@@ -110,6 +111,22 @@ def test_generation_on_a_cpu_has_a_process_for_each_core(
 def test_what_the_environment_says_of_generation_stands(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"BIOBRACKET_GENERATION_{name}", value)
     assert runtime._replicas_of_generation() == {}
+
+
+@pytest.mark.parametrize("given", [{}, {"kafka": "kafka.example:9092"}])
+def test_the_group_is_what_the_broker_can_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str]
+) -> None:
+    monkeypatch.delenv("BIOBRACKET_KAFKA", raising=False)
+    monkeypatch.setenv("BIOBRACKET_INGEST_INSTANCE", "pod-a")
+    monkeypatch.delenv("BIOBRACKET_INGEST_SESSION_S", raising=False)
+    started = Runtime(Settings(data=tmp_path, **given))
+    started._set_environment()
+    try:
+        config = IngestConfig()
+    finally:
+        started.stop()
+    assert (config.instance, config.session_s) == (("pod-a", 10.0) if given else ("", 6.0))
 
 
 def test_environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:

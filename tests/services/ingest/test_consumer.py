@@ -34,9 +34,9 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams import client
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
-from shared.backends.streams.source import Source
+from shared.backends.streams.source import Membership, Source
 from shared.backends.streams.topics import ensure_topics
-from shared.errors import DocumentError, Overloaded
+from shared.errors import DocumentError, Fenced, Overloaded
 from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
 from shared.runtime.metrics import UNKNOWN_FIELDS
 from shared.settings import Settings
@@ -81,13 +81,15 @@ def make(settings: Settings, process: Process, **config: object) -> Consumer:
     topics = [settings.topic_documents, settings.topic_feedback]
     defaults: dict[str, object] = {
         "group": settings.topic_documents,
+        "session_s": 6.0,
         "commit_s": 0.1,
         "backoff_s": 0.02,
         "backoff_max_s": 0.2,
     }
     chosen = IngestConfig.model_validate(defaults | config)
+    membership = Membership(chosen.session_s, chosen.heartbeat_s, chosen.instance)
     return Consumer(
-        open_source=lambda revoked: Source(settings, chosen.group, topics, on_revoked=revoked),
+        open_source=lambda revoked: Source(settings, chosen.group, topics, membership=membership, on_revoked=revoked),
         open_sink=partial(Sink, settings),
         store=ResultStore.from_settings(settings),
         feedback=FeedbackStore.from_settings(settings),
@@ -688,3 +690,29 @@ async def _until_killed() -> None:
 
 if __name__ == "__main__":
     asyncio.run(_until_killed())
+
+
+def test_a_consumer_whose_place_is_taken_ends_and_the_other_goes_on(
+    kafka: Kafka, valkey: Valkey, fresh: Callable[[str], Settings]
+) -> None:
+    settings = fresh(kafka.url).model_copy(update={"redis": SecretStr(valkey.url)})
+    produce(settings, [document(n) for n in range(10)])
+
+    async def run() -> None:
+        first = make(settings, extract, instance="pod-0")
+        running_first = asyncio.create_task(first.run())
+        await caught_up(first, 10)
+        async with running(make(settings, extract, instance="pod-0")):
+            # The same again until the second has joined: who commits nothing need not hear of it.
+            while not running_first.done():
+                await asyncio.to_thread(produce, settings, [document(n) for n in range(20)])
+                await asyncio.sleep(0.5)
+            assert isinstance(running_first.exception(), Fenced)
+            lag = await asyncio.to_thread(Lag, settings, settings.topic_documents, settings.topic_documents)
+            await until(lambda: lag.read() == 0)
+            lag.close()
+        first._store.close()
+        first._feedback.close()
+
+    asyncio.run(run())
+    check_results(settings, range(20))

@@ -16,7 +16,8 @@ from ray.exceptions import (
 )
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
-from services.ingest.deployment import CRASHES, TRANSIENT
+from services.ingest.config import IngestConfig
+from services.ingest.deployment import CRASHES, TRANSIENT, _membership
 from shared.errors import DocumentError, Overloaded
 
 
@@ -54,3 +55,10 @@ def test_serve_says_in_several_ways_to_come_back_later() -> None:
 
 def test_what_a_service_fails_at_is_no_outage() -> None:
     assert not isinstance(far(ValueError("x")), TRANSIENT)
+
+
+def test_replicas_are_members_of_different_names_or_of_none() -> None:
+    named = IngestConfig(instance="pod-a", session_s=30, heartbeat_s=2)
+    assert [_membership(named, rank).instance for rank in range(3)] == ["pod-a-0", "pod-a-1", "pod-a-2"]
+    assert (_membership(named, 0).session_s, _membership(named, 0).heartbeat_s) == (30, 2)
+    assert _membership(IngestConfig(instance=""), 1).instance == ""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.structs import TopicPartition
 
-from shared.backends.records import Partition, Record, position_of
+from shared.backends.records import Callback, Partition, Record, position_of
 from shared.backends.streams import source as source_module
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
-from shared.backends.streams.source import Source
+from shared.backends.streams.source import Membership, Source
 from shared.backends.streams.topics import ensure_topics
-from shared.errors import Rebalancing
+from shared.errors import Fenced, Rebalancing, StreamError
 from shared.settings import Settings
 from tests.support.kafka import Eager, Kafka
 from tests.support.streams import PATIENCE_S, Member, Noida, ends, fill, needs_noida, places, read, until, wait
@@ -416,3 +417,66 @@ def test_times_are_milliseconds_or_nothing(
     assert len(record.topic_id) == 32
     assert position_of(record).topic_id == record.topic_id
     source.close()
+
+
+@pytest.fixture
+def static(kafka: Kafka, fresh: Callable[[str], Settings]) -> Iterator[Callable[..., Source]]:
+    """Makes static members of one group, on Apache Kafka: the others have none."""
+    settings = fresh(kafka.url)
+    ensure_topics(settings)
+    with ExitStack() as cleanup:
+
+        def make(instance: str, session_s: float = 30.0, **callbacks: Callback) -> Source:
+            topic = settings.topic_documents
+            member = Source(settings, topic, [topic], membership=Membership(session_s, 1.0, instance), **callbacks)
+            cleanup.callback(member.close)
+            return member
+
+        make.settings = settings  # type: ignore[attr-defined]
+        yield make
+
+
+@pytest.mark.slow
+def test_a_static_member_comes_back_to_its_partitions_and_nobody_else_notices(static: Callable[..., Source]) -> None:
+    settings: Settings = static.settings  # type: ignore[attr-defined]
+    sink = Sink(settings)
+    sent = len(fill(sink, settings, 30))
+    changes: list[set[Partition]] = []
+    stays, leaves = static("pod-0", on_assigned=changes.append, on_revoked=changes.append), static("pod-1")
+    with Member(stays) as one, Member(leaves) as other:
+        wait(lambda: bool(leaves.assignment()) and len(stays.assignment() | leaves.assignment()) == 3)
+        wait(lambda: len({(r.partition, r.offset) for r in one.read + other.read}) == sent)
+    mine = leaves.assignment()
+    kept = stays.assignment()
+    leaves.commit({place: end for place, end in ends(one.read + other.read).items() if place in mine})
+    leaves.close()
+    changes.clear()
+    back = static("pod-1")
+    with Member(stays) as one, Member(back) as other:
+        wait(lambda: back.assignment() == mine)
+        for future in [sink.send(settings.topic_documents, b"more-%d" % n, b"v") for n in range(30)]:
+            future.result(PATIENCE_S)
+        wait(lambda: len(one.read + other.read) >= 30)
+    sink.close()
+    assert changes == []
+    assert stays.assignment() == kept
+    assert sorted(record.key or b"" for record in one.read + other.read) == sorted(b"more-%d" % n for n in range(30))
+    assert {(record.topic, record.partition) for record in other.read} <= mine
+
+
+def test_a_name_has_one_member_and_the_earlier_can_commit_no_more(static: Callable[..., Source]) -> None:
+    first = static("pod-0")
+    until(first, lambda: len(first.assignment()) == 3)
+    second = static("pod-0")
+    until(second, lambda: len(second.assignment()) == 3)
+    place = next(iter(second.assignment()))
+    with pytest.raises(Fenced, match="BIOBRACKET_INGEST_INSTANCE") as error:
+        first.commit({place: 0})
+    assert not error.value.retryable
+    second.commit({place: 0})
+
+
+def test_a_session_that_the_broker_refuses_names_the_setting(static: Callable[..., Source]) -> None:
+    with pytest.raises(StreamError, match="BIOBRACKET_INGEST_SESSION_S") as error:
+        until(static("", session_s=3.0), lambda: False)
+    assert not error.value.retryable
