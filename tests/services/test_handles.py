@@ -30,9 +30,9 @@ def test_answers_and_errors_arrive() -> None:
         right, wrong = Response(), Response()
         right.result.set_result("done")
         wrong.result.set_exception(KeyError("k"))
-        assert await answer(right) == "done"  # type: ignore[arg-type]
+        assert await answer(right) == "done"
         with pytest.raises(KeyError):
-            await answer(wrong)  # type: ignore[arg-type]
+            await answer(wrong)
         assert not right.cancelled
         assert not wrong.cancelled
 
@@ -43,7 +43,7 @@ def test_a_caller_that_gives_up_cancels_the_call() -> None:
     async def give_up() -> None:
         response = Response()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(answer(response), 0.01)  # type: ignore[arg-type]
+            await asyncio.wait_for(answer(response), 0.01)
         assert response.cancelled
 
     asyncio.run(give_up())
