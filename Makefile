@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults lint types imports bench engines ablation selectors selection vllm lock clean
+.PHONY: help setup run test test-faults lint types imports bench engines ablation selectors selection burst vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -62,6 +62,9 @@ selectors: setup  ## the same candidates, decided with and without each part of 
 
 selection: setup  ## what selection costs beside generation, and FAISS by size and kind of index
 	$(BIN)/python -m benchmarks.selection $(ARGS)
+
+burst: setup  ## a burst of HTTP requests: refusals, how soon, and memory
+	$(BIN)/python -m benchmarks.burst $(ARGS)
 
 # vLLM for a CPU, without what it brings for images, sound and its own HTTP server: torch is the one that is there.
 vllm: setup  ## add the vllm engine, built for CPUs, to .venv

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -57,6 +56,7 @@ from shared.messages import TaggedLine
 from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
 from shared.model.scheme import scheme_of
+from shared.runtime.cpus import cpus
 from shared.settings import Settings
 from shared.text import grammar, per_type
 from shared.text.per_type import Action, PerTypeTokens
@@ -358,7 +358,7 @@ def _ranges(pieces: Pieces, line: TaggedLine) -> list[tuple[int, int, str]]:
 
 def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> float:
     """GFLOP/s of products of the layers' shapes, a thread a core, each at its own: how the engine works."""
-    cores = len(os.sched_getaffinity(0))
+    cores = cpus()
     made = []
     for inner, outer in shapes:
         if kind == "int8":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import sys
@@ -11,6 +10,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from shared.runtime.cpus import cpus
 
 
 def hardware() -> dict[str, Any]:
@@ -24,7 +25,7 @@ def hardware() -> dict[str, Any]:
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),

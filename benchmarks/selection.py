@@ -11,7 +11,6 @@ scattered around the embeddings of the run's candidates, since nobody has labell
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from services.generation.engines import load
 from services.parsing.brackets import parse_lines
 from services.selection.selector import Selector
 from shared.messages import Candidate
+from shared.runtime.cpus import cpus
 from shared.selection.calibration import Calibration
 from shared.selection.exemplars.format import Exemplar, Floats, Kind
 from shared.selection.exemplars.index import ExemplarIndex
@@ -95,7 +95,7 @@ def measure(
 ) -> tuple[list[float], list[float], list[Candidate]]:
     """Seconds of each repetition of generation and of selection, after a warm-up; and the candidates."""
     config = GenerationConfig()
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)  # as both services do
+    torch.set_num_threads(config.threads or cpus())  # both compute in this process, one after the other
     engine = load(settings, config)
     selector = Selector.load(settings, Calibration.default())
     selector.select([parse_lines(engine.tag(requests[:8])).candidates])

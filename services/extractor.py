@@ -22,6 +22,7 @@ from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
 from shared.model.revision import generator_revision
+from shared.runtime.cpus import cpus, use_threads
 from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
@@ -95,11 +96,12 @@ class Extractor:
         done: Callable[[Extraction], None],
         collect: Callable[[Sequence[Candidate]], None] | None,
     ) -> list[Extraction]:
-        executor = ThreadPoolExecutor(max_workers=1)
+        selection = SelectionConfig()
+        executor = ThreadPoolExecutor(1, initializer=use_threads, initargs=(selection.threads or cpus(),))
         selector: Batcher[tuple[Candidate, ...], Selected] = Batcher(
             self.selector.select,
             self.selector.tokens,
-            batch_tokens=SelectionConfig().batch_tokens,
+            batch_tokens=selection.batch_tokens,
             max_queued=10**9,
             full="",
             executor=executor,

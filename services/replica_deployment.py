@@ -8,9 +8,12 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Deployment
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from services.replica_config import ReplicaConfig, RequestReplicaConfig
+
+RETRY_AFTER_S = 5
+"""Seconds after which a client that was refused may ask again."""
 
 
 def deployment(
@@ -25,13 +28,15 @@ def deployment(
 
     ``scaling``: further fields of the ``AutoscalingConfig``; ``options`` are passed on to ``serve.deployment``.
     """
-    resources = {"num_cpus": config.num_cpus}
+    resources = {"num_cpus": config.reserved_cpus}
     if num_gpus is not None:
         resources["num_gpus"] = num_gpus
     fields: dict[str, Any] = {"min_replicas": config.min_replicas, "max_replicas": config.max_replicas, **scaling}
     if isinstance(config, RequestReplicaConfig):
         fields["target_ongoing_requests"] = config.target_ongoing_requests
         options["max_ongoing_requests"] = config.max_ongoing_requests
+        options["max_queued_requests"] = config.max_queued_requests
+        options["backpressure_config"] = BackpressureConfig(status_code=503, retry_after_s=RETRY_AFTER_S)
     decorator: Callable[[type], Deployment] = serve.deployment(
         name=name, ray_actor_options=resources, autoscaling_config=AutoscalingConfig(**fields), **options
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.model.base_model import BaseModelError
+from shared.runtime.cpus import cpus, use_threads
 from shared.runtime.ray_node import on_loopback
 from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
@@ -65,7 +66,7 @@ def _worker(given: dict[str, Any]) -> None:
     config: RunConfig = given["config"]
     if not config.gpu:
         local = ray.train.get_context().get_local_world_size()
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+        torch.set_num_threads(max(1, cpus() // local))
     else:
         from ray.train.torch import get_device
 
@@ -106,6 +107,7 @@ def run_here(config: RunConfig, settings: Settings, out: Path, measure: Measure 
         raise TrainingError("workers: without Ray there is only one; set workers to 1")
     _check(config, settings)
     folder = Path(config.storage or out) / "checkpoint"
+    use_threads(cpus())
     with closing(TensorBoard(str(out / "tensorboard"))) as board:
         _train(config, settings, FolderCheckpoints(folder), board, measure, _command())
     return export(folder, out)
@@ -154,7 +156,7 @@ def run(config: RunConfig, settings: Settings, out: Path, measure: Measure | Non
         if "RAY_ADDRESS" in os.environ:
             ray.init(configure_logging=False)
         else:
-            ray.init(**on_loopback(), num_cpus=max(config.workers + 1, os.cpu_count() or 1))
+            ray.init(**on_loopback(), num_cpus=max(config.workers + 1, cpus()))
     try:
         trainer = TorchTrainer(
             _worker,

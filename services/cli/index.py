@@ -48,9 +48,11 @@ def build(
     if kind not in ("flat", "ivf", "hnsw"):
         fail(f"kind: `{kind}` is not one of flat, ivf, hnsw")
     with clear_errors():
+        from shared.runtime.cpus import cpus, use_threads
         from shared.selection.exemplars.index import ExemplarIndex
         from shared.selection.span_encoder import encoder_revision
 
+        use_threads(cpus())
         settings = Settings()
         selector = _selector(settings)
         revision = encoder_revision(settings, selector)

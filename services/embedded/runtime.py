@@ -30,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 from services.embedded import watchdog
 from services.generation.config import GenerationConfig
 from shared import settings as settings_module
+from shared.runtime.cpus import cpus
 from shared.runtime.ray_node import on_loopback
 from shared.settings import Settings
 
@@ -44,7 +45,8 @@ OnProgress = Callable[[str, float], None]
 RUNTIME_FILE = "biobracket.json"
 _LOCK_FILE = "biobracket.lock"
 # Logical CPUs decide how many replicas Ray places, not how fast they run. All services at their smallest, and Serve's
-# own actors, must fit with room to spare even on two cores, which the operating system shares out.
+# own actors, must fit with room to spare even on two cores, which the operating system shares out. Generation and
+# selection each take every core besides.
 _LOGICAL_CPUS = 16
 # Only short-lived messages of a few kilobytes pass through it; Ray's default is a third of the memory.
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -247,7 +249,8 @@ class Runtime:
             # Tansu keeps a joining replica waiting for half its session, and knows no static members.
             defaults["BIOBRACKET_INGEST_SESSION_S"] = "6"
             own["BIOBRACKET_INGEST_INSTANCE"] = ""
-        # Every service but generation, which sets its own number, is single-threaded.
+        defaults |= {"BIOBRACKET_SELECTION_THREADS": str(cpus())}  # it has little to do, and then at once
+        # Generation and selection set their own number; every other service is single-threaded.
         defaults |= {"OMP_NUM_THREADS": "1"}
         own |= {name: value for name, value in defaults.items() if name not in os.environ}
         self._cleanup.enter_context(_environment(own))
@@ -264,7 +267,7 @@ class Runtime:
             try:
                 ray.init(
                     **on_loopback(),
-                    num_cpus=_LOGICAL_CPUS,
+                    num_cpus=_LOGICAL_CPUS + 2 * cpus(),
                     object_store_memory=_OBJECT_STORE_BYTES,
                     log_to_driver=False,
                     _temp_dir=str(scratch),
@@ -352,15 +355,19 @@ class Runtime:
 
 
 def _replicas_of_generation() -> dict[str, str]:
-    """Replicas on a CPU, and their threads; nothing if the environment sets any of it."""
+    """Replicas on a CPU that share its cores; nothing if the environment sets their threads."""
     config = GenerationConfig()
-    given = {"min_replicas", "max_replicas", "threads"} & config.model_fields_set
-    if given or config.num_gpus or config.engine == "vllm":
+    given = config.model_fields_set
+    if "threads" in given or config.num_gpus or config.engine == "vllm":
         return {}
-    cores = len(os.sched_getaffinity(0))
-    number = min(cores, _GENERATION_REPLICAS)
+    cores = cpus()
+    if {"min_replicas", "max_replicas"} & given:
+        number = config.max_replicas if "max_replicas" in given else config.min_replicas
+        fewest = config.min_replicas
+    else:
+        number = fewest = min(cores, _GENERATION_REPLICAS)
     values = {
-        "GENERATION_MIN_REPLICAS": number,
+        "GENERATION_MIN_REPLICAS": fewest,
         "GENERATION_MAX_REPLICAS": number,
         "GENERATION_THREADS": -(-cores // number),
         "PIPELINE_REQUESTS_IN_FLIGHT": number * _REQUESTS_PER_REPLICA,

@@ -8,15 +8,14 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.replica_config import (
+    ComputeReplicaConfig,
     MaxOngoingRequests,
-    MaxReplicas,
-    NumCpus,
-    RequestReplicaConfig,
+    MaxQueuedRequests,
     TargetOngoingRequests,
 )
 
 
-class GenerationConfig(RequestReplicaConfig):
+class GenerationConfig(ComputeReplicaConfig):
     """How segments are tagged, and the resources of a replica."""
 
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_GENERATION_", frozen=True)
@@ -71,16 +70,9 @@ class GenerationConfig(RequestReplicaConfig):
         description="Segments that may be waiting or running in a replica; further ones are rejected, and retried.",
     )
 
-    max_replicas: MaxReplicas = 1
-    num_cpus: NumCpus = 1.0
     max_ongoing_requests: MaxOngoingRequests = 256
-    target_ongoing_requests: TargetOngoingRequests = 32.0
+    target_ongoing_requests: TargetOngoingRequests = 16.0
+    max_queued_requests: MaxQueuedRequests = 1024
     num_gpus: float = Field(
         default=0.0, ge=0.0, description="GPUs of a replica; a fraction shares one; 0 runs on the CPU."
-    )
-    threads: int = Field(
-        default=0,
-        ge=0,
-        description="CPU threads: for segments in parallel or, when there are too few of them, for matrix products; 0 "
-        "takes every core.",
     )

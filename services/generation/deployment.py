@@ -24,7 +24,7 @@ class Generation:
 
     def __init__(self) -> None:
         logs.configure(settings())
-        self._engine = load(settings(), _CONFIG)
+        self._engine = load(settings(), _CONFIG.model_copy(update={"threads": _CONFIG.replica_threads}))
         self._observe = RayObserver()
         self._under_way = 0
 

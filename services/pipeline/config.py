@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.replica_config import MaxOngoingRequests, RequestReplicaConfig, TargetOngoingRequests
+from services.replica_config import MaxOngoingRequests, MaxQueuedRequests, RequestReplicaConfig, TargetOngoingRequests
 
 
 class PipelineConfig(RequestReplicaConfig):
@@ -15,6 +15,7 @@ class PipelineConfig(RequestReplicaConfig):
 
     max_ongoing_requests: MaxOngoingRequests = 64
     target_ongoing_requests: TargetOngoingRequests = 32.0
+    max_queued_requests: MaxQueuedRequests = 128
 
     max_characters: int = Field(
         default=20_000_000, ge=1, description="Longest text, in characters; a longer one is refused."

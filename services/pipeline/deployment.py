@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from services.handles import answer
 from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
@@ -71,17 +72,17 @@ class PipelineService:
 
     async def _generate(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         async with self._turns:
-            lines: tuple[TaggedLine, ...] = await self._generation.tag.remote(segments, types)
+            lines: tuple[TaggedLine, ...] = await answer(self._generation.tag.remote(segments, types))
         return lines
 
     async def _parse(self, lines: tuple[TaggedLine, ...]) -> Parsed:
-        parsed: Parsed = await self._parsing.parse.remote(lines)
+        parsed: Parsed = await answer(self._parsing.parse.remote(lines))
         return parsed
 
     async def _select(self, candidates: tuple[Candidate, ...]) -> Selected:
-        selected: Selected = await self._selection.select.remote(candidates)
+        selected: Selected = await answer(self._selection.select.remote(candidates))
         return selected
 
     async def _basis(self) -> Basis:
-        basis: Basis = await self._selection.basis.remote()
+        basis: Basis = await answer(self._selection.basis.remote())
         return basis

@@ -35,7 +35,7 @@ def create_app(
     errors.add_handlers(
         app, {extract.PATH: extract.HELP, results.MENTIONS: results.MENTIONS_HELP, feedback.PATH: feedback.HELP}
     )
-    app.include_router(extract.router(extractor, config.timeout_s))
+    app.include_router(extract.router(extractor, config.timeout_s, config.max_extractions))
     app.include_router(results.router(result_store, config.max_mentions))
     app.include_router(feedback.router(feedback_store, config.max_mentions))
     app.include_router(health.router(missing))

@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.replica_config import (
     MaxOngoingRequests,
+    MaxQueuedRequests,
     MaxReplicas,
     NumCpus,
     RequestReplicaConfig,
@@ -21,8 +22,16 @@ class QueryConfig(RequestReplicaConfig):
 
     max_replicas: MaxReplicas = 2
     num_cpus: NumCpus = 0.5
-    max_ongoing_requests: MaxOngoingRequests = 64
+    max_ongoing_requests: MaxOngoingRequests = 128
     target_ongoing_requests: TargetOngoingRequests = 16.0
+    max_queued_requests: MaxQueuedRequests = 128
+
+    max_extractions: int = Field(
+        default=64,
+        ge=1,
+        description="Extractions that a replica has under way; a further one gets a 503 at once. Fewer than "
+        "`max_ongoing_requests`, so that results and probes are answered in a flood of them.",
+    )
 
     max_body_bytes: int = Field(
         default=16 * 2**20, ge=1024, description="Largest request body, in bytes; a larger one gets a 413."

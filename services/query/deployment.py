@@ -12,6 +12,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from services.handles import answer
 from services.query.api import create_app
 from services.query.config import QueryConfig
 from services.query.routes.extract import Busy
@@ -56,7 +57,7 @@ class Query:
 
     async def _extract(self, document: Document) -> Extraction:
         try:
-            extraction: Extraction = await self._pipeline.extract.remote(document)
+            extraction: Extraction = await answer(self._pipeline.extract.remote(document))
         except BackPressureError:
             raise Busy from None
         except RayTaskError as error:
@@ -64,7 +65,7 @@ class Query:
         return extraction
 
     async def _ingest_goes_on(self) -> str | None:
-        status = await _awaited(self._ingest.status.remote())
+        status = await answer(self._ingest.status.remote())
         return None if status["problem"] is None else f"ingest: {status['problem']}"
 
     async def _missing(self) -> list[str]:
@@ -73,7 +74,7 @@ class Query:
             _probe(
                 "generation",
                 "the model is still loading, or its replica's log says why it failed",
-                self._generation.ready.remote(),
+                answer(self._generation.ready.remote()),
             ),
             _probe("ingest", "it is still starting, or its replica's log says why it failed", self._ingest_goes_on()),
         )
@@ -90,14 +91,9 @@ def _cause(error: RayTaskError) -> Exception:
     return cause if isinstance(cause, (DocumentError, StoreError)) else RuntimeError(type(cause).__name__)
 
 
-async def _probe(name: str, remedy: str, answer: Awaitable[Any]) -> str | None:
+async def _probe(name: str, remedy: str, reply: Awaitable[Any]) -> str | None:
     try:
-        problem = await asyncio.wait_for(_awaited(answer), _CONFIG.probe_s)
+        problem = await asyncio.wait_for(reply, _CONFIG.probe_s)
     except Exception:  # whatever it is, that part is not ready; its own log says why
         return f"{name}: does not answer; {remedy}"
     return problem if isinstance(problem, str) else None
-
-
-async def _awaited(answer: Awaitable[Any]) -> Any:
-    # Serve's responses are awaitable, but neither coroutines nor futures, one of which `wait_for` needs.
-    return await answer

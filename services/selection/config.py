@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.replica_config import RequestReplicaConfig
+from services.replica_config import ComputeReplicaConfig
 
 
-class SelectionConfig(RequestReplicaConfig):
+class SelectionConfig(ComputeReplicaConfig):
     """Settings of the selection service, prefix ``BIOBRACKET_SELECTION_``."""
 
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_SELECTION_")
@@ -18,7 +18,6 @@ class SelectionConfig(RequestReplicaConfig):
     num_gpus: float = Field(
         default=0.0, ge=0, description="GPUs of a replica; a fraction shares one. Without a span encoder it needs none."
     )
-    threads: int = Field(default=0, ge=0, description="CPU threads of the span encoder; 0 takes one per core.")
     dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
         default="auto", description="Number format of the span encoder's weights; `auto` as for generation."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 from services.replica_deployment import deployment
@@ -12,8 +11,8 @@ from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Basis, Candidate, Selected
+from shared.runtime.cpus import use_threads
 from shared.runtime.logs import configure
-from shared.selection.selector_folder import selector_folder
 from shared.settings import settings
 
 _CONFIG = SelectionConfig()
@@ -25,14 +24,15 @@ class Selection:
 
     def __init__(self) -> None:
         configure(settings())
-        if selector_folder(settings()) is not None:
-            import torch
-
-            # Ray sets OMP_NUM_THREADS to the replica's logical CPUs, which say nothing about the actual cores.
-            torch.set_num_threads(_CONFIG.threads or os.cpu_count() or 1)
         feedback = FeedbackStore.from_settings(settings())
         self._selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch")
+        # The number of threads is a thread's own. The libraries are loaded by now, if this selector needs them.
+        self._executor = ThreadPoolExecutor(
+            max_workers=1,
+            thread_name_prefix="batch",
+            initializer=use_threads,
+            initargs=(_CONFIG.replica_threads,),
+        )
         self._batcher: Batcher[tuple[Candidate, ...], Selected] = Batcher(
             self._selector.select,
             self._selector.tokens,

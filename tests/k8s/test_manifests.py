@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from services.cli import cli
 from services.cli.console import configs
+from services.replica_config import ComputeReplicaConfig, ReplicaConfig
 from shared.settings import Settings
+from tests.support.serving import fits
 from training.config import CONFIGS, GeneratorConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +93,39 @@ def test_every_setting_of_the_config_map_exists_and_is_valid(monkeypatch: pytest
     for variable, value in given.items():
         monkeypatch.setenv(variable, value)
     assert set(given) - {"HF_HOME"} <= known_settings()
+
+
+def worker_nodes() -> tuple[list[float], list[float]]:
+    """CPUs of the pods that replicas run on: of those there are at first, and of the most there may be."""
+    (group,) = cluster(SERVING)["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    cpus = float(container["resources"]["limits"]["cpu"])
+    assert "num-cpus" not in group["rayStartParams"]  # KubeRay tells Ray the pod's limit
+    assert cluster(SERVING)["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    return [cpus] * group["replicas"], [cpus] * group["maxReplicas"]
+
+
+def test_every_placement_fits_the_pods(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in manifest("ConfigMap")["data"].items():
+        monkeypatch.setenv(variable, value)
+    services = [config for config in configs() if isinstance(config, ReplicaConfig)]
+    first, most = worker_nodes()
+
+    def sizes(replicas: Callable[[ReplicaConfig], int]) -> list[float]:
+        return [config.reserved_cpus for config in services for _ in range(replicas(config))]
+
+    assert fits(sizes(lambda config: config.min_replicas), first)
+    assert fits(sizes(lambda config: 2), first)
+    assert fits(sizes(lambda config: 8), most)
+    assert fits(sizes(lambda config: config.max_replicas), most)
+
+
+def test_no_engine_has_more_threads_than_its_reserved_share_of_a_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in manifest("ConfigMap")["data"].items():
+        monkeypatch.setenv(variable, value)
+    for config in configs():
+        if isinstance(config, ComputeReplicaConfig):
+            assert config.replica_threads <= config.reserved_cpus <= worker_nodes()[0][0]
 
 
 def test_every_setting_of_the_readme_exists() -> None:

@@ -6,7 +6,6 @@ passes stay large enough for fast matrix products, and no segment waits for the 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import torch
 from services.generation.config import GenerationConfig
 from services.generation.copy.forward import Answer, Forward, Part, Task
 from shared.model.cache import Cache
+from shared.runtime.cpus import cpus
 
 Q = TypeVar("Q")
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Scheduler(Generic[Q, T]):
     def __init__(self, forward: Forward, task: Callable[[Q, Worker], Task[T]], config: GenerationConfig) -> None:
         on_cpu = forward.device.type == "cpu"
         self._forward, self._task = forward, task
-        self._threads = (config.threads or os.cpu_count() or 1) if on_cpu else 1
+        self._threads = (config.threads or cpus()) if on_cpu else 1
         self._token_budget = config.pass_tokens or (512 if on_cpu else 8192)
         self._cache_tokens = config.cache_tokens
         self._executor = ThreadPoolExecutor(self._threads, thread_name_prefix="copy")

@@ -78,9 +78,14 @@ HELP = RequestHelp(
 )
 
 
-def router(extractor: ExtractDocument, timeout_s: float) -> APIRouter:
-    """The route; an extraction that takes longer than ``timeout_s`` seconds is answered with 504."""
+def router(extractor: ExtractDocument, timeout_s: float, most: int) -> APIRouter:
+    """The route.
+
+    An extraction that takes longer than ``timeout_s`` seconds is answered with 504, one beyond ``most`` at a time
+    with 503.
+    """
     routes = APIRouter()
+    under_way = 0
 
     @routes.post(
         PATH,
@@ -98,7 +103,11 @@ def router(extractor: ExtractDocument, timeout_s: float) -> APIRouter:
     )
     async def extract_entities(request: ExtractRequest) -> Extraction:
         """Waits for the entities of one text. To process many texts, send them through Kafka."""
+        nonlocal under_way
+        under_way += 1
         try:
+            if under_way > most:
+                raise Busy
             if request.types is not None:
                 entity_types.check(request.types)
             return await asyncio.wait_for(extractor(request.document()), timeout_s)
@@ -123,5 +132,7 @@ def router(extractor: ExtractDocument, timeout_s: float) -> APIRouter:
             raise ApiError(
                 500, "system", "failed to process the document", "try again; the server's log has the cause"
             ) from None
+        finally:
+            under_way -= 1
 
     return routes

@@ -95,7 +95,7 @@ def test_ports() -> None:
 def test_generation_on_a_cpu_has_a_process_for_each_core(
     monkeypatch: pytest.MonkeyPatch, cores: int, replicas: str, threads: str, requests: str
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(runtime, "cpus", lambda: cores)
     found = runtime._replicas_of_generation()
     assert found == {
         "BIOBRACKET_GENERATION_MIN_REPLICAS": replicas,
@@ -106,8 +106,21 @@ def test_generation_on_a_cpu_has_a_process_for_each_core(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("MIN_REPLICAS", "1"), ("MAX_REPLICAS", "3"), ("THREADS", "2"), ("NUM_GPUS", "1")]
+    ("given", "replicas", "threads"),
+    [({"MAX": "3"}, ("1", "3"), "2"), ({"MIN": "2"}, ("2", "2"), "3"), ({"MIN": "1", "MAX": "6"}, ("1", "6"), "1")],
 )
+def test_replicas_that_the_environment_gives_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], replicas: tuple[str, str], threads: str
+) -> None:
+    monkeypatch.setattr(runtime, "cpus", lambda: 6)
+    for name, value in given.items():
+        monkeypatch.setenv(f"BIOBRACKET_GENERATION_{name}_REPLICAS", value)
+    found = runtime._replicas_of_generation()
+    assert (found["BIOBRACKET_GENERATION_MIN_REPLICAS"], found["BIOBRACKET_GENERATION_MAX_REPLICAS"]) == replicas
+    assert found["BIOBRACKET_GENERATION_THREADS"] == threads
+
+
+@pytest.mark.parametrize(("name", "value"), [("THREADS", "2"), ("NUM_GPUS", "1")])
 def test_what_the_environment_says_of_generation_stands(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"BIOBRACKET_GENERATION_{name}", value)
     assert runtime._replicas_of_generation() == {}

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
+from services.query.api import create_app
+from services.query.config import QueryConfig
 from services.query.routes.extract import Busy
 from shared.errors import DocumentError, StoreError
-from shared.messages import Extraction
-from tests.support.http import SECRET, World, assert_problem
+from shared.messages import Document, Extraction
+from tests.support.http import SECRET, World, assert_problem, extraction_of
 
 
 def test_extract_makes_an_id(world: World) -> None:
@@ -79,6 +86,33 @@ def test_failure_of_the_extractor(
     world.error = error
     assert_problem(world.post({"text": SECRET}), status, field)
     assert "zq17" not in "".join(capfd.readouterr())
+
+
+def test_one_extraction_too_many_is_refused_and_its_place_is_free_again(world: World) -> None:
+    held = threading.Barrier(3)
+
+    async def extract(document: Document) -> Extraction:
+        await asyncio.to_thread(held.wait)
+        return extraction_of(document)
+
+    app = create_app(
+        extractor=extract,
+        result_store=world.store,
+        missing=world.what_is_missing,
+        config=QueryConfig(max_extractions=2),
+        feedback_store=None,  # type: ignore[arg-type]  # not asked here
+    )
+    with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
+        for _ in range(2):
+            taken = [pool.submit(client.post, "/v1/extract", json={"text": "x"}) for _ in range(2)]
+            while held.n_waiting < 2:
+                time.sleep(0.01)
+            refused = client.post("/v1/extract", json={"text": SECRET})
+            assert "later" in assert_problem(refused, 503, "system")["remedy"]
+            assert int(refused.headers["Retry-After"]) > 0
+            assert client.get("/healthz").status_code == 200
+            held.wait()
+            assert [future.result().status_code for future in taken] == [200, 200]
 
 
 def test_extraction_that_takes_too_long(world: World) -> None:
