@@ -150,10 +150,12 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Refusals, their seconds, and memory in a burst."""
-    with tempfile.TemporaryDirectory(prefix="biobracket-burst-") as data:
-        with Runtime(Settings(data=Path(data), http_port=0)) as runtime:
-            wait(runtime.http)
-            figures = asyncio.run(measure(runtime.http, clients, times, seconds))
+    with (
+        tempfile.TemporaryDirectory(prefix="biobracket-burst-") as data,
+        Runtime(Settings(data=Path(data), http_port=0)) as runtime,
+    ):
+        wait(runtime.http)
+        figures = asyncio.run(measure(runtime.http, clients, times, seconds))
     report = {
         "command": make_command("burst"),
         "hardware": hardware(),
