@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class System:
         self._model = make_tiny_model(folder / "model")
         self._starts = 0
         self._probes = 0
+        self._killed: list[tuple[str, int]] = []
         self.kafka = Kafka(folder / "kafka")
         self.redis = RedisServer(folder / "redis")
         self.everything = Expected()
@@ -99,7 +100,16 @@ class System:
     def kill_replica(self, name: str) -> None:
         """SIGKILL for a replica, once there is one."""
         self.until(lambda: bool(self.command.replicas(name)))
-        os.kill(self.command.replicas(name)[0], signal.SIGKILL)
+        pid = self.command.replicas(name)[0]
+        os.kill(pid, signal.SIGKILL)
+        self._killed.append((name, pid))
+
+    def replaced(self) -> None:
+        """Waits until other processes are in the places of the replicas that were killed."""
+        for name, pid in self._killed:
+            self.until(lambda n=name, p=pid: bool(set(self.command.replicas(n)) - {p}))  # type: ignore[misc]
+            assert pid not in self.command.replicas(name)
+        self._killed.clear()
 
     def kill_process(self, name: str) -> None:
         """SIGKILL for the process of Ray whose command line says so."""
@@ -137,13 +147,15 @@ class System:
             self.until(lambda: _there(store, probe.id))
         return time.monotonic() - start
 
+    def busy(self) -> bool:
+        """Whether there are records that the group has not committed."""
+        with closing(Lag(self.settings, IngestConfig().group, self.settings.topic_documents)) as lag:
+            return bool(_lag(lag))
+
     def drained(self) -> None:
         """Waits until the group has committed everything that there is."""
         with closing(Lag(self.settings, IngestConfig().group, self.settings.topic_documents)) as lag:
             self.until(lambda: _lag(lag) == 0)
-
-    def replicas(self) -> Iterator[str]:
-        yield from ("ingest", "generation", "selection")
 
 
 def _there(store: ResultStore, id_: str) -> bool:

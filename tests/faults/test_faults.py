@@ -11,53 +11,35 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import redis
+from kafka import KafkaProducer
 
-from benchmarks.hardware import hardware
 from services.dead_letters import DeadLetters, Filter
 from services.ingest.config import IngestConfig
 from services.rebuild import rebuild
+from shared.backends.feedback_store import FeedbackStore
 from shared.backends.streams.source import Source
 from shared.messages import Document
+from tests.faults.rows import KCAT, ROWS, judged, kcat, run, table
 from tests.faults.system import System
-from tests.faults.verdict import Verdict, judge
-from tests.faults.workload import Expected, Producer, versions
+from tests.faults.workload import Expected, Producer, amendments, versions
 from tests.support import deadly
 from tests.support.kafka import Unavailable, batches, change_batches, damage
 from tests.support.redis_server import Unavailable as NoRedis
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
-DOCUMENTS = 240
 SOAK = int(os.environ.get("BIOBRACKET_FAULTS_SOAK", "20000"))
+FEWEST_KILLS = 5
 AWAY_S = 60.0
 CODECS = ("gzip", "snappy", "lz4", "zstd")
-
-
-@dataclass
-class Row:
-    fault: str
-    documents: int
-    verdict: Verdict
-    seconds: float
-
-    def cells(self) -> list[str]:
-        found = self.verdict
-        counts = (self.documents, found.lost, found.doubled, found.stale, found.dead, found.repeated)
-        return [self.fault, *map(str, counts), f"{self.seconds:.1f}"]
-
-
-HEAD = ["fault", "documents", "lost", "doubled", "stale", "dead letters", "sent again", "seconds to recover"]
-ROWS: list[Row] = []
 
 
 @pytest.fixture(scope="module")
@@ -68,67 +50,28 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
         pytest.skip(str(missing))
     with made as running:
         yield running
-    lines = ["| " + " | ".join(cells) + " |" for cells in (HEAD, ["---"] * len(HEAD), *(row.cells() for row in ROWS))]
-    print(f"\n{hardware()}\n\n" + "\n".join(lines))
+    print("\n" + table(ROWS))
     if file := os.environ.get("BIOBRACKET_FAULTS_TABLE"):
-        Path(file).write_text(f"{hardware()}\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        Path(file).write_text(table(ROWS), encoding="utf-8")
 
 
-def run(
-    system: System,
-    name: str,
-    fault: Callable[[], object],
-    documents: Iterator[Document] | None = None,
-    count: int = DOCUMENTS,
-    after: Callable[[], object] = lambda: None,
-    dead: int = 0,
-) -> Verdict:
-    """Sends some, breaks something while the others are sent, and judges once all is over.
-
-    The fault is this thread's: the kernel kills a server with the thread that started it.
-    """
-    coming = documents or versions(name, count)
-    expected = Expected()
-    begun = threading.Event()
-
-    def send() -> None:
-        with closing(Producer(system.settings, expected)) as producer:
-            for n, document in enumerate(coming):
-                producer.send(document)
-                if n == count // 3:
-                    begun.set()
-                time.sleep(0.005)
-            producer.settle()
-
-    with ThreadPoolExecutor(1) as sending:
-        sent = sending.submit(send)
-        assert begun.wait(300)
-        fault()
-        sent.result()
-    seconds = system.recovered()
-    system.drained()
-    after()
-    system.everything.last |= expected.last
-    verdict = judge(system.settings, expected.last, system.everything.last)
-    ROWS.append(Row(name, expected.sent, verdict, seconds))
-    assert verdict.dead == dead, "an outage is no reason for a dead letter"
-    return verdict
+without_kcat = pytest.mark.skipif(KCAT is None, reason="kcat (librdkafka) is not installed")
 
 
 @pytest.mark.parametrize("name", ["ingest", "generation", "selection"])
 def test_a_replica_is_killed(system: System, name: str) -> None:
-    assert run(system, f"SIGKILL of {name}", lambda: system.kill_replica(name)).right
+    run(system, f"SIGKILL of {name}", lambda: system.kill_replica(name))
 
 
 def test_the_controller_is_killed(system: System) -> None:
     fault = lambda: system.kill_process("ServeController")  # noqa: E731
-    assert run(system, "SIGKILL of the Serve controller", fault).right
+    run(system, "SIGKILL of the Serve controller", fault)
 
 
 @pytest.mark.parametrize("away_s", [0.0, AWAY_S])
 def test_redis_dies(system: System, away_s: float) -> None:
     name = "SIGKILL of Redis, with AOF" if not away_s else "Redis away for a minute"
-    assert run(system, name, lambda: system.kill_server(system.redis, away_s)).right
+    run(system, name, lambda: system.kill_server(system.redis, away_s))
 
 
 def test_redis_hangs(system: System) -> None:
@@ -138,19 +81,28 @@ def test_redis_hangs(system: System) -> None:
         time.sleep(15)
         os.kill(system.redis.pid, signal.SIGCONT)
 
-    assert run(system, "Redis hangs for 15 s", hang).right
+    run(system, "Redis hangs for 15 s", hang)
 
 
 def test_redis_is_full(system: System) -> None:
-    def fill() -> None:
-        import redis
+    refused: list[int] = []
 
+    def fill() -> None:
         with redis.Redis.from_url(system.redis.url) as client:
+            before = _refused(client)
             client.config_set("maxmemory", "1mb")
             time.sleep(5)
             client.config_set("maxmemory", "0")
+            refused.append(_refused(client) - before)
 
-    assert run(system, "Redis full for 5 s", fill).right
+    run(system, "Redis full for 5 s", fill)
+    assert refused[0] > 0, "nothing was written while it was full"
+
+
+def _refused(client: redis.Redis) -> int:
+    """Writes that Redis refused for want of memory."""
+    found = client.info("errorstats").get("errorstat_OOM", {})
+    return int(found.get("count", 0))
 
 
 def test_redis_is_slow(system: System) -> None:
@@ -159,13 +111,13 @@ def test_redis_is_slow(system: System) -> None:
         time.sleep(10)
         system.proxy.delay_s = 0.0
 
-    assert run(system, "Redis slow (500 ms) for 10 s", slow).right
+    run(system, "Redis slow (500 ms) for 10 s", slow)
 
 
 @pytest.mark.parametrize("away_s", [0.0, AWAY_S])
 def test_kafka_dies(system: System, away_s: float) -> None:
     name = "SIGKILL of Kafka" if not away_s else "Kafka away for a minute"
-    assert run(system, name, lambda: system.kill_server(system.kafka, away_s)).right
+    run(system, name, lambda: system.kill_server(system.kafka, away_s))
 
 
 def test_the_group_never_rests(system: System) -> None:
@@ -179,23 +131,18 @@ def test_the_group_never_rests(system: System) -> None:
                 member.poll(0.2, 10)
             member.close()
 
-    assert run(system, "ten members join and leave", storm).right
+    run(system, "ten members join and leave", storm)
 
 
+@without_kcat
 def test_a_document_kills_its_process(system: System) -> None:
-    def documents() -> Iterator[Document]:
-        for n, document in enumerate(versions("poison", DOCUMENTS)):
-            yield document
-            if n == DOCUMENTS // 2:
-                yield Document(id="poison", text=f"CD28 {deadly.MARKER}.", lang="en", types=("protein",))
-
-    verdict = run(system, "a document kills generation", lambda: None, documents(), DOCUMENTS + 1, dead=1)
-    assert verdict.right
+    poison = Document(id="poison", text=f"CD28 {deadly.MARKER}.", lang="en", types=("protein",))
+    run(system, "a document kills generation, by kcat", lambda: kcat(system, [poison]), also=[poison], dead=1)
     reasons = [letter.reason for letter in DeadLetters(system.settings).letters(Filter())]
     assert reasons == ["crashed"]
 
 
-@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat (librdkafka) is not installed")
+@without_kcat
 def test_other_producers_codecs(system: System) -> None:
     expected = Expected()
     for codec in CODECS:
@@ -203,17 +150,33 @@ def test_other_producers_codecs(system: System) -> None:
     judged(system, "batches in gzip, snappy, lz4, zstd, by kcat", expected)
 
 
-@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat (librdkafka) is not installed")
+@without_kcat
 def test_amendments_sent_by_kcat(system: System) -> None:
-    """A long text and its short correction right behind; and a text that comes back."""
     expected = Expected()
-    long = " ".join(f"CD{n} binds." for n in range(400))
-    sent = []
-    for n in range(20):
-        sent += [(f"order-{n}", f"{long} {n}"), (f"order-{n}", f"CD28 {n}.")]
-        sent += [(f"aba-{n}", f"A CD1 {n}."), (f"aba-{n}", f"B CD2 {n}."), (f"aba-{n}", f"A CD1 {n}.")]
-    kcat(system, [Document(id=id_, text=text, lang="en", types=("protein",)) for id_, text in sent], expected)
+    kcat(system, list(amendments(20)), expected)
     judged(system, "order and A-B-A, by kcat", expected)
+
+
+def test_times_that_are_none(system: System) -> None:
+    """Time stamps of -1, absent and in microseconds, on documents and on feedback, sent to the running product."""
+    expected = Expected()
+    documents = list(versions("times", 60))
+    producer = KafkaProducer(bootstrap_servers=system.kafka.url)
+    for n, document in enumerate(documents):
+        given = (-1, None, time.time_ns() // 1000)[n % 3]
+        producer.send(
+            system.settings.topic_documents,
+            key=document.id.encode(),
+            value=document.model_dump_json().encode(),
+            timestamp_ms=given,
+        ).get(60)
+        opinion = {"id": f"o-{n}", "text": "CD28", "start": 0, "end": 4, "type": "protein", "accepted": True}
+        producer.send(system.settings.topic_feedback, json.dumps(opinion).encode(), timestamp_ms=given).get(60)
+        expected.add(document)
+    producer.close()
+    judged(system, "time stamps of -1, none, microseconds", expected)
+    with closing(FeedbackStore.from_settings(system.settings)) as store:
+        system.until(lambda: {f"o-{n}" for n in range(60)} <= {one.id for one in store.page(limit=1000).feedback})
 
 
 def test_a_batch_is_corrupt(system: System) -> None:
@@ -239,7 +202,7 @@ def test_a_batch_is_corrupt(system: System) -> None:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
 
-    assert run(system, "a corrupt batch", spoil).right
+    run(system, "a corrupt batch", spoil, also=[victim], dead=1)
     letters = list(DeadLetters(system.settings).letters(Filter(reasons=("unreadable",))))
     assert [b'"id":"victim"' in (letter.record.value or b"") for letter in letters] == [True]
 
@@ -256,8 +219,7 @@ def test_redis_forgets(system: System) -> None:
         system.redis.start()
 
     name = "SIGKILL of Redis, without AOF, then `rebuild`"
-    verdict = run(system, name, forget, after=lambda: rebuild(system.settings))
-    assert verdict.right
+    run(system, name, forget, after=lambda: rebuild(system.settings))
 
 
 def test_the_node_is_killed(system: System) -> None:
@@ -265,7 +227,7 @@ def test_the_node_is_killed(system: System) -> None:
         system.kill_process("raylet/raylet")
         system.restart()
 
-    assert run(system, "SIGKILL of the Ray node, then a restart", kill).right
+    run(system, "SIGKILL of the Ray node, then a restart", kill)
 
 
 def test_a_soak(system: System) -> None:
@@ -281,7 +243,9 @@ def test_a_soak(system: System) -> None:
         system.redis.durable = True
         system.kill_server(system.redis)  # durable from here on
         rebuild(system.settings)
-        while not over.wait(chosen.uniform(10, 20)):
+        while len(kills) < FEWEST_KILLS or not over.is_set() or system.busy():
+            over.wait(1)
+            time.sleep(chosen.uniform(8, 15))
             name = chosen.choice(["ingest", "generation", "selection", "pipeline", "redis", "kafka"])
             kills.append(name)
             if name in ("redis", "kafka"):
@@ -289,29 +253,4 @@ def test_a_soak(system: System) -> None:
             else:
                 system.kill_replica(name)
 
-    verdict = run(system, "a soak with random kills", kill_now_and_then, documents(), SOAK)
-    assert kills
-    assert verdict.right
-
-
-def kcat(system: System, documents: list[Document], expected: Expected, *options: str) -> None:
-    """Sends documents as another client does."""
-    lines = [f"{document.id}\t{json.dumps(document.model_dump(exclude_defaults=True))}" for document in documents]
-    subprocess.run(
-        ["kcat", "-P", "-b", system.kafka.url, "-t", system.settings.topic_documents, "-K", "\t", *options],
-        input="\n".join(lines).encode(),
-        check=True,
-        timeout=120,
-    )
-    for document in documents:
-        expected.add(document)
-
-
-def judged(system: System, name: str, expected: Expected) -> None:
-    seconds = system.recovered()
-    system.drained()
-    system.everything.last |= expected.last
-    verdict = judge(system.settings, expected.last, system.everything.last)
-    ROWS.append(Row(name, expected.sent, verdict, seconds))
-    assert verdict.right
-    assert verdict.dead == 0
+    run(system, "a soak with random kills", kill_now_and_then, documents(), SOAK)

@@ -13,7 +13,7 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
 from shared.messages import Document, Extraction
 from shared.settings import Settings
-from tests.faults.verdict import Verdict, judge
+from tests.faults.verdict import Verdict, _documents, _records, judge
 from tests.faults.workload import versions
 from tests.services.ingest.test_consumer import consume, extract, make, produce
 
@@ -43,6 +43,12 @@ def test_each_fault_is_found(settings: Settings) -> None:
     amended = Document(id=sent[0].id, text="amended")
     assert judge(settings, {**expected, amended.id: amended}, expected).stale == 1
 
+    # As another client may have read the topic of entities: without one document's result.
+    whole = [record.value or b"" for record in _records(settings, settings.topic_entities)]
+    some = [value for value in whole if Extraction.model_validate_json(value).document_id != sent[0].id]
+    assert judge(settings, expected, expected, whole) == Verdict()
+    assert judge(settings, expected, expected, some) == Verdict(lost=1)
+
     produce(settings, [b'{"id": "bad", "text": "t", "types": ["no"]}'])
     asyncio.run(consume(make(settings, extract), 1))
     assert judge(settings, expected, expected) == Verdict()
@@ -64,6 +70,24 @@ def test_each_fault_is_found(settings: Settings) -> None:
     assert judge(settings, expected, expected).stale == 1
 
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
+        # Redis alone serves an earlier version.
+        first = sent[1]
+        (served,) = store.newest([first.id])
+        assert served is not None
+        key = result_store._document_key(first.id)
+        raw = client.hget(key, "json")
+        client.hset(key, "json", served.model_copy(update={"text_sha256": "0" * 64}).model_dump_json())
+        assert judge(settings, expected, expected).stale == 2
+        client.hset(key, "json", raw)
+        # The index of mentions has lost one.
+        (entity, *_) = served.entities
+        index = result_store._index_key(result_store._normal(entity.text), entity.type)
+        kept_index = client.dump(index)
+        client.delete(index)
+        assert judge(settings, expected, expected).lost > 0
+        client.restore(index, 0, kept_index)
+        assert judge(settings, expected, expected).lost == 0
+
         client.hincrby(result_store._counter_key(result_store._document_key(last.id)), "documents", 1)
         assert judge(settings, expected, expected).doubled == 2
         client.delete(result_store._document_key(last.id))
@@ -79,3 +103,9 @@ def test_dead_letters_are_accounted_for(settings: Settings) -> None:
     produce(settings, [json.dumps({"id": "d", "text": "CD28"}).encode()])
     asyncio.run(consume(make(settings, broken, attempts=1), 1))
     assert judge(settings, {"d": document}, {}) == Verdict(dead=1)
+
+
+def test_documents_are_found_in_the_bytes_of_a_batch() -> None:
+    whole = b'{"id":"d","text":"CD28 {1}"}'
+    assert list(_documents(whole)) == [whole]
+    assert list(_documents(b"\x00\xff{" + whole + b"\x01}" + whole + b"{")) == [whole, whole]

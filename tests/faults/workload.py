@@ -38,6 +38,20 @@ def versions(name: str, count: int, seed: int = 0) -> Iterator[Document]:
         yield Document(id=id_, text=text, lang="en", types=("protein",))
 
 
+def amendments(count: int) -> Iterator[Document]:
+    """A long text and its short correction right behind; and a text that comes back. ``count`` of each."""
+    long = " ".join(f"CD{n} binds." for n in range(400))
+    for n in range(count):
+        for id_, text in (
+            (f"order-{n}", f"{long} {n}"),
+            (f"order-{n}", f"CD28 {n}."),
+            (f"aba-{n}", f"A CD1 {n}."),
+            (f"aba-{n}", f"B CD2 {n}."),
+            (f"aba-{n}", f"A CD1 {n}."),
+        ):
+            yield Document(id=id_, text=text, lang="en", types=("protein",))
+
+
 class Producer:
     """Sends documents keyed by id, as a hospital does."""
 

@@ -60,6 +60,7 @@ class Kafka(Broker):
             "controller.quorum.bootstrap.servers": controller,
             "log.dirs": logs.resolve(),
             "auto.create.topics.enable": "false",
+            "log.message.timestamp.after.max.ms": 2**63 - 1,  # as brokers before 3.6: times in microseconds come in
             "message.max.bytes": Settings().max_message_bytes + 65536,
             # One broker has room for one replica.
             **{f"{kind}.topic.replication.factor": 1 for kind in ("offsets", "share.coordinator.state")},
