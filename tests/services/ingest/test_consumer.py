@@ -688,14 +688,9 @@ async def _until_killed() -> None:
     await make(Settings(), process, max_documents=5).run()
 
 
-if __name__ == "__main__":
-    asyncio.run(_until_killed())
-
-
-def test_a_consumer_whose_place_is_taken_ends_and_the_other_goes_on(
-    kafka: Kafka, valkey: Valkey, fresh: Callable[[str], Settings]
-) -> None:
-    settings = fresh(kafka.url).model_copy(update={"redis": SecretStr(valkey.url)})
+@pytest.mark.parametrize("each_broker", ["kafka"], indirect=True)
+def test_a_consumer_whose_place_is_taken_ends_and_the_other_goes_on(each_broker: Settings) -> None:
+    settings = each_broker
     produce(settings, [document(n) for n in range(10)])
 
     async def run() -> None:
@@ -716,3 +711,7 @@ def test_a_consumer_whose_place_is_taken_ends_and_the_other_goes_on(
 
     asyncio.run(run())
     check_results(settings, range(20))
+
+
+if __name__ == "__main__":
+    asyncio.run(_until_killed())
