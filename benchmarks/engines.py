@@ -12,12 +12,12 @@
 | copy_sequential | the `copy` engine, an action at a time |
 | copy_greedy | the `copy` engine, no candidates beyond greedy |
 | copy | the `copy` engine as it is, with the candidates beyond greedy |
+| encoder | a span classifier over DeBERTa-v3-base, as GLiNER medium, with random weights: what reading once costs |
 
-`copy` is what serves the adapter of the settings, whatever its scheme. The others know adapters of ``per-type.v1``
-only, and are left out beside one of another scheme. The paper has all types in one output, one copy of the text after
-the other; weights of ``per-type.v1`` know a line a type, so each is asked for by itself. They were trained to choose
-among the admissible tokens and nothing else, so all engines are constrained to these where they can be; left free, the
-weights say other words than the text's.
+`copy` is what serves the adapter of the settings, whatever its scheme. The other generators know adapters of
+``labelled.v1`` only, and are left out beside one of another scheme. The weights were trained to choose among the
+admissible tokens and nothing else, so all engines are constrained to these where they can be; left free, the weights
+say other words than the text's.
 
 Segments are the first of GENIA's, CMeEE-V2's and BC5CDR's ``test`` by turns; slow engines get a prefix of the list, and
 F1 of `copy` on the same prefix stands beside theirs. An engine that is not installed is left out. The floor is what the
@@ -36,7 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, takewhile, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,22 +44,20 @@ import torch
 import typer
 from rich.console import Console
 
+from benchmarks.generate import Generate, script_of
 from benchmarks.hardware import hardware, make_command
 from benchmarks.stream import requests_of
 from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
-from services.generation.per_type.lines import TypeLine, tagged_line
-from services.generation.per_type.walk import Walk, steps_of
 from services.parsing.brackets import parse_lines
-from shared import entity_types
 from shared.messages import TaggedLine
 from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
 from shared.model.scheme import scheme_of
 from shared.runtime.cpus import cpus
 from shared.settings import Settings
-from shared.text import grammar, per_type
-from shared.text.per_type import Action, PerTypeTokens
+from shared.text import grammar
+from shared.text.grammar import CopyTokens
 from shared.text.pieces import Pieces, split, to_piece_spans
 from training.data.corpora import corpus_folder, documents_of, read
 
@@ -74,11 +72,14 @@ MOST = {
     "copy_sequential": 90,
     "copy_greedy": 100_000,
     "copy": 100_000,
+    "encoder": 100_000,
 }
+_NOTHING = ("encoder",)  # finds nothing, so there is nothing to compare but the time
 _GREEDY = ("vllm", "vllm_speculative", "copy_greedy")  # without candidates beyond the greedy ones
 _TOGETHER = 16
-_BASELINES = ("paper", "vllm", "vllm_candidates")
+_BASELINES = ("paper", "vllm", "vllm_candidates", "encoder")
 _WARM_UP = 3  # segments, one of each corpus
+_SHAPES = ((768, 768), (768, 3072), (3072, 768))  # of an encoder's products
 
 Span = tuple[int, int, int, str]  # segment, start, end, type
 Tag = Callable[[Sequence[TagRequest]], list[TaggedLine]]
@@ -105,10 +106,11 @@ def main(
         raise typer.BadParameter(f"engines: {', '.join(sorted(unknown))}: the known ones are {', '.join(MOST)}")
     settings = Settings()
     scheme = scheme_of(adapter_folder(settings))
-    if scheme != per_type.SCHEME and (others := [name for name in wanted if not name.startswith("copy")]):
+    ours = ("copy", *_NOTHING)
+    if scheme != grammar.SCHEME and (others := [name for name in wanted if not name.startswith(ours)]):
         err.print(
-            f"{', '.join(others)}: left out, they know adapters of {per_type.SCHEME} only and this one is of {scheme}; "
-            "set BIOBRACKET_ADAPTER to an older one to measure them",
+            f"{', '.join(others)}: left out, they know adapters of {grammar.SCHEME} only and this one is of {scheme}; "
+            "set BIOBRACKET_ADAPTER to a newer one to measure them",
             highlight=False,
             soft_wrap=True,
         )
@@ -124,7 +126,7 @@ def main(
         "hardware": hardware(),
         "generator_revision": generator_revision(settings),
         "scheme": scheme,
-        "engines": {name: summary(one, found) for name, one in found.items()},
+        "engines": {name: summary(name, found) for name in found},
     }
     if plot is not None:
         draw(report, plot)
@@ -218,75 +220,14 @@ def engine(name: str, settings: Settings) -> tuple[Tag, Callable[[], None]]:
         if name == "copy_sequential":
             config = config.model_copy(update={"lookahead": 1})
         return load(settings, config).tag, lambda: None
-    return Generate(settings, 1 if name == "paper" else _TOGETHER).tag, lambda: None
-
-
-class Generate:
-    """Lines by ``generate`` of transformers, so many at once, padded on the left."""
-
-    def __init__(self, settings: Settings, together: int) -> None:
-        from transformers import AutoModelForCausalLM
-
-        from services.generation.vllm import merged_folder
+    if name == "encoder":
+        from benchmarks.encoder import Encoder, configuration
         from shared.model.base_model import load_tokenizer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
-        self._tokenizer = load_tokenizer(settings)
-        self._tokens = PerTypeTokens(self._tokenizer)
-        self._together = together
-
-    def tag(self, requests: Sequence[TagRequest]) -> list[TaggedLine]:
-        """See :class:`services.generation.engine.Engine`."""
-        asked = [(request, key) for request in requests for key in request.types]
-        lines = iter(
-            line for i in range(0, len(asked), self._together) for line in self._generate(asked[i : i + self._together])
-        )
-        return [tagged_line(request.segment, [next(lines) for _ in request.types]) for request in requests]
-
-    @torch.inference_mode()
-    def _generate(self, asked: Sequence[tuple[TagRequest, str]]) -> list[TypeLine]:
-        prompts = [
-            self._tokens.prefix(split(request.segment.text))
-            + list(self._tokens.header(entity_types.get(key).name(request.segment.lang)))
-            for request, key in asked
-        ]
-        width = max(map(len, prompts))
-        pad = self._tokenizer.pad_token_id
-        ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=self._model.device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=self._model.device)
-        end = self._tokenizer.eos_token_id
-        walks = [Walk(self._tokens, split(request.segment.text), end) for request, _ in asked]
-        seen = [width] * len(walks)
-
-        def allowed(row: int, so_far: torch.Tensor) -> list[int]:
-            for token in so_far[seen[row] :].tolist():
-                if walks[row].allowed() != (end,):
-                    walks[row].take(token)
-            seen[row] = len(so_far)
-            return list(walks[row].allowed())
-
-        said = self._model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=2 * width,
-            eos_token_id=end,
-            pad_token_id=pad,
-            prefix_allowed_tokens_fn=allowed,
-        )[:, width:]
-        return [self._line(*request, row.tolist()) for request, row in zip(asked, said, strict=True)]
-
-    def _line(self, request: TagRequest, key: str, said: Sequence[int]) -> TypeLine:
-        """What was said of a type, as if it were certain: `generate` is not asked for probabilities."""
-        pieces = split(request.segment.text)
-        end = self._tokenizer.eos_token_id
-        tokens = list(takewhile(lambda token: token != end, said))
-        steps = steps_of(Walk(self._tokens, pieces, end), tokens, [{}] * len(tokens))
-        actions = [step.action for step in steps]
-        found = per_type.spans_of(len(pieces), actions)
-        mentions = {(pieces.cores[first], pieces.ends[last - 1]): (0.0, 0.0) for first, last in found}
-        return TypeLine(key, float(actions != [Action.ABSENT]), mentions, ())
+        torch.set_num_threads(cpus())
+        dtype = torch.bfloat16 if rate("bfloat16", _SHAPES) > rate("float32", _SHAPES) else torch.float32
+        return Encoder(load_tokenizer(settings), configuration(), dtype).tag, lambda: None
+    return Generate(settings, 1 if name == "paper" else _TOGETHER).tag, lambda: None
 
 
 def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> dict[str, Any]:
@@ -302,8 +243,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Ta
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
     layers = [layer for layer in body.modules() if isinstance(layer, torch.nn.Linear)]
     per_token = 2 * sum(layer.weight.numel() for layer in layers)
-    counted = _per_type_tokens if scheme_of(adapter_folder(settings)) == per_type.SCHEME else _labelled_tokens
-    needed = counted(load_tokenizer(settings), requests, lines)
+    needed = _needed(load_tokenizer(settings), requests, lines)
     rates = {
         kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]])
         for kind in ("bfloat16", *(["int8"] if native() else []))
@@ -317,32 +257,16 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Ta
     }
 
 
-def _per_type_tokens(tokenizer: Any, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> int:
-    """Of each segment and, for each type, of its name and its line up to the last decision."""
-    tokens = PerTypeTokens(tokenizer)
-    needed = 0
-    for request, line in zip(requests, lines, strict=True):
-        pieces = split(request.segment.text)
-        needed += len(tokens.prefix(pieces))
-        ranges = _ranges(pieces, line)
-        for key in request.types:
-            needed += len(tokens.header(entity_types.get(key).name(request.segment.lang)))
-            own = [(start, end) for start, end, type_ in ranges if type_ == key]
-            needed += len(tokens.line(pieces, per_type.actions_of(len(pieces), per_type.nested_only(own)))[0])
-    return needed
-
-
-def _labelled_tokens(tokenizer: Any, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> int:
+def _needed(tokenizer: Any, requests: Sequence[TagRequest], lines: Sequence[TaggedLine]) -> int:
     """Of each segment and its line up to the last action, and once of each set of types."""
-    tokens = grammar.CopyTokens(tokenizer)
+    tokens = CopyTokens(tokenizer)
     headers: set[tuple[int, ...]] = set()
     needed = 0
     for request, line in zip(requests, lines, strict=True):
-        pieces = split(request.segment.text)
-        labels = grammar.Labels(tokens, request.types, request.segment.lang)
-        script = grammar.Script(tokens, grammar.PieceTokens(tokens, pieces), labels)
-        headers.add(labels.header)
-        *actions, _ = grammar.actions_of(len(pieces), _ranges(pieces, line), labels)
+        script = script_of(tokens, request)
+        headers.add(script.labels.header)
+        ranges = _ranges(split(request.segment.text), line)
+        *actions, _ = grammar.actions_of(len(script.pieces), ranges, script.labels)
         needed += len(script.pieces.text) + sum(1 for _ in script.said(actions))
     return needed + sum(map(len, headers))
 
@@ -361,12 +285,10 @@ def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> flo
     cores = cpus()
     made = []
     for inner, outer in shapes:
-        if kind == "int8":
-            made.append(
-                (torch.ones(tokens, inner, dtype=torch.int8), torch.ones(inner, outer, dtype=torch.int8), torch._int_mm)  # noqa: SLF001
-            )
-        else:
-            made.append((torch.ones(tokens, inner).bfloat16(), torch.ones(inner, outer).bfloat16(), torch.mm))
+        one, other = torch.ones(tokens, inner), torch.ones(inner, outer)
+        dtype = getattr(torch, kind)
+        product = torch._int_mm if kind == "int8" else torch.mm  # noqa: SLF001
+        made.append((one.to(dtype), other.to(dtype), product))
 
     def work(times: int) -> None:
         torch.set_num_threads(1)
@@ -389,8 +311,9 @@ def f1(found: Sequence[Span], gold: Sequence[Span], segments: int) -> float:
     return round(2 * hits / max(1, len(said) + len(right)), 4)
 
 
-def summary(of: dict[str, Any], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def summary(name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What is reported of an engine; ratios are of the median rates, copy's F1 is on the same segments."""
+    of = found[name]
     rates = sorted(of["segments"] / s for s in of["seconds"])
     per_segment = statistics.median(of["seconds"]) / of["segments"]
     made: dict[str, Any] = {
@@ -401,17 +324,18 @@ def summary(of: dict[str, Any], found: dict[str, dict[str, Any]]) -> dict[str, A
         "characters_per_second": round(of["characters"] / of["segments"] / per_segment, 1),
         "entities_per_second": round(len(of["found"]) / of["segments"] / per_segment, 2),
         "peak_mib": of["peak_mib"],
-        "f1": f1(of["found"], of["gold"], of["segments"]),
     }
-    if "copy" in found:
+    if name not in _NOTHING:
+        made["f1"] = f1(of["found"], of["gold"], of["segments"])
+    if "copy" in found and name not in _NOTHING:
         theirs = found["copy"]
         made["f1_of_copy"] = f1(theirs["found"], of["gold"], of["segments"])
         same = {tuple(s) for s in of["found"]} & {tuple(s) for s in theirs["found"] if s[0] < of["segments"]}
         made["entities_as_copy"] = round(len(same) / max(1, len(of["found"])), 4)
-    for name in _BASELINES:
-        if name in found:
-            base = found[name]
-            made[f"times_{name}"] = float(f"{statistics.median(base['seconds']) / base['segments'] / per_segment:.3g}")
+    for other in _BASELINES:
+        if other in found:
+            base = found[other]
+            made[f"times_{other}"] = float(f"{statistics.median(base['seconds']) / base['segments'] / per_segment:.3g}")
     if of["floor"]:
         made["floor"] = of["floor"] | {"reached": round(of["floor"]["seconds"] / statistics.median(of["seconds"]), 3)}
     return made

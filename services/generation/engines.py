@@ -11,6 +11,7 @@ from shared.model.base_model import base_folder
 from shared.model.folders import adapter_folder
 from shared.model.scheme import scheme_of
 from shared.settings import Settings
+from shared.text.grammar import SCHEME
 
 # Share of a device's memory for weights of two bytes each; the rest is for keys, values and activations.
 _SHARE = 0.6
@@ -20,10 +21,10 @@ def load(settings: Settings, config: GenerationConfig) -> Engine:
     """The engine of the settings, with its model loaded. Heavy imports are inside, to keep importing fast."""
     scheme = scheme_of(adapter_folder(settings))
     if config.engine == "vllm" or (config.engine == "auto" and not fits(settings)):
-        if scheme != "per-type.v1":
+        if scheme != SCHEME:
             raise AdapterError(
-                f"adapter: its scheme is {scheme}, which vllm does not run yet; set BIOBRACKET_GENERATION_ENGINE=copy, "
-                "or BIOBRACKET_ADAPTER to an adapter of per-type.v1"
+                f"adapter: its scheme is {scheme}, which vllm does not run; set BIOBRACKET_GENERATION_ENGINE=copy, or "
+                f"BIOBRACKET_ADAPTER to an adapter of {SCHEME}"
             )
         from services.generation.vllm import VllmEngine
 

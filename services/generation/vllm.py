@@ -1,6 +1,7 @@
 """The ``vllm`` engine: a line token by token, for bases that one device cannot hold.
 
-Each type of a segment is a separate request; their common prefix is computed once, in vLLM's prefix cache. The copy
+A segment is a request, and so is each branch beyond its greedy line; what they have in common, such as the types asked
+for, is computed once, in vLLM's prefix cache. The copy
 constraint is a logits processor, so that only the segment and brackets can be generated, with log-probabilities over
 the admissible actions, as in the ``copy`` engine. vLLM does not support a logits processor together with speculative
 decoding (from n-grams of the prompt, or its own source-aligned proposer): there the model runs unconstrained, and
@@ -14,16 +15,16 @@ import math
 import os
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from services.generation.config import GenerationConfig
+from services.generation.copy.branches import other_types, passed_over
+from services.generation.copy.lines import Step, alternatives, mentions, start, tagged_line
 from services.generation.engine import Engine, TagRequest
-from services.generation.per_type.lines import Range, TypeLine, TypeLineStep, begun, passed_over, tagged_line, type_line
-from services.generation.per_type.walk import KEY, Walk, steps_of
-from shared import entity_types
+from services.generation.walk import KEY, Walk, after, steps_of
 from shared.messages import TaggedLine
 from shared.model.base_model import load_tokenizer
 from shared.model.file_cache import build_once
@@ -31,14 +32,14 @@ from shared.model.folders import adapter_folder
 from shared.model.loading import load_merged
 from shared.model.revision import generator_revision
 from shared.settings import Settings
-from shared.text.per_type import Action, PerTypeTokens
-from shared.text.pieces import Pieces, split
+from shared.text.grammar import ABSENT, LABEL, Action, CopyTokens, Labels, PieceTokens, Script, Typed
+from shared.text.pieces import split
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
 _PASS = 8192  # tokens, unless the settings say otherwise
-_LONGEST = 1024  # tokens: a segment and its line stay below half of it
+_LONGEST = 2048  # tokens: a segment and its line stay below half of it
 _BLOCK = 16  # tokens per block of shared keys and values: the texts are short
-_ACTIONS = len(Action)
+_OPTIONS = 32  # log-probabilities of a decision; of more options the likeliest ones
 
 
 class VllmEngine(Engine):
@@ -49,7 +50,7 @@ class VllmEngine(Engine):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(model)
-        self._tokens = PerTypeTokens(tokenizer)
+        self._tokens = CopyTokens(tokenizer)
         self._tokenizer = tokenizer
         self._config = config
         self._constrained = not config.speculate
@@ -95,7 +96,7 @@ class VllmEngine(Engine):
             enable_prefix_caching=True,
             tensor_parallel_size=config.tensor_parallel,
             async_scheduling=False,  # the constraint needs the last token before the next one
-            max_logprobs=_ACTIONS,
+            max_logprobs=_OPTIONS,
             logprobs_mode="processed_logprobs",
             logits_processors=[_CONSTRAINT] if self._constrained else None,
             speculative_config=speculation if config.speculate else None,
@@ -114,80 +115,82 @@ class VllmEngine(Engine):
         return asyncio.run_coroutine_threadsafe(self._segment(request), self._loop)
 
     async def _segment(self, request: TagRequest) -> TaggedLine:
+        """A line and the candidates beyond it; see ``CopyEngine``, which finds the same ones with fewer passes."""
         pieces = split(request.segment.text)
+        labels = Labels(self._tokens, request.types, request.segment.lang)
+        script = Script(self._tokens, PieceTokens(self._tokens, pieces), labels)
         if not self._constrained:
-            return await self._free_lines(request, pieces)
-        lines = await asyncio.gather(*(self._line(request, pieces, key) for key in request.types))
-        return tagged_line(request.segment, lines)
-
-    async def _line(self, request: TagRequest, pieces: Pieces, key: str) -> TypeLine:
-        """A line and the candidates beyond it; see ``PerTypeEngine``, which finds the same ones with fewer passes."""
-        floor = math.log(self._config.candidate_floor)
-        prompt = [*self._tokens.prefix(pieces), *self._header(request, key)]
-        steps = await self._decode(prompt, pieces)
-        begin = begun(steps[0].logprobs or {steps[0].action: 0.0}, self._config.candidate_floor)
+            return await self._free_line(request, script)
+        steps = await self._decode(request, script)
+        first = steps[0]
+        begin = start(first.logprobs or {first.action: 0.0}, self._config.candidate_floor)
         if begin.forced:
-            steps = [begin.first, *await self._decode(prompt, pieces, (begin.first.action,))]
+            steps = [begin.first, *await self._decode(request, script, (begin.first.action,))]
         steps[0] = begin.first
-        beyond: dict[Range, float] = {}
-        branches = []
-        if begin.first.action is not Action.ABSENT:
-            actions = [step.action for step in steps]
-            for at, state, action, logprob in passed_over(len(pieces), steps, floor):
-                if action is Action.CLOSE:
-                    span = (state.open[-1], state.copied)
-                    beyond[span] = max(beyond.get(span, -math.inf), logprob)
-                else:
-                    branches.append((state.copied, logprob, (*actions[:at], Action.OPEN)))
-        closed = await asyncio.gather(
-            *(self._decode(prompt, pieces, done, self._config.branch_pieces) for _, _, done in branches)
-        )
-        for (copied, logprob, _), inner in zip(branches, closed, strict=True):
-            if inner and inner[-1].action is Action.CLOSE:
-                logprob += sum((step.logprobs or {}).get(step.action, 0.0) for step in inner)
-                span = (copied, copied + sum(step.action is Action.COPY for step in inner))
-                if logprob >= floor:
-                    beyond[span] = max(beyond.get(span, -math.inf), logprob)
-        return type_line(key, pieces, begin, steps, beyond, floor)
+        least = math.log(self._config.candidate_floor)
+        own: dict[Typed, float] = {}
+        others: dict[Typed, float] = {}
+        if begin.first.action != ABSENT:
+            own = mentions(script.begin(), labels, steps)
+            given = least - (math.log(begin.presence) if begin.forced else 0.0)
+            others = await self._beyond(request, script, steps, given)
+        found = alternatives(pieces, begin, own, others, least)
+        return tagged_line(request.segment, pieces, labels, begin, steps, found)
 
-    async def _free_lines(self, request: TagRequest, pieces: Pieces) -> TaggedLine:
-        """The unconstrained output: a copy for each type that is present, preceded by the type's name."""
-        prefix = self._tokens.prefix(pieces)
-        lang = request.segment.lang
+    async def _beyond(
+        self, request: TagRequest, script: Script, steps: Sequence[Step], floor: float
+    ) -> dict[Typed, float]:
+        """The candidates that a line did not take, with log-probabilities of at least ``floor``.
 
-        async def said(key: str) -> str:
-            output = await self._ask([*prefix, *self._header(request, key)], len(prefix) * 2 + 8, None)
-            copy = str(self._tokenizer.decode(output.token_ids, skip_special_tokens=True))
-            return "" if copy.strip() in ("", "-") else f"{entity_types.get(key).name(lang)}: {copy.strip()}"
+        A mention that was not opened is closed at the first good place, not at the best one.
+        """
+        found = other_types(script, steps, floor)
+        actions = [step.action for step in steps]
+        branches = [((*actions[:at], action), logprob) for at, _, action, logprob in passed_over(script, steps, floor)]
+        longest = self._config.branch_pieces
+        grown = await asyncio.gather(*(self._decode(request, script, done, longest) for done, _ in branches))
+        for (done, logprob), inner in zip(branches, grown, strict=True):
+            for span, total in _closed(script, done, logprob, inner):
+                if total >= floor:
+                    found[span] = max(found.get(span, -math.inf), total)
+        return found
 
-        copies = [copy for copy in await asyncio.gather(*map(said, request.types)) if copy]
-        return TaggedLine(
-            segment=request.segment, types=request.types, tagged="\n".join(copies), presence=float(bool(copies))
-        )
+    async def _free_line(self, request: TagRequest, script: Script) -> TaggedLine:
+        """The unconstrained output, which parsing aligns."""
+        prompt = script.prompt()
+        output = await self._ask(prompt, min(2 * len(prompt) + 64, _LONGEST - len(prompt)), None)
+        said = str(self._tokenizer.decode(output.token_ids, skip_special_tokens=True)).strip()
+        tagged = "" if said == "-" else said
+        return TaggedLine(segment=request.segment, types=request.types, tagged=tagged, presence=float(bool(tagged)))
 
     async def _decode(
-        self, prompt: Sequence[int], pieces: Pieces, done: Sequence[Action] = (), closing: int = 0
-    ) -> list[TypeLineStep]:
+        self, request: TagRequest, script: Script, done: Sequence[Action] = (), closing: int = 0
+    ) -> list[Step]:
         """The steps behind ``done``."""
-        line = [token for _, tokens in self._tokens.steps(pieces, done) for token in tokens]
-        asked = {"text": pieces.text, "done": [int(action) for action in done], "closing": closing}
-        output = await self._ask([*prompt, *line], _LONGEST - len(prompt) - len(line), asked)
-        said = [token for token in output.token_ids if token != self._tokenizer.eos_token_id]
+        prompt = [*script.prompt(), *script.said(done)]
+        asked = {
+            "text": request.segment.text,
+            "types": list(request.types),
+            "lang": request.segment.lang,
+            "done": list(done),
+            "closing": closing,
+        }
+        output = await self._ask(prompt, _LONGEST - len(prompt), asked)
         given: list[Mapping[int, float]] = [
-            {token: found.logprob for token, found in entry.items()} for entry in output.logprobs[: len(said)]
+            {token: found.logprob for token, found in entry.items()} for entry in output.logprobs
         ]
-        return steps_of(Walk(self._tokens, pieces, self._tokenizer.eos_token_id, done, closing), said, given)
+        return steps_of(Walk(script, done, closing), output.token_ids, given)
 
     async def _ask(self, prompt: Sequence[int], most: int, asked: dict[str, Any] | None) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        stop = [self._tokenizer.eos_token_id, *(self._tokens.newline if asked is None else ())]
+        stop = [*self._tokens.end]
         parameters = SamplingParams(
             temperature=0.0,
             max_tokens=most,
             stop_token_ids=stop,
-            logprobs=None if asked is None else _ACTIONS,
+            logprobs=None if asked is None else _OPTIONS,
             extra_args=None if asked is None else {KEY: asked},
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -196,8 +199,24 @@ class VllmEngine(Engine):
         (answer,) = [answer async for answer in answers]  # the final one only
         return answer.outputs[0]
 
-    def _header(self, request: TagRequest, key: str) -> tuple[int, ...]:
-        return self._tokens.header(entity_types.get(key).name(request.segment.lang))
+
+def _closed(
+    script: Script, done: Iterable[Action], logprob: float, inner: Iterable[Step]
+) -> Iterator[tuple[Typed, float]]:
+    """The mention that a branch closes, of each type that its label could have had, with its log-probability.
+
+    ``logprob``: of the brackets in ``done``; ``inner``: the steps behind.
+    """
+    state = after(script, done)
+    for step in inner:
+        if step.action >= LABEL and state.node is not None:
+            for action, other in (step.logprobs or {step.action: 0.0}).items():
+                branch = state.node[action - LABEL]
+                if branch.node is None:
+                    (type_,) = branch.types
+                    yield (state.open[-1], state.copied, script.labels.types[type_]), logprob + other
+        logprob += step.logprob
+        state.apply(step.action)
 
 
 def merged_folder(settings: Settings) -> Path:

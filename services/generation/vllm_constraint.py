@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor, MoveDirectionality
 
-from services.generation.per_type.walk import KEY, Walk
-from shared.text.per_type import Action, PerTypeTokens
+from services.generation.walk import KEY, Walk
+from shared.text.grammar import CopyTokens, Labels, PieceTokens, Script
 from shared.text.pieces import split
 
 if TYPE_CHECKING:
@@ -36,9 +37,8 @@ class CopyConstraint(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer)
-        self._tokens = PerTypeTokens(tokenizer)
-        self._end: int = tokenizer.eos_token_id
+        tokens = self._tokens = CopyTokens(AutoTokenizer.from_pretrained(vllm_config.model_config.tokenizer))
+        self._labels = lru_cache(1000)(lambda types, lang: Labels(tokens, types, lang))
         self._rows: dict[int, _Row] = {}
 
     def is_argmax_invariant(self) -> bool:
@@ -78,5 +78,6 @@ class CopyConstraint(LogitsProcessor):
         return logits
 
     def _walk(self, asked: dict[str, Any]) -> Walk:
-        done = [Action(action) for action in asked["done"]]
-        return Walk(self._tokens, split(asked["text"]), self._end, done, asked["closing"])
+        labels = self._labels(tuple(asked["types"]), asked["lang"])
+        script = Script(self._tokens, PieceTokens(self._tokens, split(asked["text"])), labels)
+        return Walk(script, asked["done"], asked["closing"])

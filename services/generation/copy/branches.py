@@ -9,7 +9,7 @@ SpecInfer, Miao et al. 2023, arXiv 2305.09781).
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
@@ -17,8 +17,9 @@ import torch
 
 from services.generation.copy.draft import Line, make_room
 from services.generation.copy.forward import Answer, Part, Task
+from services.generation.copy.lines import Step
 from shared.model.cache import Cache
-from shared.text.grammar import CLOSE, COPY, LABEL, OPEN, LineState, Script, Typed
+from shared.text.grammar import CLOSE, COPY, LABEL, OPEN, Action, LineState, Script, Typed
 
 
 class _Ask(NamedTuple):
@@ -48,9 +49,9 @@ def beyond(line: Line, floor: float, longest: int, lookahead: int, cache: Cache,
 
     ``longest``: the most pieces of a mention for which an opening bracket is followed.
     """
-    found = _other_types(line, floor)
+    found = other_types(line.script, line.steps, floor)
     branches: list[_Branch] = []
-    for at, state, action, logprob in _passed_over(line, floor):
+    for at, state, action, logprob in passed_over(line.script, line.steps, floor):
         if line.tokens[at] > line.done:
             continue  # after the last decision of the line
         if action == OPEN:
@@ -115,13 +116,13 @@ def _keep(found: _Found, span: Typed, logprob: float) -> None:
 # What follows from the line itself.
 
 
-def _other_types(line: Line, floor: float) -> _Found:
+def other_types(script: Script, steps: Iterable[Step], floor: float) -> _Found:
     """The types that labels did not choose; of names with a common prefix, only where the label shares that prefix."""
-    state, types = line.script.begin(), line.script.labels.types
+    state, types = script.begin(), script.labels.types
     opened: list[float] = []
     logprob = 0.0
     found: _Found = {}
-    for step in line.steps:
+    for step in steps:
         if step.action == OPEN:
             opened.append(step.logprob)
         elif step.action == CLOSE:
@@ -137,11 +138,11 @@ def _other_types(line: Line, floor: float) -> _Found:
     return found
 
 
-def _passed_over(line: Line, floor: float) -> Iterator[tuple[int, LineState, int, float]]:
+def passed_over(script: Script, steps: Iterable[Step], floor: float) -> Iterator[tuple[int, LineState, Action, float]]:
     """Brackets not taken: step, state before it, action, log-probability (a closing bracket's includes its opening)."""
-    state = line.script.begin()
+    state = script.begin()
     opened: list[float] = []
-    for at, step in enumerate(line.steps):
+    for at, step in enumerate(steps):
         for action, logprob in (step.logprobs or {}).items():
             if action == step.action or state.node is not None:
                 continue

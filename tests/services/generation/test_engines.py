@@ -66,18 +66,18 @@ def test_copying_is_not_a_matter_of_size(of_scheme, monkeypatch):
 
 
 @pytest.mark.parametrize("engine", ["vllm", "auto"])
-def test_vllm_refuses_labelled_lines(adapter, monkeypatch, engine):
+def test_vllm_refuses_a_line_a_type(adapter, monkeypatch, engine):
     monkeypatch.setattr(engines, "_SHARE", 0.0)
-    with pytest.raises(AdapterError, match=r"^adapter: .*labelled\.v1.*BIOBRACKET_GENERATION_ENGINE=copy"):
-        engines.load(adapter("labelled.v1"), GenerationConfig(engine=engine))
+    with pytest.raises(AdapterError, match=r"^adapter: .*per-type\.v1.*BIOBRACKET_GENERATION_ENGINE=copy"):
+        engines.load(adapter("per-type.v1"), GenerationConfig(engine=engine))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
 @pytest.mark.parametrize("engine", ["vllm", "auto"])
-def test_where_vllm_is_not_installed_the_error_names_the_remedy(settings, monkeypatch, engine):
+def test_where_vllm_is_not_installed_the_error_names_the_remedy(adapter, monkeypatch, engine):
     monkeypatch.setattr(engines, "_SHARE", 0.0)
     with pytest.raises(ModuleNotFoundError, match=r"^engine: .*make vllm.*BIOBRACKET_GENERATION_ENGINE=copy"):
-        engines.load(settings, GenerationConfig(engine=engine))
+        engines.load(adapter("labelled.v1"), GenerationConfig(engine=engine))
 
 
 def test_an_adapter_of_another_scheme_is_refused_before_it_is_loaded(adapter):

@@ -1,4 +1,4 @@
-"""The vllm engine against the one that drafts a line a type, on the same tiny weights."""
+"""The vllm engine against the ``copy`` engine, on the same tiny weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shared.model.int8_kernels  # noqa: F401  # loads LLVM: vLLM's processes do not start where they have it too
 from services.generation.config import GenerationConfig
+from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
-from services.generation.per_type.engine import PerTypeEngine
 from shared.messages import Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
 
@@ -33,11 +33,11 @@ TEXTS = (
 def both(tmp_path_factory):
     from services.generation.vllm import VllmEngine
 
-    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=7, head=32)
+    folder = make_tiny_model(tmp_path_factory.mktemp("tiny"), seed=6, head=32)
     config = GenerationConfig(candidate_floor=0.01, branch_pieces=4, dtype="float32", pass_tokens=2000)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
     served = VllmEngine(folder, config)
-    yield PerTypeEngine(Packed(model), PerTypeTokens(AutoTokenizer.from_pretrained(folder)), config), served
+    yield CopyEngine(Packed(model), CopyTokens(AutoTokenizer.from_pretrained(folder)), config), served
     served.close()
 
 

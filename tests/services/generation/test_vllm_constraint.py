@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from shared.text.per_type import Action
-from shared.text.pieces import split
+from services.generation.walk import KEY
+from shared.text.grammar import COPY, OPEN, Action
 from tests.support.tiny import make_tiny_model
 
 pytest.importorskip("vllm", reason="vllm is not installed: `make vllm` installs it")
@@ -31,9 +31,8 @@ def update(*, added: Any = (), removed: Any = (), moved: Any = ()) -> Any:
 
 
 def asked(said: list[int], *done: Action, closing: int = 0) -> Any:
-    from services.generation.per_type.walk import KEY
-
-    arguments = {KEY: {"text": TEXT, "done": [int(action) for action in done], "closing": closing}}
+    asked = {"text": TEXT, "types": ["protein", "dna"], "lang": "en", "done": list(done), "closing": closing}
+    arguments = {KEY: asked}
     return SimpleNamespace(extra_args=arguments), [], said
 
 
@@ -48,18 +47,18 @@ def free(constraint: Any, rows: int) -> list[set[int]]:
 def test_a_row_may_say_what_its_line_allows_and_others_are_left_alone(constraint: Any) -> None:
     said: list[int] = []
     constraint.update_state(update(added=[(1, *asked(said)), (2, SimpleNamespace(extra_args=None), [], [])]))
-    tokens, pieces = constraint._tokens, split(TEXT)
-    first = tokens.action(pieces, 0, Action.COPY, after_open=False)
+    tokens = constraint._tokens
+    first = tokens.ids("IL")
     everything = set(range(400))
     assert free(constraint, 3) == [everything, {first[0], tokens.open[0], tokens.absent[0]}, everything]
     said += tokens.absent
-    assert free(constraint, 3)[1] == {constraint._end}
+    assert free(constraint, 3)[1] == set(tokens.end)
 
 
 def test_rows_go_with_their_requests(constraint: Any) -> None:
     from vllm.v1.sample.logits_processor import MoveDirectionality
 
-    constraint.update_state(update(added=[(0, *asked([])), (1, *asked([], Action.COPY, Action.OPEN, closing=1))]))
+    constraint.update_state(update(added=[(0, *asked([])), (1, *asked([], COPY, OPEN, closing=1))]))
     whole, closing = free(constraint, 2)
     assert whole != closing
     constraint.update_state(update(moved=[(0, 1, MoveDirectionality.SWAP)]))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from services.generation.per_type.lines import TypeLineStep
-from shared.text.per_type import Action, PerTypeTokens, State
-from shared.text.pieces import Pieces
+from services.generation.copy.lines import Step
+from shared.text.grammar import CLOSE, OPEN, Action, LineState, Script
 
 KEY = "biobracket"  # of a request's own arguments, which tell the process that runs the model what its walk is
 
@@ -16,20 +15,14 @@ KEY = "biobracket"  # of a request's own arguments, which tell the process that 
 class Walk:
     """Where a line stands. ``done``: actions that the prompt holds already.
 
-    ``closing`` is the greatest length, in pieces, of a mention that ``done`` has just opened: the walk then ends with
-    it, and opens no other. 0 walks the whole line.
+    ``closing`` is the greatest length, in pieces, of a mention that ``done`` has just opened, or is closing: the walk
+    then ends with its label, and opens no other. 0 walks the whole line.
     """
 
-    def __init__(
-        self, tokens: PerTypeTokens, pieces: Pieces, end: int, done: Sequence[Action] = (), closing: int = 0
-    ) -> None:
-        self._tokens = tokens
-        self._pieces = pieces
-        self._end = end
-        self._state = State(len(pieces))
-        self._after_open = False
-        for action in done:
-            self._apply(action)
+    def __init__(self, script: Script, done: Iterable[Action] = (), closing: int = 0) -> None:
+        self._script = script
+        (self._end,) = script.tokens.end
+        self._state = after(script, done)
         self._closing = closing
         self._depth = len(self._state.open)
         self._rest: deque[int] = deque()
@@ -53,36 +46,37 @@ class Walk:
             return None
         action = self._choices.get(token)
         if action is not None:
-            self._rest.extend(self._ids(action)[1:])
-            self._apply(action)
+            self._rest.extend(self._script.ids(self._state, action)[1:])
+            self._state.apply(action)
             self._choices = self._chosen_by()
         return action
 
     def _chosen_by(self) -> dict[int, Action]:
-        options = self._state.admissible()
+        actions, first = self._script.options(self._state)
+        found = dict(zip(first, actions, strict=True))
         if self._closing:
             if len(self._state.open) < self._depth:
-                options = ()
-            elif self._state.copied - self._state.open[-1] >= self._closing:
-                options = (Action.CLOSE,)
-            else:
-                options = tuple(option for option in options if option is not Action.OPEN)
-        return {self._ids(option)[0]: option for option in options}
-
-    def _ids(self, action: Action) -> tuple[int, ...]:
-        return self._tokens.action(self._pieces, self._state.copied, action, after_open=self._after_open)
-
-    def _apply(self, action: Action) -> None:
-        self._state.apply(action)
-        self._after_open = action is Action.OPEN
+                return {}
+            if self._state.node is None:
+                long = self._state.copied - self._state.open[-1] >= self._closing
+                found = {t: a for t, a in found.items() if (a == CLOSE if long else a != OPEN)}
+        return found
 
 
-def steps_of(walk: Walk, said: Sequence[int], logprobs: Sequence[Mapping[int, float]]) -> list[TypeLineStep]:
+def after(script: Script, done: Iterable[Action]) -> LineState:
+    """The state of a line after some actions."""
+    state = script.begin()
+    for action in done:
+        state.apply(action)
+    return state
+
+
+def steps_of(walk: Walk, said: Sequence[int], logprobs: Sequence[Mapping[int, float]]) -> list[Step]:
     """What a walk decided by saying some tokens. ``logprobs``: for each of them those of the allowed ones, by token."""
     steps = []
     for token, given in zip(said, logprobs, strict=True):
         choices = walk.choices
         if (action := walk.take(token)) is not None:
             decided = {option: given.get(first, -math.inf) for first, option in choices.items()}
-            steps.append(TypeLineStep(action, decided if len(decided) > 1 else None))
+            steps.append(Step(action, decided if len(decided) > 1 else None))
     return steps
