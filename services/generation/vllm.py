@@ -25,6 +25,7 @@ from services.generation.copy.branches import other_types, passed_over
 from services.generation.copy.lines import Step, alternatives, mentions, start, tagged_line
 from services.generation.engine import Engine, TagRequest
 from services.generation.walk import KEY, Walk, after, steps_of
+from shared.entity_types import TYPES
 from shared.messages import TaggedLine
 from shared.model.base_model import load_tokenizer
 from shared.model.file_cache import build_once
@@ -37,9 +38,9 @@ from shared.text.pieces import split
 
 _CONSTRAINT = "services.generation.vllm_constraint:CopyConstraint"
 _PASS = 8192  # tokens, unless the settings say otherwise
-_LONGEST = 2048  # tokens: a segment and its line stay below half of it
+_LONGEST = 2048  # tokens: types, a segment of 320 units and two lines of it; what a third has beyond is cut off
 _BLOCK = 16  # tokens per block of shared keys and values: the texts are short
-_OPTIONS = 32  # log-probabilities of a decision; of more options the likeliest ones
+_OPTIONS = max(LABEL, len(TYPES))  # most options of a decision: the other actions, or a label for each type
 
 
 class VllmEngine(Engine):
@@ -166,8 +167,10 @@ class VllmEngine(Engine):
     async def _decode(
         self, request: TagRequest, script: Script, done: Sequence[Action] = (), closing: int = 0
     ) -> list[Step]:
-        """The steps behind ``done``."""
+        """The steps behind ``done``; none where no token is left for them."""
         prompt = [*script.prompt(), *script.said(done)]
+        if len(prompt) >= _LONGEST:
+            return []  # a branch at the end of a line that was cut off
         asked = {
             "text": request.segment.text,
             "types": list(request.types),
@@ -190,7 +193,7 @@ class VllmEngine(Engine):
             temperature=0.0,
             max_tokens=most,
             stop_token_ids=stop,
-            logprobs=None if asked is None else _OPTIONS,
+            logprobs=None if asked is None else max(LABEL, len(asked["types"])),
             extra_args=None if asked is None else {KEY: asked},
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,

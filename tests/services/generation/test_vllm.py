@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import shared.model.int8_kernels  # noqa: F401  # loads LLVM: vLLM's processes do not start where they have it too
+from services.generation import vllm
 from services.generation.config import GenerationConfig
 from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
+from shared.entity_types import TYPES as INVENTORY
 from shared.messages import Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
-from shared.text.grammar import CopyTokens
+from shared.text.grammar import CLOSE, COPY, OPEN, CopyTokens, Labels, PieceTokens, Script
+from shared.text.pieces import split
 from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
 
@@ -69,3 +75,34 @@ def test_finds_the_candidates_beyond_greedy(both):
 
 def test_no_requests(both):
     assert both[1].tag([]) == []
+
+
+def test_a_label_is_chosen_among_all_types(both):
+    """Each option of the widest decision has its log-probability, and none is left out for being unlikely."""
+    _, served = both
+    text = "IL-2 gene"
+    request = TagRequest(requests()[0].segment.model_copy(update={"text": text, "end": len(text)}), tuple(INVENTORY))
+    labels = Labels(served._tokens, request.types, "en")
+    script = Script(served._tokens, PieceTokens(served._tokens, split(text)), labels)
+    asked = asyncio.run_coroutine_threadsafe(served._decode(request, script, [OPEN, COPY, CLOSE], 1), served._loop)
+    first = asked.result()[0]
+    assert first.logprobs is not None
+    assert len(first.logprobs) == len(labels.root) > 1
+    assert all(map(math.isfinite, first.logprobs.values()))
+    assert math.fsum(map(math.exp, first.logprobs.values())) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("room", [1, 2, 5, 9])
+def test_a_line_that_does_not_fit_is_cut_off(both, monkeypatch, room):
+    """So few tokens are left behind the prompt. What was said till then counts, and branches need room too."""
+    _, served = both
+    for request in requests():
+        script = Script(
+            served._tokens,
+            PieceTokens(served._tokens, split(request.segment.text)),
+            Labels(served._tokens, TYPES, "en"),
+        )
+        monkeypatch.setattr(vllm, "_LONGEST", len(script.prompt()) + room)
+        (line,) = served.tag([request])
+        for spans in mentions(line).values():
+            assert all(0 <= start < end <= len(request.segment.text) for start, end in spans)
