@@ -14,11 +14,12 @@ from services.generation import vllm
 from services.generation.config import GenerationConfig
 from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
+from services.parsing.brackets import parse
 from shared.entity_types import TYPES as INVENTORY
 from shared.messages import Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
-from shared.text.grammar import CLOSE, COPY, OPEN, CopyTokens, Labels, PieceTokens, Script
+from shared.text.grammar import CLOSE, COPY, LABEL, OPEN, CopyTokens, Labels, PieceTokens, Script
 from shared.text.pieces import split
 from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
@@ -77,32 +78,31 @@ def test_no_requests(both):
     assert both[1].tag([]) == []
 
 
-def test_a_label_is_chosen_among_all_types(both):
-    """Each option of the widest decision has its log-probability, and none is left out for being unlikely."""
+def script_of(served, request):
+    pieces = PieceTokens(served._tokens, split(request.segment.text))
+    return Script(served._tokens, pieces, Labels(served._tokens, request.types, request.segment.lang))
+
+
+def test_each_label_has_its_log_probability_however_many_types_are_asked_for(both):
     _, served = both
-    text = "IL-2 gene"
-    request = TagRequest(requests()[0].segment.model_copy(update={"text": text, "end": len(text)}), tuple(INVENTORY))
-    labels = Labels(served._tokens, request.types, "en")
-    script = Script(served._tokens, PieceTokens(served._tokens, split(text)), labels)
-    asked = asyncio.run_coroutine_threadsafe(served._decode(request, script, [OPEN, COPY, CLOSE], 1), served._loop)
-    first = asked.result()[0]
-    assert first.logprobs is not None
-    assert len(first.logprobs) == len(labels.root) > 1
-    assert all(map(math.isfinite, first.logprobs.values()))
+    request = TagRequest(requests()[0].segment, tuple(INVENTORY))
+    script = script_of(served, request)
+    done = [OPEN, COPY, CLOSE]
+    (branch,) = script.labels.root  # a space: this tokenizer knows single bytes
+    asked = asyncio.run_coroutine_threadsafe(served._decode(request, script, done, 1), served._loop)
+    (only, first, *_) = asked.result()
+    assert (only.action, only.logprobs) == (LABEL, None)
+    assert len(first.logprobs) == len(branch.node) > LABEL
     assert math.fsum(map(math.exp, first.logprobs.values())) == pytest.approx(1.0, abs=1e-3)
+    assert all(map(math.isfinite, first.logprobs.values()))
 
 
-@pytest.mark.parametrize("room", [1, 2, 5, 9])
+@pytest.mark.parametrize("room", [1, 2, 5, 30])
 def test_a_line_that_does_not_fit_is_cut_off(both, monkeypatch, room):
-    """So few tokens are left behind the prompt. What was said till then counts, and branches need room too."""
+    """So few tokens are left behind the prompt: what was said till then counts, and some branches have no room."""
     _, served = both
     for request in requests():
-        script = Script(
-            served._tokens,
-            PieceTokens(served._tokens, split(request.segment.text)),
-            Labels(served._tokens, TYPES, "en"),
-        )
-        monkeypatch.setattr(vllm, "_LONGEST", len(script.prompt()) + room)
+        monkeypatch.setattr(vllm, "_LONGEST", len(script_of(served, request).prompt()) + room)
         (line,) = served.tag([request])
-        for spans in mentions(line).values():
-            assert all(0 <= start < end <= len(request.segment.text) for start, end in spans)
+        parsed = parse(line)
+        assert all(0 <= x.start < x.end <= len(request.segment.text) for x in parsed.candidates)
