@@ -249,9 +249,8 @@ class Runtime:
             # Tansu keeps a joining replica waiting for half its session, and knows no static members.
             defaults["BIOBRACKET_INGEST_SESSION_S"] = "6"
             own["BIOBRACKET_INGEST_INSTANCE"] = ""
-        defaults |= {"BIOBRACKET_SELECTION_THREADS": str(cpus())}  # it has little to do, and then at once
-        # Generation and selection set their own number; every other service is single-threaded.
-        defaults |= {"OMP_NUM_THREADS": "1"}
+        # Selection has little to do, and then at once; but for it and generation every service is single-threaded.
+        defaults |= {"BIOBRACKET_SELECTION_THREADS": str(cpus()), "OMP_NUM_THREADS": "1"}
         own |= {name: value for name, value in defaults.items() if name not in os.environ}
         self._cleanup.enter_context(_environment(own))
         settings_module.settings.cache_clear()
