@@ -313,31 +313,33 @@ def f1(found: Sequence[Span], gold: Sequence[Span], segments: int) -> float:
 
 def summary(name: str, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """What is reported of an engine; ratios are of the median rates, copy's F1 is on the same segments."""
-    of = found[name]
-    rates = sorted(of["segments"] / s for s in of["seconds"])
-    per_segment = statistics.median(of["seconds"]) / of["segments"]
+    own = found[name]
+    rates = sorted(own["segments"] / s for s in own["seconds"])
+    per_segment = statistics.median(own["seconds"]) / own["segments"]
     made: dict[str, Any] = {
-        "segments": of["segments"],
+        "segments": own["segments"],
         "segments_per_second": float(f"{statistics.median(rates):.4g}"),
         "slowest": float(f"{rates[0]:.4g}"),
         "fastest": float(f"{rates[-1]:.4g}"),
-        "characters_per_second": round(of["characters"] / of["segments"] / per_segment, 1),
-        "entities_per_second": round(len(of["found"]) / of["segments"] / per_segment, 2),
-        "peak_mib": of["peak_mib"],
+        "characters_per_second": round(own["characters"] / own["segments"] / per_segment, 1),
+        "entities_per_second": round(len(own["found"]) / own["segments"] / per_segment, 2),
+        "peak_mib": own["peak_mib"],
     }
     if name not in _NOTHING:
-        made["f1"] = f1(of["found"], of["gold"], of["segments"])
+        made["f1"] = f1(own["found"], own["gold"], own["segments"])
     if "copy" in found and name not in _NOTHING:
         theirs = found["copy"]
-        made["f1_of_copy"] = f1(theirs["found"], of["gold"], of["segments"])
-        same = {tuple(s) for s in of["found"]} & {tuple(s) for s in theirs["found"] if s[0] < of["segments"]}
-        made["entities_as_copy"] = round(len(same) / max(1, len(of["found"])), 4)
+        made["f1_of_copy"] = f1(theirs["found"], own["gold"], own["segments"])
+        same = {tuple(s) for s in own["found"]} & {tuple(s) for s in theirs["found"] if s[0] < own["segments"]}
+        made["entities_as_copy"] = round(len(same) / max(1, len(own["found"])), 4)
     for other in _BASELINES:
         if other in found:
             base = found[other]
             made[f"times_{other}"] = float(f"{statistics.median(base['seconds']) / base['segments'] / per_segment:.3g}")
-    if of["floor"]:
-        made["floor"] = of["floor"] | {"reached": round(of["floor"]["seconds"] / statistics.median(of["seconds"]), 3)}
+    if own["floor"]:
+        made["floor"] = own["floor"] | {
+            "reached": round(own["floor"]["seconds"] / statistics.median(own["seconds"]), 3)
+        }
     return made
 
 

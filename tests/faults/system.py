@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import pytest
 from pydantic import SecretStr
 
 from services.ingest.config import IngestConfig
@@ -20,7 +21,7 @@ from shared.errors import StoreError, StreamError
 from shared.messages import Document
 from shared.settings import Settings
 from tests.faults.workload import Expected, Producer
-from tests.support import deadly
+from tests.support import deadly, kafka, redis_server
 from tests.support.commands import Command
 from tests.support.kafka import Kafka
 from tests.support.proxy import Proxy
@@ -156,6 +157,17 @@ class System:
         """Waits until the group has committed everything that there is."""
         with closing(Lag(self.settings, IngestConfig().group, self.settings.topic_documents)) as lag:
             self.until(lambda: _lag(lag) == 0)
+
+
+@contextmanager
+def started(folder: Path) -> Iterator[System]:
+    """A system for the tests of a module, which are skipped where Kafka or Redis cannot be had."""
+    try:
+        made = System(folder)
+    except (kafka.Unavailable, redis_server.Unavailable) as missing:
+        pytest.skip(str(missing))
+    with made as running:
+        yield running
 
 
 def _there(store: ResultStore, id_: str) -> bool:

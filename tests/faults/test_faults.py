@@ -29,11 +29,10 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams.source import Source
 from shared.messages import Document
 from tests.faults.rows import KCAT, ROWS, judged, kcat, run, table
-from tests.faults.system import System
+from tests.faults.system import System, started
 from tests.faults.workload import Expected, Producer, amendments, versions
 from tests.support import deadly
-from tests.support.kafka import Unavailable, batches, change_batches, damage
-from tests.support.redis_server import Unavailable as NoRedis
+from tests.support.kafka import batches, change_batches, damage
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
@@ -45,11 +44,7 @@ CODECS = ("gzip", "snappy", "lz4", "zstd")
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    try:
-        made = System(tmp_path_factory.mktemp("faults"))
-    except (Unavailable, NoRedis) as missing:
-        pytest.skip(str(missing))
-    with made as running:
+    with started(tmp_path_factory.mktemp("faults")) as running:
         yield running
     print("\n" + table(ROWS))
     if file := os.environ.get("BIOBRACKET_FAULTS_TABLE"):
@@ -61,18 +56,18 @@ without_kcat = pytest.mark.skipif(KCAT is None, reason="kcat (librdkafka) is not
 
 @pytest.mark.parametrize("name", ["ingest", "generation", "selection"])
 def test_a_replica_is_killed(system: System, name: str) -> None:
-    run(system, f"SIGKILL of {name}", lambda: system.kill_replica(name))
+    assert run(system, f"SIGKILL of {name}", lambda: system.kill_replica(name)).right
 
 
 def test_the_controller_is_killed(system: System) -> None:
     fault = lambda: system.kill_process("ServeController")  # noqa: E731
-    run(system, "SIGKILL of the Serve controller", fault)
+    assert run(system, "SIGKILL of the Serve controller", fault).right
 
 
 @pytest.mark.parametrize("away_s", [0.0, AWAY_S])
 def test_redis_dies(system: System, away_s: float) -> None:
     name = "SIGKILL of Redis, with AOF" if not away_s else "Redis away for a minute"
-    run(system, name, lambda: system.kill_server(system.redis, away_s))
+    assert run(system, name, lambda: system.kill_server(system.redis, away_s)).right
 
 
 def test_redis_hangs(system: System) -> None:
@@ -82,7 +77,7 @@ def test_redis_hangs(system: System) -> None:
         time.sleep(15)
         os.kill(system.redis.pid, signal.SIGCONT)
 
-    run(system, "Redis hangs for 15 s", hang)
+    assert run(system, "Redis hangs for 15 s", hang).right
 
 
 def test_redis_is_full(system: System) -> None:
@@ -96,7 +91,7 @@ def test_redis_is_full(system: System) -> None:
             client.config_set("maxmemory", "0")
             refused.append(_refused(client) - before)
 
-    run(system, "Redis full for 5 s", fill)
+    assert run(system, "Redis full for 5 s", fill).right
     assert refused[0] > 0, "nothing was written while it was full"
 
 
@@ -112,13 +107,13 @@ def test_redis_is_slow(system: System) -> None:
         time.sleep(10)
         system.proxy.delay_s = 0.0
 
-    run(system, "Redis slow (500 ms) for 10 s", slow)
+    assert run(system, "Redis slow (500 ms) for 10 s", slow).right
 
 
 @pytest.mark.parametrize("away_s", [0.0, AWAY_S])
 def test_kafka_dies(system: System, away_s: float) -> None:
     name = "SIGKILL of Kafka" if not away_s else "Kafka away for a minute"
-    run(system, name, lambda: system.kill_server(system.kafka, away_s))
+    assert run(system, name, lambda: system.kill_server(system.kafka, away_s)).right
 
 
 def test_the_group_never_rests(system: System) -> None:
@@ -132,13 +127,15 @@ def test_the_group_never_rests(system: System) -> None:
                 member.poll(0.2, 10)
             member.close()
 
-    run(system, "ten members join and leave", storm)
+    assert run(system, "ten members join and leave", storm).right
 
 
 @without_kcat
 def test_a_document_kills_its_process(system: System) -> None:
     poison = Document(id="poison", text=f"CD28 {deadly.MARKER}.", lang="en", types=("protein",))
-    run(system, "a document kills generation, by kcat", lambda: kcat(system, [poison]), also=[poison], dead=1)
+    assert run(
+        system, "a document kills generation, by kcat", lambda: kcat(system, [poison]), also=[poison], dead=1
+    ).right
     reasons = [letter.reason for letter in DeadLetters(system.settings).letters(Filter())]
     assert reasons == ["crashed"]
 
@@ -192,7 +189,7 @@ def test_redis_forgets(system: System) -> None:
         system.redis.start()
 
     name = "SIGKILL of Redis, without AOF, then `rebuild`"
-    run(system, name, forget, after=lambda: rebuild(system.settings))
+    assert run(system, name, forget, after=lambda: rebuild(system.settings)).right
 
 
 def test_the_node_is_killed(system: System) -> None:
@@ -200,7 +197,7 @@ def test_the_node_is_killed(system: System) -> None:
         system.kill_process("raylet/raylet")
         system.restart()
 
-    run(system, "SIGKILL of the Ray node, then a restart", kill)
+    assert run(system, "SIGKILL of the Ray node, then a restart", kill).right
 
 
 def test_a_soak(system: System) -> None:
@@ -226,7 +223,7 @@ def test_a_soak(system: System) -> None:
             else:
                 system.kill_replica(name)
 
-    run(system, "a soak with random kills", kill_now_and_then, documents(), SOAK)
+    assert run(system, "a soak with random kills", kill_now_and_then, documents(), SOAK).right
 
 
 def test_a_batch_is_corrupt(system: System) -> None:
@@ -252,7 +249,7 @@ def test_a_batch_is_corrupt(system: System) -> None:
             for pid in stopped:
                 os.kill(pid, signal.SIGCONT)
 
-    run(system, "a corrupt batch", spoil, also=victims, dead=1)
+    assert run(system, "a corrupt batch", spoil, also=victims, dead=1).right
     letters = list(DeadLetters(system.settings).letters(Filter(reasons=("unreadable",))))
     said = json.dumps(victims[-1].id).encode()
     assert [said in (letter.record.value or b"") for letter in letters] == [True]

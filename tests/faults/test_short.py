@@ -7,10 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.rows import KCAT, judged, kcat, run
-from tests.faults.system import System
+from tests.faults.system import System, started
 from tests.faults.workload import Expected, amendments
-from tests.support.kafka import Unavailable
-from tests.support.redis_server import Unavailable as NoRedis
 
 pytestmark = pytest.mark.slow
 
@@ -19,11 +17,7 @@ DOCUMENTS = 60
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    try:
-        made = System(tmp_path_factory.mktemp("faults"))
-    except (Unavailable, NoRedis) as missing:
-        pytest.skip(str(missing))
-    with made as running:
+    with started(tmp_path_factory.mktemp("faults")) as running:
         yield running
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import re
 import shutil
 import struct
 import subprocess
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -27,6 +25,7 @@ _CHECKSUMS = Path(__file__).with_name("kafka.sha256")
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _JAVA = 17
 _FETCH_S = 600
+_CLUSTER = "biobracket-tests-AAAAA"  # not by chance: one in 64 begins with "-" and is read as an option
 
 
 class Unavailable(Exception):
@@ -74,8 +73,7 @@ class Kafka(Broker):
         }
         properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         if new:
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-            arguments = ["format", "--standalone", "--cluster-id", cluster, "--config", properties.name]
+            arguments = ["format", "--standalone", "--cluster-id", _CLUSTER, "--config", properties.name]
             try:
                 subprocess.run(
                     [*self._java(64), "kafka.tools.StorageTool", *arguments],
@@ -85,7 +83,7 @@ class Kafka(Broker):
                     timeout=120,
                 )
             except (subprocess.SubprocessError, OSError) as error:
-                raise ServerError(f"kafka: cannot format {logs}: {getattr(error, 'stdout', b'') or error}") from error
+                raise ServerError(f"kafka: cannot format {logs}: {getattr(error, 'stderr', b'') or error}") from error
         return [*self._java(512), "kafka.Kafka", properties.name]
 
     def _ready(self) -> bool:
