@@ -14,10 +14,8 @@
 | copy | the `copy` engine as it is, with the candidates beyond greedy |
 | encoder | a span classifier over DeBERTa-v3-base, as GLiNER medium, with random weights: what reading once costs |
 
-`copy` is what serves the adapter of the settings, whatever its scheme. The other generators know adapters of
-``labelled.v1`` only, and are left out beside one of another scheme. The weights were trained to choose among the
-admissible tokens and nothing else, so all engines are constrained to these where they can be; left free, the weights
-say other words than the text's.
+The weights were trained to choose among the admissible tokens and nothing else, so all engines are constrained to these
+where they can be; left free, the weights say other words than the text's.
 
 Segments are the first of GENIA's, CMeEE-V2's and BC5CDR's ``test`` by turns; slow engines get a prefix of the list, and
 F1 of `copy` on the same prefix stands beside theirs. An engine that is not installed is left out. The floor is what the
@@ -51,9 +49,7 @@ from services.generation.config import GenerationConfig
 from services.generation.engine import TagRequest
 from services.parsing.brackets import parse_lines
 from shared.messages import TaggedLine
-from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
-from shared.model.scheme import scheme_of
 from shared.runtime.cpus import cpus
 from shared.settings import Settings
 from shared.text import grammar
@@ -105,27 +101,16 @@ def main(
     if unknown := set(wanted) - set(MOST):
         raise typer.BadParameter(f"engines: {', '.join(sorted(unknown))}: the known ones are {', '.join(MOST)}")
     settings = Settings()
-    scheme = scheme_of(adapter_folder(settings))
-    ours = ("copy", *_NOTHING)
-    if scheme != grammar.SCHEME and (others := [name for name in wanted if not name.startswith(ours)]):
-        err.print(
-            f"{', '.join(others)}: left out, they know adapters of {grammar.SCHEME} only and this one is of {scheme}; "
-            "set BIOBRACKET_ADAPTER to a newer one to measure them",
-            highlight=False,
-            soft_wrap=True,
-        )
-        wanted = [name for name in wanted if name not in others]
     if importlib.util.find_spec("vllm") is None and (others := [name for name in wanted if name.startswith("vllm")]):
         err.print(f"{', '.join(others)}: left out, vllm is not installed; `make vllm` installs it", highlight=False)
         wanted = [name for name in wanted if name not in others]
     if not wanted:
-        raise typer.BadParameter("engines: none of them can run here, for the reasons above; name `copy` beside them")
+        raise typer.BadParameter("engines: none of them can run here; name `copy` beside them")
     found = {name: run_alone(name, min(segments, MOST[name]), repetitions) for name in wanted}
     report = {
         "command": make_command("engines"),
         "hardware": hardware(),
         "generator_revision": generator_revision(settings),
-        "scheme": scheme,
         "engines": {name: summary(name, found) for name in found},
     }
     if plot is not None:
@@ -364,8 +349,9 @@ def draw(report: dict[str, Any], file: Path) -> None:
 def show(report: dict[str, Any]) -> None:
     """The report as Markdown, for benchmarks/RESULTS.md."""
     machine = report["hardware"]
-    told = f"`{report['command']}`, generator revision {report['generator_revision']} ({report['scheme']})"
-    out.print(told, highlight=False, soft_wrap=True)
+    out.print(
+        f"`{report['command']}`, generator revision {report['generator_revision']}", highlight=False, soft_wrap=True
+    )
     out.print(
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}\n",
         highlight=False,

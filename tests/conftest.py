@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from shared.text.grammar import CopyTokens
-    from shared.text.per_type import PerTypeTokens
 
 # No deadline: a busy machine is no reason to fail.
 hypothesis.settings.register_profile("biobracket", deadline=None, max_examples=60)
@@ -103,14 +102,6 @@ def tokens(tokenizer: PreTrainedTokenizerBase) -> CopyTokens:
     from shared.text.grammar import CopyTokens
 
     return CopyTokens(tokenizer)
-
-
-@pytest.fixture(scope="session")
-def per_type_tokens(tokenizer: PreTrainedTokenizerBase) -> PerTypeTokens:
-    """The same for lines of one type each."""
-    from shared.text.per_type import PerTypeTokens
-
-    return PerTypeTokens(tokenizer)
 
 
 @pytest.fixture(scope="session")

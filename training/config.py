@@ -9,8 +9,6 @@ from typing import Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from shared.selection.selector_folder import Way
-
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT = CONFIGS / "gemma-3-270m.yaml"
 
@@ -91,7 +89,7 @@ class RunConfig(_Frozen):
 
     graphs: bool = Field(
         default=False,
-        description="Record steps as CUDA graphs, which small models need to be fast on a GPU (labelled, one worker).",
+        description="Record steps as CUDA graphs, which small models need to be fast on a GPU (one worker).",
     )
 
     dev_every: int = Field(default=100, ge=1, description="Steps between losses on the dev splits.")
@@ -177,39 +175,34 @@ class GeneratorConfig(RunConfig):
     parallel: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="The whole model in each worker, or sharded over all of them (for large bases)."
     )
-    scheme: Literal["per-type", "labelled", "question"] = Field(
-        default="per-type",
-        description="`labelled`: one line with labelled brackets for all types; `per-type`: a line for each type; "
-        "`question`: a question about one marked span, to be compared with a selector and not served.",
+    scheme: Literal["labelled", "question"] = Field(
+        default="labelled",
+        description="`labelled`: one line with labelled brackets for all types; `question`: a question about one "
+        "marked span, to be compared with a selector and not served.",
     )
-    negatives: float = Field(
-        default=1.0,
-        ge=0,
-        le=1,
-        description="Share of the lines of absent types to train on, resampled each time.",
-    )
-    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the output of each layer (labelled).")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on the output of each layer.")
     wrong: float = Field(
-        default=0.0, ge=0, le=1, description="Share of lines with deliberately wrong brackets (labelled)."
+        default=0.0, ge=0, le=1, description="Share of lines with deliberately wrong brackets (labelled only)."
+    )
+    replaced: float = Field(
+        default=0.0, ge=0, le=1, description="Share of segments in which mentions make way for others of their types."
     )
     judge: float = Field(
         default=0.0,
         ge=0,
         description="Weight of the losses of a head that tells correct mentions from wrong ones by the states around "
-        "their brackets, relative to the line's; 0: no head (labelled). Nothing reads the head yet.",
+        "their brackets, relative to the line's; 0: no head (labelled only). Nothing reads the head yet.",
     )
     contrast: float = Field(default=0.2, ge=0, description="Weight of the contrastive loss within them.")
     size: int = Field(default=256, ge=8, description="Dimensions of the head's embeddings.")
     hidden: int = Field(default=768, ge=8, description="Width of the head's layers.")
-    builders: int = Field(default=0, ge=0, description="Extra processes that build batches (labelled).")
+    builders: int = Field(default=0, ge=0, description="Extra processes that build batches.")
     measure_texts: int = Field(default=100, ge=1, description="Texts of each dev split used for F1 scores.")
 
     @model_validator(mode="after")
     def _can_be_recorded(self) -> Self:
-        if self.graphs and (self.scheme != "labelled" or self.judge or self.workers > 1 or self.accumulate > 1):
-            raise ValueError(
-                "graphs: recording steps needs scheme labelled, judge 0, workers 1 and accumulate 1; set it to false"
-            )
+        if self.graphs and (self.judge or self.workers > 1 or self.accumulate > 1):
+            raise ValueError("graphs: recording steps needs judge 0, workers 1 and accumulate 1; set it to false")
         return self
 
     @field_validator("export_rank")
@@ -226,6 +219,13 @@ class GeneratorConfig(RunConfig):
             raise ValueError(f"`{scheme}` has no F1 during training; set measure_every to 0")
         return scheme
 
+    @field_validator("judge")
+    @classmethod
+    def _has_mentions_to_judge(cls, judge: float, info: ValidationInfo) -> float:
+        if judge and info.data.get("scheme") == "question":
+            raise ValueError("a question has no line with mentions to tell apart; set it to 0")
+        return judge
+
     @field_validator("parallel")
     @classmethod
     def _can_be_shared_out(cls, parallel: str, info: ValidationInfo) -> str:
@@ -240,11 +240,6 @@ class SelectorConfig(RunConfig):
     graphs: Literal[False] = Field(default=False, description="Its steps are not recorded.")
     init: Path | None = Field(default=None, description="Adapter to start from, of a selector or a generator.")
     learning_rate: float = Field(default=5e-4, gt=0, description="Peak learning rate.")
-    reading: Way = Field(
-        default="both-ways",
-        description="How a segment is read: `both-ways`, once and bidirectionally, training the adapter; or `copy`, "
-        "by the hidden states of the frozen generator in `init` over a copy for each type.",
-    )
     candidates: tuple[Path, ...] = Field(
         default=(),
         description="Files from `biobracket candidates`, or folders of them: the generator's mistakes are added to the "
@@ -270,10 +265,3 @@ class SelectorConfig(RunConfig):
         if only and not info.data.get("candidates"):
             raise ValueError("there would be no texts to train on; name candidate files, or set it to false")
         return only
-
-    @field_validator("reading")
-    @classmethod
-    def _has_a_generator(cls, reading: Way, info: ValidationInfo) -> Way:
-        if reading == "copy" and info.data.get("init") is None:
-            raise ValueError("`copy` needs a generator's adapter; name its folder in init")
-        return reading

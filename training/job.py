@@ -21,8 +21,9 @@ from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, RunConfig, SelectorConfig, TrainingError
 from training.data import mixing
 from training.data.corpora import CorpusError
-from training.generator.task import Measure, init_folder
-from training.generator.train import train as train_generator
+from training.generator import task as generator
+from training.generator.model import init_folder
+from training.generator.task import Measure
 from training.selector import task as selector
 from training.tuning.checkpoints import FolderCheckpoints, export
 from training.tuning.loop import Checkpoints, Progress
@@ -86,7 +87,7 @@ def _train(
     if isinstance(config, SelectorConfig):
         selector.train(config, settings, checkpoints, _reporter(board), command)
     elif isinstance(config, GeneratorConfig):
-        train_generator(config, settings, checkpoints, _reporter(board), measure, command)
+        generator.train(config, settings, checkpoints, _reporter(board), measure, command)
     else:
         raise TypeError(type(config).__name__)
 

@@ -37,7 +37,7 @@ from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.selector_folder import SELECTOR_FILE, index_folder, selector_folder
 from shared.selection.span_encoder import SpanEncoder
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from training.ablations.questions import ask
 from training.data.corpora import Example, documents_of, read_all
 from training.evaluation.scores import Scores, Span, score
@@ -196,7 +196,7 @@ def _beside(given: str, settings: Settings) -> tuple[str, Heads]:
     if (folder / SELECTOR_FILE).is_file():
         encoder = SpanEncoder.load(settings, folder)
         return name, lambda candidates: encoder.encode(candidates).logits.tolist()
-    model, tokens = load_merged(settings, folder), PerTypeTokens(load_tokenizer(settings))
+    model, tokens = load_merged(settings, folder), CopyTokens(load_tokenizer(settings))
     return name, lambda candidates: ask(model, tokens, candidates)
 
 

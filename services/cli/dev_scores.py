@@ -8,8 +8,6 @@ from typing import Any
 from services.extractor import Extractor
 from services.generation.config import GenerationConfig
 from services.generation.copy.engine import CopyEngine
-from services.generation.engine import Engine
-from services.generation.per_type.engine import PerTypeEngine
 from services.selection.selector import Selector
 from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
@@ -17,7 +15,6 @@ from shared.model.body import Packed
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
 from shared.text.grammar import CopyTokens
-from shared.text.per_type import PerTypeTokens
 from training.data.corpora import Example, corpus_folder, documents_of, read
 from training.evaluation.scores import Scores, score_all
 
@@ -28,15 +25,9 @@ class DevScores:
     Scores greedy mentions with the default calibration, since thresholds cannot be fitted while the model changes.
     """
 
-    def __init__(
-        self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int, scheme: str = "per-type"
-    ) -> None:
-        """``corpora``: label mappings by name, None for the built-in one; ``texts``: how many of each.
-
-        ``scheme``: as in :class:`training.config.GeneratorConfig`.
-        """
+    def __init__(self, settings: Settings, corpora: Mapping[str, dict[str, str] | None], texts: int) -> None:
+        """``corpora``: label mappings by name, None for the built-in one; ``texts``: how many of each."""
         self._settings = settings
-        self._scheme = scheme
         self._corpora = corpora
         self._texts = texts
         self._examples: dict[str, list[Example]] = {}
@@ -48,13 +39,8 @@ class DevScores:
                 name: read(corpus_folder(name, self._settings), "dev", types)[: self._texts]
                 for name, types in self._corpora.items()
             }
-        tokenizer, config = load_tokenizer(self._settings), GenerationConfig()
         body = Packed(use_packed_attention(model))
-        engine: Engine
-        if self._scheme == "labelled":
-            engine = CopyEngine(body, CopyTokens(tokenizer), config)
-        else:
-            engine = PerTypeEngine(body, PerTypeTokens(tokenizer), config)
+        engine = CopyEngine(body, CopyTokens(load_tokenizer(self._settings)), GenerationConfig())
         extractor = Extractor(engine, Selector(Calibration.default()), model_revision="training")
         scores = {}
         for name, examples in self._examples.items():

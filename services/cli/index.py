@@ -169,14 +169,14 @@ def _exemplars(
     from services.pipeline.config import PipelineConfig
     from shared.model.base_model import load_tokenizer
     from shared.selection.span_encoder import SpanEncoder
-    from shared.text.per_type import PerTypeTokens
+    from shared.text.grammar import CopyTokens
     from training.data.candidates import wrong
     from training.data.corpora import read_all
     from training.selector.exemplars import of_corpus
 
     examples = read_all(corpora, split, settings)
     encoder = SpanEncoder.load(settings, selector)
-    tokens = PerTypeTokens(load_tokenizer(settings))
+    tokens = CopyTokens(load_tokenizer(settings))
     units = PipelineConfig().max_units
     mistakes = wrong(candidates) if candidates else None
     batches = (

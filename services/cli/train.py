@@ -53,7 +53,7 @@ def train_generator(
 
         loaded = _config(GeneratorConfig, config_file, overrides)
         mappings = {name: corpus.types for name, corpus in loaded.corpora.items()}
-        scores = DevScores(Settings(), mappings, loaded.measure_texts, loaded.scheme)
+        scores = DevScores(Settings(), mappings, loaded.measure_texts)
         _train(loaded, folder, on_ray, "BIOBRACKET_ADAPTER", scores)
 
 

@@ -6,12 +6,10 @@ import os
 
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine
-from shared.errors import AdapterError
 from shared.model.base_model import base_folder
 from shared.model.folders import adapter_folder
-from shared.model.scheme import scheme_of
+from shared.model.scheme import check_scheme
 from shared.settings import Settings
-from shared.text.grammar import SCHEME
 
 # Share of a device's memory for weights of two bytes each; the rest is for keys, values and activations.
 _SHARE = 0.6
@@ -19,20 +17,11 @@ _SHARE = 0.6
 
 def load(settings: Settings, config: GenerationConfig) -> Engine:
     """The engine of the settings, with its model loaded. Heavy imports are inside, to keep importing fast."""
-    scheme = scheme_of(adapter_folder(settings))
+    check_scheme(adapter_folder(settings))
     if config.engine == "vllm" or (config.engine == "auto" and not fits(settings)):
-        if scheme != SCHEME:
-            raise AdapterError(
-                f"adapter: its scheme is {scheme}, which vllm does not run; set BIOBRACKET_GENERATION_ENGINE=copy, or "
-                f"BIOBRACKET_ADAPTER to an adapter of {SCHEME}"
-            )
         from services.generation.vllm import VllmEngine
 
         return VllmEngine.load(settings, config)
-    if scheme == "per-type.v1":
-        from services.generation.per_type.engine import PerTypeEngine
-
-        return PerTypeEngine.load(settings, config)
     from services.generation.copy.engine import CopyEngine
 
     return CopyEngine.load(settings, config)

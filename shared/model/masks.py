@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -11,17 +9,6 @@ from torch import Tensor
 def causal(length: int, past: int = 0, device: torch.device | str = "cpu") -> Tensor:
     """Causal mask of shape (length, past + length): every token sees the past, and the block up to itself."""
     return torch.ones(length, past + length, dtype=torch.bool, device=device).tril(past)
-
-
-def block_mask(prefix: int, lines: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
-    """Causal mask of a prefix and its lines: lines see the prefix but not one another. Lengths in tokens; (n, n)."""
-    n = prefix + sum(lines)
-    mask = causal(n, device=device)
-    at = prefix
-    for length in lines:
-        mask[at + length :, at : at + length] = False
-        at += length
-    return mask
 
 
 def both_ways(

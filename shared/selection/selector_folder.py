@@ -15,7 +15,6 @@ from shared.settings import Settings
 CALIBRATION_FILE = "calibration.json"
 SELECTOR_FILE = "selector.json"
 AUTO = "auto"
-Way = Literal["both-ways", "copy", "line"]
 _OURS = PROJECT / "models" / "gemma-3-270m-biobracket-selector"
 
 
@@ -28,7 +27,10 @@ class SelectorFile(BaseModel):
     types: tuple[str, ...] = Field(min_length=1, description="Entity type keys, in the order of the head's table.")
     size: int = Field(ge=1, description="Length of an embedding.")
     hidden: int = Field(ge=1, description="Width of the hidden layers before it.")
-    reading: Way = Field(default="both-ways", description="How the encoder reads a segment.")
+    reading: Literal["both-ways", "line"] = Field(
+        default="both-ways",
+        description="`both-ways`: once, bidirectionally; `line`: by the states of the generator's line.",
+    )
 
     @classmethod
     def load(cls, folder: Path) -> SelectorFile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,19 +23,18 @@ from torch import Tensor, nn
 
 from shared import entity_types
 from shared.errors import SelectorError
-from shared.messages import LANGS, Candidate, Lang
+from shared.messages import Candidate
 from shared.model.attention import Block
 from shared.model.base_model import load_tokenizer
 from shared.model.body import Body
 from shared.model.loading import load_body
-from shared.model.masks import block_mask, both_ways, sliding
-from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile, Way
+from shared.model.masks import both_ways
+from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from shared.text.pieces import Pieces, split
 
 HEAD_FILE = "head.safetensors"
-TYPES_AT_ONCE = 3  # lines per segment in training, where it is read as the generator reads it
 
 
 class SpanHead(nn.Module):
@@ -82,94 +81,37 @@ class SpanHead(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class SegmentTokens:
-    """A segment's tokens: the start token, the pieces and a line break, as in a generator's prefix.
+    """A segment's tokens: the start token, the pieces and a line break.
 
-    ``first``, ``last``: the first and last token of each piece. With ``headers``, by type, the segment is read as the
-    generator reads it: the prefix, then for each type its header and a copy of the pieces, ``line``, which ``first``
-    and ``last`` index. Without, it is read once, bidirectionally, whatever the types.
+    ``first``, ``last``: the first and last token of each piece.
     """
 
     ids: tuple[int, ...]
     first: tuple[int, ...]
     last: tuple[int, ...]
-    line: tuple[int, ...] = ()
-    headers: Mapping[int, tuple[int, ...]] | None = None
 
     @classmethod
-    def of(
-        cls, tokens: PerTypeTokens, pieces: Pieces, headers: Mapping[int, tuple[int, ...]] | None = None
-    ) -> SegmentTokens:
+    def of(cls, tokens: CopyTokens, pieces: Pieces) -> SegmentTokens:
         """From the pieces of a segment."""
-        ids, first, last = _runs(tokens, pieces, copied=False)
-        whole = (*tokens.bos, *ids, *tokens.newline)
-        if headers is None:
-            ahead = len(tokens.bos)
-            return cls(whole, tuple(n + ahead for n in first), tuple(n + ahead for n in last))
-        line, first, last = _runs(tokens, pieces, copied=True)
-        return cls(whole, first, last, (*line, *tokens.newline), headers)
+        ids = list(tokens.bos)
+        first, last = [], []
+        for start, end in zip(pieces.starts, pieces.ends, strict=True):
+            first.append(len(ids))
+            ids += tokens.ids(pieces.text[start:end])
+            last.append(len(ids) - 1)
+        return cls((*ids, *tokens.newline), tuple(first), tuple(last))
 
     def __len__(self) -> int:
-        """Tokens when packed for the most types."""
-        if self.headers is None:
-            return len(self.ids)
-        header = max(map(len, self.headers.values()), default=0)
-        return len(self.ids) + min(TYPES_AT_ONCE, len(self.headers)) * (header + len(self.line))
+        return len(self.ids)
 
-    def packed(self, types: Iterable[int]) -> PackedSegment:
-        """The tokens to run for some types."""
-        ids, positions = list(self.ids), list(range(len(self.ids)))
-        if self.headers is None:
-            return PackedSegment(self, tuple(ids), tuple(positions), {}, ())
-        begins, lengths = {}, []
-        for type_ in dict.fromkeys(types):
-            line = (*self.headers[type_], *self.line)
-            begins[type_] = len(ids) + len(self.headers[type_])
-            lengths.append(len(line))
-            ids += line
-            positions += range(len(self.ids), len(self.ids) + len(line))
-        return PackedSegment(self, tuple(ids), tuple(positions), begins, tuple(lengths))
-
-
-def _runs(
-    tokens: PerTypeTokens, pieces: Pieces, *, copied: bool
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """The tokens of all pieces, and the first and last token of each."""
-    ids: list[int] = []
-    first, last = [], []
-    for i, (start, end) in enumerate(zip(pieces.starts, pieces.ends, strict=True)):
-        first.append(len(ids))
-        ids += tokens.copy(pieces, i, after_open=False) if copied else tokens.ids(pieces.text[start:end])
-        last.append(len(ids) - 1)
-    return tuple(ids), tuple(first), tuple(last)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedSegment:
-    """A segment's tokens as part of a packed stream.
-
-    ``ids``, ``positions``: (T,); ``begins``: first token of each type's line; ``lines``: their lengths.
-    """
-
-    segment: SegmentTokens
-    ids: tuple[int, ...]
-    positions: tuple[int, ...]
-    begins: Mapping[int, int]
-    lines: tuple[int, ...]
-
-    def boundaries(self, type_: int, start: int, end: int) -> tuple[int, int, int, int]:
+    def boundaries(self, start: int, end: int) -> tuple[int, int, int, int]:
         """The tokens before, first in, last in and after a half-open piece range."""
-        begin = self.begins.get(type_, 0)
-        first, last = begin + self.segment.first[start], begin + self.segment.last[end - 1]
+        first, last = self.first[start], self.last[end - 1]
         return max(0, first - 1), first, last, last + 1
 
     def block(self, at: int, window: int | None, device: torch.device | str) -> Block:
         """The attention block, starting at token ``at`` of the stream."""
-        length = len(self.ids)
-        if self.segment.headers is None:
-            return Block(at, at + length, *both_ways(length, window, device))
-        mask = block_mask(len(self.segment.ids), self.lines, device)
-        where = torch.tensor(self.positions, device=device)
-        return Block(at, at + length, mask, sliding(mask, where, where, window))
+        return Block(at, at + len(self), *both_ways(len(self), window, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,15 +129,12 @@ class Encoded:
 class SpanEncoder:
     """Encodes candidates, see the module. Not thread-safe."""
 
-    def __init__(
-        self, body: Body, head: SpanHead, tokens: PerTypeTokens, batch_tokens: int, way: Way = "both-ways"
-    ) -> None:
+    def __init__(self, body: Body, head: SpanHead, tokens: CopyTokens, batch_tokens: int) -> None:
         """``body``: the model; a forward pass has at most ``batch_tokens`` tokens, or one segment."""
         self._body = body
         self._head = head
         self._tokens = tokens
         self._types = {key: i for i, key in enumerate(head.known)}
-        self._headers = None if way == "both-ways" else {lang: headers(tokens, head.known, lang) for lang in LANGS}
         self._window = getattr(body.config, "sliding_window", None)
         self._batch_tokens = batch_tokens
         self._device = body.embedding.device
@@ -209,13 +148,13 @@ class SpanEncoder:
         ``dtype``: see :func:`shared.model.loading.load_body`.
         """
         made = SelectorFile.load(folder)
-        tokens = PerTypeTokens(load_tokenizer(settings))
+        tokens = CopyTokens(load_tokenizer(settings))
 
         def with_head(body: Body) -> SpanEncoder:
             head = SpanHead(body.config.hidden_size, made.types, made.hidden, made.size)
             head.read(folder)
             head = head.to(body.embedding.device).eval().requires_grad_(False)
-            return cls(body, head, tokens, batch_tokens, made.reading)
+            return cls(body, head, tokens, batch_tokens)
 
         def example(body: Body) -> None:
             whole = [
@@ -238,35 +177,30 @@ class SpanEncoder:
             np.zeros(len(candidates), dtype=np.float32),
             np.array([c.type in self._types for c in candidates], dtype=bool),
         )
-        segments: dict[tuple[str, Lang], list[int]] = {}
+        segments: dict[str, list[int]] = {}
         for i in np.flatnonzero(encoded.known).tolist():
-            segment = candidates[i].segment
-            segments.setdefault((segment.text, segment.lang), []).append(i)
-        for group in self._groups(segments, candidates):
+            segments.setdefault(candidates[i].segment.text, []).append(i)
+        for group in self._groups(segments):
             self._encode(group, candidates, encoded)
         return encoded
 
-    def _groups(
-        self, segments: Mapping[tuple[str, Lang], list[int]], candidates: Sequence[Candidate]
-    ) -> Iterator[list[tuple[Pieces, PackedSegment, list[int]]]]:
-        group: list[tuple[Pieces, PackedSegment, list[int]]] = []
+    def _groups(self, segments: Mapping[str, list[int]]) -> Iterator[list[tuple[Pieces, SegmentTokens, list[int]]]]:
+        group: list[tuple[Pieces, SegmentTokens, list[int]]] = []
         used = 0
-        for (text, lang), rows in sorted(segments.items(), key=lambda item: len(item[0][0])):
+        for text, rows in sorted(segments.items(), key=lambda item: len(item[0])):
             pieces = split(text)
-            headers = None if self._headers is None else self._headers[lang]
-            types = sorted({self._types[candidates[i].type] for i in rows})
-            packed = SegmentTokens.of(self._tokens, pieces, headers).packed(types)
-            if group and used + len(packed.ids) > self._batch_tokens:
+            tokens = SegmentTokens.of(self._tokens, pieces)
+            if group and used + len(tokens) > self._batch_tokens:
                 yield group
                 group, used = [], 0
-            group.append((pieces, packed, rows))
-            used += len(packed.ids)
+            group.append((pieces, tokens, rows))
+            used += len(tokens)
         if group:
             yield group
 
     def _encode(
         self,
-        group: Sequence[tuple[Pieces, PackedSegment, list[int]]],
+        group: Sequence[tuple[Pieces, SegmentTokens, list[int]]],
         candidates: Sequence[Candidate],
         encoded: Encoded,
     ) -> None:
@@ -275,19 +209,18 @@ class SpanEncoder:
         blocks: list[Block] = []
         rows: list[int] = []
         at: list[list[int]] = []
-        for pieces, packed, candidate_rows in group:
+        for pieces, tokens, candidate_rows in group:
             begin = len(ids)
-            ids += packed.ids
-            positions += packed.positions
-            blocks.append(packed.block(begin, self._window, self._device))
+            ids += tokens.ids
+            positions += range(len(tokens))
+            blocks.append(tokens.block(begin, self._window, self._device))
             for i in candidate_rows:
                 candidate = candidates[i]
                 start, end = piece_range(
                     pieces, candidate.start - candidate.segment.start, candidate.end - candidate.segment.start
                 )
                 rows.append(i)
-                boundaries = packed.boundaries(self._types[candidate.type], start, end)
-                at.append([begin + token for token in boundaries])
+                at.append([begin + token for token in tokens.boundaries(start, end)])
         self.forwarded += len(ids)
         wanted, places = np.unique(at, return_inverse=True)
         hidden = self._body(ids, positions, blocks, wanted.tolist())
@@ -301,11 +234,6 @@ def piece_range(pieces: Pieces, start: int, end: int) -> tuple[int, int]:
     """The half-open range of pieces that a span touches; one it covers in part counts as a whole."""
     first = min(bisect_right(pieces.ends, start), len(pieces) - 1)
     return first, max(first + 1, bisect_left(pieces.cores, end))
-
-
-def headers(tokens: PerTypeTokens, types: Sequence[str], lang: Lang) -> dict[int, tuple[int, ...]]:
-    """The headers of a generator's lines, by the index of the type."""
-    return {place: tokens.header(entity_types.get(key).name(lang)) for place, key in enumerate(types)}
 
 
 def encoder_revision(settings: Settings, folder: Path) -> str:

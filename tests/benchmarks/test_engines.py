@@ -1,18 +1,12 @@
 import json
 
 import pytest
-import torch
 import typer
-from peft import LoraConfig, get_peft_model
 from typer.testing import CliRunner
 
 from benchmarks import engines
-from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
-from services.generation.per_type.engine import PerTypeEngine
 from shared.messages import Segment, TaggedLine
-from shared.model.base_model import load_base
-from shared.model.scheme import write_scheme
 from shared.settings import Settings
 from shared.text.tagging import decode
 from tests.support.tiny import make_tiny_model
@@ -34,29 +28,17 @@ def requests():
     ]
 
 
-@pytest.fixture(scope="module")
-def labelled(settings, tmp_path_factory):
-    """The same with an adapter of lines that say all types."""
-    folder = tmp_path_factory.mktemp("adapter")
-    model = get_peft_model(load_base(settings, torch.float32), LoraConfig(target_modules=["q_proj"]))
-    model.save_pretrained(folder)
-    write_scheme(folder, "labelled.v1")
-    return settings.model_copy(update={"adapter": str(folder)})
-
-
 @pytest.mark.parametrize("name", ["copy", "copy_greedy", "copy_sequential"])
-def test_copying_is_by_the_scheme_of_the_adapter(settings, labelled, name):
-    for chosen, engine in ((settings, PerTypeEngine), (labelled, CopyEngine)):
-        tag, _ = engines.engine(name, chosen)
-        assert type(tag.__self__) is engine
-        lines = tag(requests())
-        assert [line.segment.text for line in lines] == list(TEXTS)
-        if name == "copy_greedy":
-            assert not any(line.alternatives for line in lines)
+def test_copying_has_candidates_beyond_greedy_or_none(settings, name):
+    tag, _ = engines.engine(name, settings)
+    lines = tag(requests())
+    assert [line.segment.text for line in lines] == list(TEXTS)
+    if name == "copy_greedy":
+        assert not any(line.alternatives for line in lines)
 
 
-def test_floor_counts_every_token_once(labelled):
-    found = engines.floor(labelled, requests(), engines.engine("copy", labelled)[0](requests()))
+def test_floor_counts_every_token_once(settings):
+    found = engines.floor(settings, requests(), engines.engine("copy", settings)[0](requests()))
     # The tiny tokeniser has a token a byte. A line has its text again at most, and some brackets and names.
     once = sum(len(text.encode()) for text in TEXTS)
     assert once < found["tokens"] < 30 * once
@@ -137,20 +119,13 @@ def command(monkeypatch):
     return run
 
 
-def test_what_knows_labelled_lines_alone_is_left_out_beside_a_line_a_type(settings, labelled, command):
+def test_what_was_asked_for_is_measured_and_told(settings, command):
     names = "paper,transformers,copy,copy_greedy,encoder"
-    found, asked = command(labelled, "--engines", names, "--json")
-    assert asked == names.split(",")
-    assert json.loads(found.stdout)["scheme"] == "labelled.v1"
     found, asked = command(settings, "--engines", names, "--json")
-    assert asked == ["copy", "copy_greedy", "encoder"]
-    assert "paper, transformers: left out" in found.stderr
-    assert "per-type.v1" in found.stderr
-    told = json.loads(found.stdout)
-    assert (told["scheme"], list(told["engines"])) == ("per-type.v1", asked)
+    assert asked == names.split(",")
+    assert list(json.loads(found.stdout)["engines"]) == asked
     shown, _ = command(settings, "--engines", "copy")
     assert "| copy |" in shown.stdout
-    assert "(per-type.v1)" in shown.stdout
 
 
 def test_an_encoder_with_random_weights_has_a_time_and_no_score():
@@ -161,7 +136,8 @@ def test_an_encoder_with_random_weights_has_a_time_and_no_score():
     assert not {"f1", "f1_of_copy", "entities_as_copy"} & set(found["encoder"])
 
 
-def test_a_run_of_nothing_is_refused(settings, command):
-    found, asked = command(settings, "--engines", "paper")
+def test_a_run_of_nothing_is_refused(settings, command, monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda _: None)
+    found, asked = command(settings, "--engines", "vllm")
     assert (found.exit_code, asked) == (2, [])
     assert "none of them can run here" in found.stderr

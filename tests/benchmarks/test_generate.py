@@ -22,7 +22,7 @@ def settings(tmp_path_factory):
         base_model=str(make_tiny_model(folder / "base", seed=6, head=32)), adapter="", cache=folder / "cache"
     )
     get_peft_model(load_base(made, torch.float32), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
-    write_scheme(adapter, "labelled.v1")
+    write_scheme(adapter)
     return made.model_copy(update={"adapter": str(adapter)})
 
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from shared.settings import Settings
 from training.config import GeneratorConfig
-from training.generator.train import train
+from training.generator.task import train
 from training.tuning.checkpoints import FolderCheckpoints
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from training.config import GeneratorConfig
-from training.generator.train import train
+from training.generator.task import train
 from training.tuning.checkpoints import FolderCheckpoints, export
 
 GENES = ["abc", "bcd", "cde", "def", "efg", "fgh"]

@@ -2,9 +2,10 @@
 
 An item is drawn afresh each time its text comes up. Types are shuffled and dropped, since a service may request any of
 them in any order. Types that the corpus does not annotate are requested too; then only annotated mentions contribute to
-the loss, since an unmarked word may be a mention of such a type. Type names are sometimes in the other language. Some
-mentions are corrupted on purpose (moved boundaries, wrong types, random spans, omissions): the line continues from the
-mistake with the right decisions as targets, and a head on the states around the brackets learns to tell them apart.
+the loss, since an unmarked word may be a mention of such a type. Type names are sometimes in the other language.
+Mentions may be replaced by others of their types. Some are corrupted on purpose (moved boundaries, wrong types, random
+spans, omissions): the line continues from the mistake with the right decisions as targets, and a head on the states
+around the brackets learns to tell them apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from shared import entity_types
 from shared.messages import Lang
@@ -35,7 +37,8 @@ from shared.text.grammar import (
 )
 from shared.text.pieces import split, to_piece_spans
 from shared.text.segmentation import segment
-from training.data.corpora import Example
+from training.data.corpora import Example, GoldMention
+from training.data.replacement import Replacements
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,7 @@ class Variation:
     other_names: float = 0.1  # type names in the other language
     wrong: float = 0.5  # mentions are corrupted
     long: float = 0.35  # segments are twice as long
+    replaced: float = 0.0  # mentions make way for others of the corpus
 
 
 PLAIN = Variation(0, 0, 0, 0, 0, 0)
@@ -80,10 +84,12 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class LabelledSegment:
-    """A segment of a text: its pieces as tokens, and its gold mentions as piece ranges."""
+    """A segment of a text: its pieces as tokens, and its gold mentions as piece ranges and as ranges of characters."""
 
     tokens: PieceTokens
     gold: frozenset[Typed]
+    text: str
+    mentions: tuple[GoldMention, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +106,34 @@ class SourceText:
         return sum(2 * len(part.tokens.text) + 8 * len(part.gold) + 20 for part in self.usual)
 
 
-class Texts:
-    """Turns examples into source texts, and these into items. ``others``: types that other corpora annotate."""
+Source = TypeVar("Source")
 
-    def __init__(self, tokens: CopyTokens, max_units: int, others: Sequence[str]) -> None:
+
+class ItemSource(Protocol[Source]):
+    """What items are drawn from, by texts of any kind with a length in tokens."""
+
+    def sources(self, examples: Iterable[Example]) -> list[Source]:
+        """A source text for each example."""
+        ...
+
+    def items(self, source: Source, draw: random.Random, vary: Variation) -> list[Item]:
+        """The items of a source text, one or more per segment."""
+        ...
+
+
+class Texts:
+    """Turns examples into source texts, and these into items."""
+
+    def __init__(
+        self,
+        tokens: CopyTokens,
+        max_units: int,
+        others: Sequence[str],
+        replacements: Replacements | None = None,
+    ) -> None:
+        """``others``: types that other corpora annotate; ``replacements``: mentions to replace others by."""
         self._tokens, self._max_units, self._others = tokens, max_units, others
+        self._replacements = replacements
         self._labels: dict[tuple[tuple[str, ...], Lang], Labels] = {}
 
     def sources(self, examples: Iterable[Example]) -> list[SourceText]:
@@ -117,21 +146,22 @@ class Texts:
     def _parts(self, example: Example, max_units: int) -> tuple[LabelledSegment, ...]:
         found = []
         for start, end in segment(example.text, example.lang, max_units):
-            pieces = split(example.text[start:end])
-            gold = {
-                (*span, key)
-                for key in example.types
-                for span in to_piece_spans(
-                    pieces,
-                    [
-                        (m.start - start, m.end - start)
-                        for m in example.mentions
-                        if m.type == key and start <= m.start and m.end <= end
-                    ],
-                )
-            }
-            found.append(LabelledSegment(PieceTokens(self._tokens, pieces), frozenset(gold)))
+            inside = [
+                GoldMention(m.start - start, m.end - start, m.type)
+                for m in example.mentions
+                if start <= m.start and m.end <= end
+            ]
+            found.append(self._part(example.text[start:end], inside, example.types))
         return tuple(found)
+
+    def _part(self, text: str, mentions: Sequence[GoldMention], types: Sequence[str]) -> LabelledSegment:
+        pieces = split(text)
+        gold = {
+            (*span, key)
+            for key in types
+            for span in to_piece_spans(pieces, [(m.start, m.end) for m in mentions if m.type == key])
+        }
+        return LabelledSegment(PieceTokens(self._tokens, pieces), frozenset(gold), text, tuple(mentions))
 
     def items(self, source: SourceText, draw: random.Random, vary: Variation) -> list[Item]:
         """The items of a source text, one per segment."""
@@ -139,6 +169,9 @@ class Texts:
         return [self._item(part, source, draw, vary) for part in parts]
 
     def _item(self, part: LabelledSegment, source: SourceText, draw: random.Random, vary: Variation) -> Item:
+        if self._replacements is not None and part.mentions and draw.random() < vary.replaced:
+            new = self._replacements.replaced(part.text, part.mentions, (source.types, source.lang), draw)
+            part = self._part(*new, source.types)
         types = list(source.types)
         if len(types) > 1 and draw.random() < vary.dropped:
             types = draw.sample(types, draw.randint(1, len(types) - 1))

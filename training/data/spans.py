@@ -10,16 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.messages import LANGS
 from shared.model.attention import Block
-from shared.selection.selector_folder import Way
-from shared.selection.span_encoder import TYPES_AT_ONCE, SegmentTokens, headers
-from shared.text.per_type import PerTypeTokens
+from shared.model.masks import causal
+from shared.selection.span_encoder import SegmentTokens
+from shared.text.grammar import CopyTokens
 from shared.text.pieces import Pieces, split, to_piece_spans
 from shared.text.segmentation import segment
 from training.data.candidates import digest
 from training.data.corpora import Example, GoldMention
-from training.data.lines import fill
 
 # Shifts of the two ends of a mention, in pieces.
 _MOVES = [(a, b) for a in range(-3, 4) for b in range(-3, 4) if (a, b) != (0, 0)]
@@ -97,28 +95,21 @@ class SpanItem:
         for _ in range(counts.elsewhere):
             start = draw.randrange(pieces)
             add(start, start + draw.choice(_LENGTHS), draw.choice(self.types))
-        spans = (*self.gold, *self.mistakes, *wrong)
-        if self.tokens.headers is not None:  # each type costs one line
-            there = sorted({span.type for span in spans})
-            chosen = draw.sample(there, min(TYPES_AT_ONCE, len(there)))
-            spans = tuple(span for span in spans if span.type in chosen)
-        return replace(self, spans=spans)
+        return replace(self, spans=(*self.gold, *self.mistakes, *wrong))
 
 
 def items(
     examples: Sequence[Example],
-    tokens: PerTypeTokens,
+    tokens: CopyTokens,
     types: Sequence[str],
     max_units: int,
     mistakes: Mapping[str, Sequence[GoldMention]] | None = None,
-    way: Way = "both-ways",
 ) -> list[SpanItem]:
     """One item per segment, without mentions that cross a segment boundary or do not end at piece boundaries.
 
     ``types``: keys, in the order of the head's table; ``mistakes``: a generator's, from
-    :func:`training.data.candidates.wrong`; ``way``: how a segment is read.
+    :func:`training.data.candidates.wrong`.
     """
-    begun = {} if way == "both-ways" else {lang: headers(tokens, types, lang) for lang in LANGS}
     place = {key: i for i, key in enumerate(types)}
     out = []
     for example in examples:
@@ -129,7 +120,7 @@ def items(
             gold, wrong = (_spans(pieces, found, start, end, place) for found in (example.mentions, made))
             out.append(
                 SpanItem(
-                    SegmentTokens.of(tokens, pieces, begun.get(example.lang)),
+                    SegmentTokens.of(tokens, pieces),
                     tuple(Span(*span, True) for span in gold),
                     known,
                     # The corpus may have been corrected since: its mentions are not mistakes.
@@ -180,14 +171,14 @@ def pack(
     at: list[list[int]] = []
     spans: list[Span] = []
     for item in chosen:
-        begin, packed = len(ids), item.tokens.packed(span.type for span in item.spans)
-        ids += packed.ids
-        positions += packed.positions
-        layout.append(packed.block(begin, window, device))
-        at += ([begin + token for token in packed.boundaries(s.type, s.start, s.end)] for s in item.spans)
+        begin = len(ids)
+        ids += item.tokens.ids
+        positions += range(len(item))
+        layout.append(item.tokens.block(begin, window, device))
+        at += ([begin + token for token in item.tokens.boundaries(s.start, s.end)] for s in item.spans)
         spans += item.spans
     tokens = len(ids)
-    fill(ids, positions, layout, size, device)
+    _fill(ids, positions, layout, size, device)
     return SpanBatch(
         torch.tensor(ids, device=device),
         torch.tensor(positions, device=device),
@@ -197,3 +188,15 @@ def pack(
         torch.tensor([span.right for span in spans], dtype=torch.bool, device=device),
         tokens,
     )
+
+
+def _fill(ids: list[int], positions: list[int], layout: list[Block], size: int, device: torch.device | str) -> None:
+    """Pads a stream to its size in place, with padding that nothing attends to; ValueError if it is longer."""
+    tokens = len(ids)
+    if tokens > size:
+        raise ValueError(f"{tokens} tokens do not fit into a batch of {size}")
+    for start in range(tokens, size, 128):  # in small blocks: attention over it is wasted
+        end = min(start + 128, size)
+        ids += [0] * (end - start)
+        positions += range(end - start)
+        layout.append(Block(start, end, causal(end - start, device=device)))

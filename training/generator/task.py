@@ -1,13 +1,17 @@
-"""Fine-tuning of the generator: an adapter (or a whole model) that copies text with brackets.
+"""Training of the generator: an adapter (or a whole model) that copies text with brackets (:mod:`shared.text.grammar`).
 
-The loss is the negative log-likelihood of the right action among the admissible ones (:mod:`shared.text.per_type`): the
-same few logits that decoding looks at, so the projection onto the full vocabulary is never computed. The loop around it
-is :mod:`training.tuning.loop`.
+The loss is the negative log-likelihood of the right action among the admissible ones: the same few logits that decoding
+looks at, so the projection onto the full vocabulary is never computed. In addition, a head on the hidden states around
+a mention's brackets can learn to tell correct mentions from wrong ones. The loop around it is
+:mod:`training.tuning.loop`.
 """
 
 from __future__ import annotations
 
+import gc
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +19,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shared.model.attention import run, use_packed_attention
-from shared.model.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
+from shared.model.base_model import load_tokenizer
+from shared.model.scheme import write_scheme
+from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
+from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
-from training.ablations import questions
-from training.config import ConfigError, GeneratorConfig, RunConfig
-from training.data import lines, mixing
-from training.data.lines import PackedLines, SegmentLines, pack
-from training.generator import low_rank
-from training.tuning.loop import Measurements
+from shared.text.grammar import CopyTokens
+from training.ablations.questions import Questions
+from training.config import ConfigError, GeneratorConfig
+from training.data import mixing
+from training.data.corpora import Example, corpus_folder, read
+from training.data.labelled import PLAIN, Item, ItemSource, Texts, Variation
+from training.data.replacement import Replacements
+from training.data.rows import NAME, Arrays, Builder, Rows, arrays, grouped, line_loss, on_device, states
+from training.generator.model import build, parts, plain, write_difference, write_model
+from training.tuning import loop
+from training.tuning.contrast import contrastive_loss
+from training.tuning.loop import Checkpoints, Measurements, Progress
 from training.tuning.merged_lora import MergedLora
 from training.tuning.optimizer import whole
 
@@ -32,36 +43,42 @@ Measure = Callable[[Any], dict[str, float]]
 """A model's current F1 on the dev split of each corpus."""
 
 
-class Objective(nn.Module):
-    """Mean negative log-likelihood of a batch's right actions, in nats. A module, so that DDP can wrap it."""
+def train(
+    config: GeneratorConfig,
+    settings: Settings,
+    checkpoints: Checkpoints,
+    report: Callable[[Progress], None] = lambda _: None,
+    measure: Measure | None = None,
+    command: Sequence[str] = (),
+) -> None:
+    """:func:`training.tuning.loop.train` for a generator; ``measure`` is called as set by ``measure_every``."""
+    make = lambda device: GeneratorTask(config, settings, device, measure)  # noqa: E731
+    loop.train(make, config, settings, checkpoints, report, command)
 
-    def __init__(self, model: Any) -> None:
+
+class GeneratorObjective(nn.Module):
+    """The line's loss, plus that of a head that tells correct mentions of the line from wrong ones."""
+
+    def __init__(self, model: Any, head: SpanHead | None, config: GeneratorConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head = model, head
+        self._judge, self._contrast = config.judge, config.contrast
 
-    def forward(self, batch: PackedLines) -> Tensor:
-        return decision_loss(self.model, batch)
+    def forward(self, batch: Rows) -> Tensor:
+        body, embedding = parts(self.model)
+        hidden = states(body, batch.ids)
+        loss = line_loss(hidden, embedding.weight, batch)
+        if self.head is None or not len(batch.types):
+            return loss
+        return loss + self._judge * self.judged(hidden, batch)
 
-
-def decision_loss(model: Any, batch: PackedLines) -> Tensor:
-    """Mean negative log-likelihood of the right actions, in nats."""
-    body, embedding = parts(model)
-    hidden = run(body, batch.ids, batch.positions, batch.layout)
-    picked = hidden[batch.at].float()
-    logits = torch.einsum("nh,nkh->nk", picked, embedding.weight[batch.options].float())
-    logits = logits.masked_fill(~batch.valid, float("-inf"))
-    return F.cross_entropy(logits, batch.right)
-
-
-def plain(model: Any) -> Any:
-    """The causal model under an adapter, or the model itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def parts(model: Any) -> tuple[Any, Any]:
-    """The decoder and the output embedding of a causal model, which may have an adapter."""
-    causal_model = plain(model)
-    return causal_model.get_decoder(), causal_model.get_output_embeddings()
+    def judged(self, hidden: Tensor, batch: Rows) -> Tensor:
+        """The head's losses, from the hidden states of the rows."""
+        if self.head is None:
+            raise ValueError("judge: there is no head")
+        embeddings, odds = self.head(hidden[batch.marked].float(), batch.types)
+        loss = F.binary_cross_entropy_with_logits(odds, batch.truth.float())
+        return loss + self._contrast * contrastive_loss(embeddings, batch.types, batch.truth.bool(), 0.1)
 
 
 class GeneratorTask:
@@ -71,138 +88,146 @@ class GeneratorTask:
         self, config: GeneratorConfig, settings: Settings, device: torch.device, measure: Measure | None = None
     ) -> None:
         self._config, self._settings, self._device, self._measure = config, settings, device, measure
-        tokens = PerTypeTokens(load_tokenizer(settings))
-        of_scheme = questions.items if config.scheme == "question" else lines.items
-        vary = (
-            (lambda item, draw: item.thinned(config.negatives, draw))
-            if config.negatives < 1
-            else (lambda item, _: item)
-        )
-        self._mixer, dev, self.data = mixing.load(
-            config, settings, lambda examples: of_scheme(examples, tokens, config.max_units), vary
-        )
-        self.dev = {name: [self.batch(group) for group in groups] for name, groups in dev.items()}
+        tokens = CopyTokens(load_tokenizer(settings))
+        read_ = {
+            name: {split: read(corpus_folder(name, settings), split, corpus.types) for split in ("train", "dev")}
+            for name, corpus in config.corpora.items()
+        }
+        types = sorted({key for found in read_.values() for key in found["train"][0].types})
+        texts: ItemSource[Any]
+        if config.scheme == "question":
+            texts = Questions(tokens, config.max_units)
+        else:
+            trained = (e for found in read_.values() for e in mixing.kept(found["train"], config))
+            texts = Texts(tokens, config.max_units, types, Replacements(trained) if config.replaced else None)
+        known = {key: i for i, key in enumerate(types)}
+        sources: list[Any] = []
+        places: dict[str, list[Place]] = {}
+        self.data: dict[str, Any] = {}
+        self.dev: dict[str, list[Rows]] = {}
+        for name, found in read_.items():
+            begin = len(sources)
+            sources += texts.sources(mixing.kept(found["train"], config))
+            places[name] = [Place(i, len(sources[i])) for i in range(begin, len(sources))]
+            self.dev |= self._dev(name, found["dev"], texts, known)
+            folder = corpus_folder(name, settings)
+            self.data[name] = {
+                f"{split}_sha256": mixing.sha256(folder / f"{split}.jsonl") for split in ("train", "dev")
+            }
+            self.data[name] |= {"texts": len(places[name]), "tokens": sum(map(len, places[name]))}
+        mix = mixing.shares(places, {name: c.share for name, c in config.corpora.items()}, config.temperature)
+        for name, share in mix.items():
+            self.data[name]["share"] = round(share, 4)
+        self._drawn = mixing.Mixer(places, mix, 10**9, config.seed).drawn()
+        gc.freeze()  # millions of objects that last as long as the run; scanned again, forks would copy their pages
+        vary = Variation(wrong=config.wrong, replaced=config.replaced)
+        self._builder = Builder(sources, texts, vary, config.batch_tokens, known, few=config.graphs)
         self._model = build(config, settings, device)
+        self._model.set_attn_implementation(NAME)
+        base = plain(self._model).config
+        head = SpanHead(base.hidden_size, types, config.hidden, config.size).to(device) if config.judge else None
+        self._made = SelectorFile(types=tuple(types), size=config.size, hidden=config.hidden, reading="line")
+        if head is not None and config.init is not None and (config.init / SELECTOR_FILE).is_file():
+            head.read(config.init)
         self.shared_out = config.parallel == "fsdp"
-        # A second copy of the weights: cheap in a CPU's memory, but not next to a large base on a GPU or sharded.
-        copied = config.tuning == "lora" and device.type == "cpu" and not self.shared_out
+        # A second copy of the weights: cheap in a CPU's memory or of a small base, but not of a large one on a GPU.
+        copied = config.tuning == "lora" and not self.shared_out and (device.type == "cpu" or config.graphs)
         self._merged = MergedLora(self._model) if copied else None
         self.layers = parts(self._model)[0].layers
-        self.objective = Objective(self._model)
+        if config.dropout:
+            for layer in self.layers:
+                for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+                    norm.register_forward_hook(_dropout(config.dropout))
+        self.objective = GeneratorObjective(self._model, head, config)
 
-    def groups(self) -> Iterator[list[SegmentLines]]:
-        return iter(self._mixer)
+    def _dev(
+        self, name: str, examples: Sequence[Example], texts: ItemSource[Any], known: dict[str, int]
+    ) -> dict[str, list[Rows]]:
+        """Batches of a dev split as it is, without marked mentions; and as many with wrong ones, for the head only."""
+        chosen = random.Random(0).sample(examples, len(examples))  # noqa: S311 - an order, not a secret
+        size, draw = self._config.batch_tokens, random.Random(0)  # noqa: S311
+        out: dict[str, list[Rows]] = {}
+        for label, vary in ((name, PLAIN), (f"{name} head", replace(PLAIN, wrong=1.0))):
+            items: list[Item] = []
+            for example in chosen:
+                if sum(map(len, items)) > 0.7 * size * self._config.dev_batches:
+                    break
+                (source,) = texts.sources([example])
+                items += texts.items(source, draw, vary)
+            if vary is PLAIN:
+                items = [replace(one, marked=()) for one in items]
+            elif not self._config.judge:
+                continue
+            else:
+                items = [replace(one, decisions=()) for one in items if one.marked]
+            groups = grouped(items, size, draw)
+            if not groups:
+                raise ConfigError(f"batch_tokens: no dev text of {name} fits a batch of {size} tokens; raise it")
+            out[label] = [on_device(arrays(group, known), self._device) for group in groups]
+        return out
 
-    def batch(self, group: list[SegmentLines]) -> PackedLines:
-        return pack(group, self._config.batch_tokens, self._device)
+    def groups(self) -> Iterator[Arrays]:
+        return self._builder.batches(self._drawn, self._config.seed, self._config.builders)
+
+    def batch(self, group: Arrays) -> Rows:
+        return on_device(group, self._device, few=self._config.graphs)
 
     def updated(self) -> None:
         if self._merged is not None:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
-        """An adapter, else the whole model; if only a difference is exported, the trained weights in full precision."""
-        if not self._config.export_rank:
-            return _weights(self._model)
-        names = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
-        return {name: whole(m).clone() for name, m in zip(names, masters, strict=True)}
+        """The weights of adapter (or model) and head, by their names in the objective.
+
+        If only a difference is exported, the trained weights in full precision.
+        """
+        named = list(self.objective.named_parameters())
+        if self._config.export_rank:
+            names = [name for name, parameter in named if parameter.requires_grad]
+            return {name: whole(m).clone() for name, m in zip(names, masters, strict=True)}
+        adapter = self._config.tuning != "full"
+        return {name: whole(p).clone() for name, p in named if p.requires_grad or not adapter}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
+        below: dict[str, dict[str, Tensor]] = {"model": {}, "head": {}}
+        for name, weight in weights.items():
+            part, _, inner = name.partition(".")
+            below[part][inner] = weight
+        if below["head"]:
+            write_head(below["head"], self._made, folder)
+        if self._config.scheme != "question":
+            write_scheme(folder)
         if not self._config.export_rank:
-            write_model(self._model, weights, folder, self._settings)
+            write_model(self._model, below["model"], folder, self._settings)
         elif last:  # it needs a second copy of the base, and takes a while
-            return {"export": _write_difference(weights, self._config, folder, self._settings)}
+            return {"export": write_difference(below["model"], self._config, folder, self._settings)}
         return {}
 
     def measure(self) -> Measurements | None:
-        return None if self._measure is None else Measurements(self._measure(plain(self._model)))
+        if self._measure is None:
+            return None
+        try:
+            return Measurements(self._measure(plain(self._model)))
+        finally:
+            self._model.set_attn_implementation(NAME)  # the engine has its own
 
 
-def init_folder(folder: Path) -> str:
-    """The folder of the adapter to start from; ConfigError if it holds none."""
-    if not (folder / "adapter_config.json").is_file():
-        raise ConfigError(
-            f"init: no adapter_config.json in {folder}; give the folder of an adapter made by `biobracket train "
-            "generator`, or leave the field out"
-        )
-    return str(folder)
+class Place(int):
+    """The index of a source text, with the length of that text."""
+
+    length: int
+
+    def __new__(cls, place: int, length: int) -> Place:
+        self = super().__new__(cls, place)
+        self.length = length
+        return self
+
+    def __len__(self) -> int:
+        return self.length
 
 
-def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> Any:
-    """The model to train, on a device; the parameters to train require gradients."""
-    if config.tuning == "lora":
-        return lora(config, settings, device)
-    if config.tuning == "qlora":  # already on its device
-        base = use_packed_attention(load_base(settings, _dtype(config), four_bit=True))
-        return _with_adapter(base.requires_grad_(False), config)
-    model = use_packed_attention(load_base(settings, _dtype(config))).to(device).requires_grad_(False)
-    if config.init is not None:
-        from peft import PeftModel
+def _dropout(share: float) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    def hook(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return F.dropout(output, share, training=torch.is_grad_enabled())
 
-        model = PeftModel.from_pretrained(model, init_folder(config.init)).merge_and_unload().requires_grad_(False)
-    if config.export_rank:  # a low-rank difference does not cover norms
-        for weight in low_rank.linear_weights(model).values():
-            weight.requires_grad_(True)
-    else:
-        parts(model)[0].layers.requires_grad_(True)
-    return model
-
-
-def lora(config: RunConfig, settings: Settings, device: torch.device) -> Any:
-    """The base model on a device, with an adapter that requires gradients."""
-    base = use_packed_attention(load_base(settings, _dtype(config))).to(device)
-    return _with_adapter(base.requires_grad_(False), config)
-
-
-def _with_adapter(base: Any, config: RunConfig) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if config.init is not None:
-        folder = init_folder(config.init)
-        model = PeftModel.from_pretrained(base, folder, is_trainable=True, autocast_adapter_dtype=False)
-    else:
-        fresh = LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-        )
-        model = get_peft_model(base, fresh, autocast_adapter_dtype=False)
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(True)
-            parameter.data = parameter.data.to(_dtype(config))
-    return model
-
-
-def _dtype(config: RunConfig) -> torch.dtype:
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
-
-
-def _weights(model: Any) -> dict[str, Tensor]:
-    """Whole tensors on the CPU by name: an adapter's, else all of the model's. All workers must call it."""
-    adapter = hasattr(model, "peft_config")
-    # Cloned: tensors that are already on the CPU would change with the next step.
-    return {n: whole(p).clone() for n, p in model.named_parameters() if p.requires_grad or not adapter}
-
-
-def write_model(model: Any, weights: Mapping[str, Tensor], folder: Path, settings: Settings) -> None:
-    """The adapter in peft's format, or the whole model in transformers', with the given weights."""
-    if hasattr(model, "peft_config"):
-        # By name: the folder from which the base was loaded means nothing on another machine.
-        named = EMBEDDED_HUB_ID if settings.base_model == EMBEDDED else settings.base_model
-        model.peft_config["default"].base_model_name_or_path = named
-    else:
-        load_tokenizer(settings).save_pretrained(folder)
-    model.save_pretrained(folder, state_dict=weights)
-    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-
-
-def _write_difference(
-    weights: Mapping[str, Tensor], config: GeneratorConfig, folder: Path, settings: Settings
-) -> dict[str, float]:
-    """The difference between the given weights and the base as an adapter; returns its entry in the manifest."""
-    model, kept = low_rank.adapter(load_base(settings, _dtype(config)), weights, config.export_rank)
-    write_model(model, _weights(model), folder, settings)
-    return {"kept": round(kept, 4)}
+    return hook

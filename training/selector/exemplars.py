@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from shared.messages import Candidate, Segment
 from shared.selection.exemplars.format import Exemplar
 from shared.selection.span_encoder import SpanEncoder
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from shared.text.pieces import split
 from shared.text.segmentation import segment
 from training.data.candidates import digest
@@ -28,7 +28,7 @@ def of_corpus(
     name: str,
     examples: Sequence[Example],
     encoder: SpanEncoder,
-    tokens: PerTypeTokens,
+    tokens: CopyTokens,
     *,
     max_units: int,
     texts: bool,
@@ -69,7 +69,7 @@ def of_corpus(
 def _candidates(
     number: int,
     example: Example,
-    tokens: PerTypeTokens,
+    tokens: CopyTokens,
     draw: random.Random,
     max_units: int,
     mistakes: Mapping[str, Sequence[GoldMention]] | None,

@@ -22,13 +22,13 @@ from shared.model.base_model import load_tokenizer
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from training.config import SelectorConfig
 from training.data import mixing, spans
 from training.data.candidates import digest, files, wrong
 from training.data.corpora import corpus_folder, read
 from training.data.spans import SpanBatch, SpanItem
-from training.generator.task import lora, parts, plain, write_model
+from training.generator.model import lora, parts, plain, write_model
 from training.tuning import loop
 from training.tuning.contrast import contrastive_loss
 from training.tuning.loop import Checkpoints, Measurements, Progress
@@ -76,18 +76,15 @@ class SelectorTask:
     def __init__(self, config: SelectorConfig, settings: Settings, device: torch.device) -> None:
         self._config, self._settings, self._device = config, settings, device
         types = _types(config, settings)
-        tokens = PerTypeTokens(load_tokenizer(settings))
+        tokens = CopyTokens(load_tokenizer(settings))
         self._model = lora(config, settings, device)
-        self._frozen = config.reading == "copy"
-        if self._frozen:
-            self._model.requires_grad_(False)
         base = plain(self._model).config
         self._window = getattr(base, "sliding_window", None)
         mistakes = wrong(config.candidates)
         self._mixer, dev, self.data = mixing.load(
             config,
             settings,
-            lambda examples: spans.items(examples, tokens, types, config.max_units, mistakes, config.reading),
+            lambda examples: spans.items(examples, tokens, types, config.max_units, mistakes),
             lambda item, draw: item.drawn(config, draw),
             lambda example: not config.only_candidates or digest(example.text) in mistakes,
         )
@@ -98,14 +95,12 @@ class SelectorTask:
         }
         if config.candidates:
             self.data["candidates"] = {"sha256": [mixing.sha256(file) for file in files(config.candidates)]}
-        self._made = SelectorFile(types=types, size=config.size, hidden=config.hidden, reading=config.reading)
+        self._made = SelectorFile(types=types, size=config.size, hidden=config.hidden)
         head = SpanHead(base.hidden_size, types, config.hidden, config.size)
         if config.init is not None and (config.init / SELECTOR_FILE).is_file():
             head.read(config.init)
         head = head.to(device)
         self._merged = MergedLora(self._model) if device.type == "cpu" else None
-        if self._frozen and self._merged is not None:
-            self._merged.refresh()
         self.layers = parts(self._model)[0].layers
         self.objective = SelectorObjective(self._model, head, config)
 
@@ -116,13 +111,13 @@ class SelectorTask:
         return spans.pack(group, self._config.batch_tokens, self._window, self._device)
 
     def updated(self) -> None:
-        if self._merged is not None and not self._frozen:
+        if self._merged is not None:
             self._merged.refresh()
 
     def weights(self, masters: Sequence[Tensor]) -> dict[str, Tensor]:
         """The weights of adapter and head, by their names in the objective."""
         named = self.objective.named_parameters()
-        return {name: whole(p).clone() for name, p in named if p.requires_grad or "lora_" in name}
+        return {name: whole(p).clone() for name, p in named if p.requires_grad}
 
     def write(self, weights: Mapping[str, Tensor], folder: Path, *, last: bool) -> dict[str, Any]:
         below: dict[str, dict[str, Tensor]] = {"model": {}, "head": {}}

@@ -1,7 +1,6 @@
 import json
 import pickle
 
-import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
@@ -16,8 +15,7 @@ from shared.settings import Settings
 from tests.support.tiny import make_tiny_model
 
 
-@pytest.mark.parametrize("scheme", ["per-type", "labelled"])
-def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch, scheme):
+def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch):
     """What the model itself finds, taken as gold, scores one; it survives a way to another process."""
     monkeypatch.setenv("BIOBRACKET_GENERATION_DTYPE", "float32")
     base = make_tiny_model(tmp_path / "base", seed=8)
@@ -25,7 +23,7 @@ def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch, scheme):
     # An adapter that changes nothing yet says how the base is asked.
     untrained = get_peft_model(load_base(settings, torch.float32), LoraConfig(target_modules=["q_proj"]))
     untrained.save_pretrained(tmp_path / "adapter")
-    write_scheme(tmp_path / "adapter", f"{scheme}.v1")
+    write_scheme(tmp_path / "adapter")
     texts = [f"CD28 binds IL-{i}." for i in range(4)]
     (tmp_path / "toy").mkdir()
     documents = [Document(id=str(i), text=text, lang="en", types=("protein",)) for i, text in enumerate(texts)]
@@ -41,6 +39,6 @@ def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch, scheme):
     ]
     assert any(row["entities"] for row in rows)
     (tmp_path / "toy" / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measure = pickle.loads(pickle.dumps(DevScores(settings, {"toy": {"protein": "protein"}}, 4, scheme)))
+    measure = pickle.loads(pickle.dumps(DevScores(settings, {"toy": {"protein": "protein"}}, 4)))
     model = use_packed_attention(load_base(settings, torch.float32))
     assert measure(model) == {"toy": 1.0}

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -8,16 +9,13 @@ from services.generation import engines
 from services.generation.config import GenerationConfig
 from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
-from services.generation.per_type.engine import PerTypeEngine
 from shared.errors import AdapterError
 from shared.messages import Segment
 from shared.model.base_model import load_base
-from shared.model.scheme import SCHEME_FILE, write_scheme
+from shared.model.scheme import SCHEME_FILE
 from shared.settings import Settings
 from tests.support.lines import mentions
 from tests.support.tiny import make_tiny_model
-
-ENGINES = {"per-type.v1": PerTypeEngine, "labelled.v1": CopyEngine}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +26,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(settings, tmp_path_factory):
-    """Settings with an adapter of a scheme; of none where it is empty, as older adapters are."""
+    """Settings with an adapter of a scheme; of none where it is empty, as adapters were before they said it."""
 
     def make(scheme):
         folder = tmp_path_factory.mktemp("adapter")
@@ -36,40 +34,22 @@ def adapter(settings, tmp_path_factory):
             folder
         )
         if scheme:
-            write_scheme(folder, scheme)
+            (folder / SCHEME_FILE).write_text(json.dumps({"scheme": scheme}))
         return settings.model_copy(update={"adapter": str(folder)})
 
     return make
 
 
-@pytest.fixture(scope="module", params=list(ENGINES))
-def of_scheme(adapter, request):
-    return adapter(request.param), ENGINES[request.param]
-
-
-def test_the_scheme_of_the_adapter_chooses_the_engine(of_scheme):
-    settings, engine = of_scheme
+def test_a_small_base_is_copied(adapter):
+    settings = adapter("labelled.v1")
     assert engines.fits(settings)
-    assert type(engines.load(settings, GenerationConfig())) is engine
+    assert type(engines.load(settings, GenerationConfig())) is CopyEngine
 
 
-def test_without_a_scheme_or_an_adapter_there_is_a_line_a_type(settings, adapter):
-    for older in (settings, adapter("")):
-        assert type(engines.load(older, GenerationConfig())) is PerTypeEngine
-
-
-def test_copying_is_not_a_matter_of_size(of_scheme, monkeypatch):
-    settings, engine = of_scheme
+def test_copying_is_not_a_matter_of_size(settings, monkeypatch):
     monkeypatch.setattr(engines, "_SHARE", 0.0)
     assert not engines.fits(settings)
-    assert type(engines.load(settings, GenerationConfig(engine="copy"))) is engine
-
-
-@pytest.mark.parametrize("engine", ["vllm", "auto"])
-def test_vllm_refuses_a_line_a_type(adapter, monkeypatch, engine):
-    monkeypatch.setattr(engines, "_SHARE", 0.0)
-    with pytest.raises(AdapterError, match=r"^adapter: .*per-type\.v1.*BIOBRACKET_GENERATION_ENGINE=copy"):
-        engines.load(adapter("per-type.v1"), GenerationConfig(engine=engine))
+    assert type(engines.load(settings, GenerationConfig(engine="copy"))) is CopyEngine
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vllm is installed")
@@ -80,20 +60,19 @@ def test_where_vllm_is_not_installed_the_error_names_the_remedy(adapter, monkeyp
         engines.load(adapter("labelled.v1"), GenerationConfig(engine=engine))
 
 
-def test_an_adapter_of_another_scheme_is_refused_before_it_is_loaded(adapter):
-    settings = adapter("labelled.v1")
-    with open(f"{settings.adapter}/{SCHEME_FILE}", "w") as file:
-        file.write('{"scheme": "labelled.v9"}')
-    with pytest.raises(AdapterError, match=r"labelled\.v9.*BIOBRACKET_ADAPTER"):
-        engines.load(settings, GenerationConfig())
+@pytest.mark.parametrize("scheme", ["labelled.v9", "per-type.v1", ""])
+@pytest.mark.parametrize("engine", ["copy", "vllm", "auto"])
+def test_an_adapter_of_another_scheme_is_refused_before_it_is_loaded(adapter, scheme, engine):
+    with pytest.raises(AdapterError, match=r"^adapter: .*labelled\.v1.*BIOBRACKET_ADAPTER"):
+        engines.load(adapter(scheme), GenerationConfig(engine=engine))
 
 
 @pytest.mark.parametrize("dtype", ["int8", "bfloat16", "float32"])
-def test_each_number_format_copies_the_segment(of_scheme, dtype):
+def test_each_number_format_copies_the_segment(adapter, dtype):
     text = "EGFR 突变 in the lung"
     segment = Segment(document_id="d", index=0, start=0, end=len(text), text=text, lang="en")
     types = ("protein", "disease", "drug")
-    (line,) = engines.load(of_scheme[0], GenerationConfig(dtype=dtype)).tag([TagRequest(segment, types)])
+    (line,) = engines.load(adapter("labelled.v1"), GenerationConfig(dtype=dtype)).tag([TagRequest(segment, types)])
     assert (line.segment, line.types) == (segment, types)
     for spans in mentions(line).values():
         assert all(0 <= start < end <= len(text) for start, end in spans)

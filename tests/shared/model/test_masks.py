@@ -1,23 +1,12 @@
 import torch
 
-from shared.model.masks import block_mask, both_ways, causal, sliding
+from shared.model.masks import both_ways, causal, sliding
 
 
 def test_no_window_mask_where_it_makes_no_difference():
     mask = causal(5)
     assert sliding(mask, torch.arange(5), torch.arange(5), 6) is None
     assert sliding(mask, torch.arange(5), torch.arange(5), None) is None
-
-
-def test_lines_share_the_prefix_and_nothing_else():
-    mask = block_mask(2, [2, 1])
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
 
 
 def test_a_bidirectional_block_sees_itself_within_the_window():

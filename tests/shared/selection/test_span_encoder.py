@@ -1,5 +1,3 @@
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -12,24 +10,24 @@ from shared.messages import Candidate, Segment
 from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
 from shared.model.masks import both_ways
-from shared.selection.selector_folder import SelectorFile, Way
+from shared.selection.selector_folder import SelectorFile
 from shared.selection.span_encoder import SpanEncoder, SpanHead, piece_range
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from shared.text.pieces import split
 from tests.support.tiny import make_tiny_model
 
 
-def make(folder, window=512, way="both-ways"):
+def make(folder, window=512):
     base = make_tiny_model(folder, window=window)
     model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
     torch.manual_seed(1)
     head = SpanHead(model.config.hidden_size, ("dna", "protein"), 16, 8).eval()
-    return SpanEncoder(Packed(model), head, PerTypeTokens(AutoTokenizer.from_pretrained(base)), 64, way)
+    return SpanEncoder(Packed(model), head, CopyTokens(AutoTokenizer.from_pretrained(base)), 64)
 
 
-@pytest.fixture(scope="module", params=get_args(Way))
-def encoder(request, tmp_path_factory):
-    return make(tmp_path_factory.mktemp("tiny"), way=request.param)
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("tiny"))
 
 
 def candidate(text, start, end, type_="protein", at=0):

@@ -1,19 +1,21 @@
 """Questions are made from marked text, and answered by a model trained on them."""
 
+import random
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from shared.messages import Candidate, Segment
-from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_tokenizer
 from shared.model.loading import load_merged
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
+from shared.text.grammar import CopyTokens
 from tests.support.generators import corpus, trained
 from tests.support.tiny import make_tiny_model
-from training.ablations.questions import ask, items
+from training.ablations.questions import Questions, ask
 from training.data.corpora import Example, GoldMention
+from training.data.labelled import PLAIN
 
 TEXT = "a gene abc is [here]"
 EXAMPLE = Example("1", TEXT, "en", (GoldMention(7, 10, "protein"),), ("protein", "dna"))
@@ -26,24 +28,24 @@ def candidate(text, start, end, type_="protein"):
     )
 
 
-def test_the_marked_part_is_the_span(per_type_tokens, tokenizer):
-    right, *wrong = items([EXAMPLE], per_type_tokens, 160)
-    assert tokenizer.decode(list(right.prefix)) == "<bos>a gene [abc] is \\[here\\]\n"
-    (line,) = right.lines
-    assert tokenizer.decode(list(line.ids)) == "Protein:"
-    assert line.decisions == ((len(line.ids) - 1, (per_type_tokens.open[0], per_type_tokens.absent[0]), 0),)
+def test_the_marked_part_is_the_span(tokens, tokenizer):
+    texts = Questions(tokens, 160)
+    (source,) = texts.sources([EXAMPLE])
+    right, *wrong = texts.items(source, random.Random(0), PLAIN)
+    assert tokenizer.decode(list(right.ids)) == "<bos>a gene [abc] is \\[here\\]\nProtein:"
+    assert right.decisions == ((len(right.ids) - 1, (tokens.open[0], tokens.absent[0]), 0),)
     assert wrong
-    assert all(item.lines[0].decisions[0][2] == 1 for item in wrong)
+    assert all(item.decisions[0][2] == 1 for item in wrong)
 
 
-def test_candidates_are_asked_in_their_order(tmp_path, per_type_tokens):
+def test_candidates_are_asked_in_their_order(tmp_path, tokens):
     base = make_tiny_model(tmp_path / "base")
-    model = use_packed_attention(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval())
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     asked = [candidate(TEXT, 7, 10), candidate("abc", 0, 3), candidate(TEXT, 2, 10, "dna")]
-    together = ask(model, per_type_tokens, asked)
-    assert together == pytest.approx([ask(model, per_type_tokens, [one])[0] for one in asked], abs=1e-4)
-    assert together == pytest.approx(ask(model, per_type_tokens, asked, batch_tokens=8), abs=1e-4)
-    assert ask(model, per_type_tokens, []) == []
+    together = ask(model, tokens, asked)
+    assert together == pytest.approx([ask(model, tokens, [one])[0] for one in asked], abs=1e-4)
+    assert together == pytest.approx(ask(model, tokens, asked, at_once=1), abs=1e-4)
+    assert ask(model, tokens, []) == []
 
 
 @pytest.mark.slow
@@ -56,7 +58,7 @@ def test_a_model_learns_to_answer(tmp_path):
     out = trained(tmp_path / "out", settings, reports.append, **more)
     assert reports[-1].loss < 0.6 * reports[0].loss
     model = load_merged(settings, out, "float32")
-    tokens = PerTypeTokens(load_tokenizer(settings))
+    tokens = CopyTokens(load_tokenizer(settings))
     right = [candidate(f"a gene {name} is", 7, 10) for name in ("abc", "cde", "fgh")]
     wrong = [candidate("a gene abc is", 2, 10), candidate("a gene cde is", 7, 13)]
     told = ask(model, tokens, [*right, *wrong])

@@ -1,11 +1,9 @@
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.selection.span_encoder import TYPES_AT_ONCE
 from tests.support.selectors import config
 from training.data.candidates import digest
 from training.data.corpora import Example, GoldMention
@@ -22,16 +20,15 @@ EXAMPLE = Example(
 
 
 @pytest.fixture(scope="module")
-def item(per_type_tokens):
-    (made,) = items([EXAMPLE], per_type_tokens, TYPES, 160)
+def item(tokens):
+    (made,) = items([EXAMPLE], tokens, TYPES, 160)
     return made
 
 
 def said(item, span, tokenizer):
     """The text before, in and after a span, by its boundary tokens."""
-    read = item.tokens.packed([span.type])
-    before, first, last, after = read.boundaries(span.type, span.start, span.end)
-    ids = list(read.ids)
+    before, first, last, after = item.tokens.boundaries(span.start, span.end)
+    ids = list(item.tokens.ids)
     return [tokenizer.decode(part) for part in (ids[before:first], ids[first : last + 1], ids[last + 1 : after + 1])]
 
 
@@ -42,9 +39,9 @@ def test_boundaries_are_those_of_the_mention(item, tokenizer):
     assert said(item, item.gold[0], tokenizer) == ["e", " CD28", " "]
 
 
-def test_a_mention_at_either_end_has_tokens_outside_it(per_type_tokens, tokenizer):
+def test_a_mention_at_either_end_has_tokens_outside_it(tokens, tokenizer):
     example = Example("1", "CD28", "en", (GoldMention(0, 4, "protein"),), ("protein",))
-    (item,) = items([example], per_type_tokens, TYPES, 160)
+    (item,) = items([example], tokens, TYPES, 160)
     assert said(item, item.gold[0], tokenizer) == ["<bos>", "CD28", "\n"]
 
 
@@ -64,7 +61,7 @@ def test_negatives_are_wrong_and_distinct(item, data):
         assert type_ in item.types  # of one that the corpus does not annotate nothing is known
 
 
-def test_a_generators_mistakes_are_always_among_the_negatives(per_type_tokens):
+def test_a_generators_mistakes_are_always_among_the_negatives(tokens):
     wrong = [
         GoldMention(4, 13, "protein"),
         GoldMention(21, 25, "protein"),
@@ -72,14 +69,14 @@ def test_a_generators_mistakes_are_always_among_the_negatives(per_type_tokens):
         GoldMention(5, 8, "dna"),
     ]
     wrong += [GoldMention(4, 8, "disease")]
-    (item,) = items([EXAMPLE], per_type_tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
+    (item,) = items([EXAMPLE], tokens, TYPES, 160, {digest(EXAMPLE.text): wrong, digest("another"): wrong})
     # Not what is a mention, is of a type that is not known, or ends within a piece.
     assert {(s.start, s.end, TYPES[s.type]) for s in item.mistakes} == {(1, 4, "protein"), (1, 3, "rna")}
     none = dict.fromkeys(("boundary", "inner", "wrong_types", "elsewhere"), 0)
     assert item.drawn(config(**none), random.Random(0)).spans == (*item.gold, *item.mistakes)
     drawn = item.drawn(config(boundary=30, inner=30), random.Random(0)).spans
     assert len({(s.start, s.end, s.type) for s in drawn}) == len(drawn)
-    assert items([EXAMPLE], per_type_tokens, TYPES, 160, {digest("another"): wrong})[0].mistakes == ()
+    assert items([EXAMPLE], tokens, TYPES, 160, {digest("another"): wrong})[0].mistakes == ()
 
 
 def test_a_batch_points_at_the_same_tokens(item):
@@ -91,36 +88,13 @@ def test_a_batch_points_at_the_same_tokens(item):
     half = len(drawn.spans)
     assert (batch.at[half:] == batch.at[:half] + len(item)).all()
     first = drawn.spans[0]
-    assert batch.at[0].tolist() == list(item.tokens.packed([]).boundaries(first.type, first.start, first.end))
+    assert batch.at[0].tolist() == list(item.tokens.boundaries(first.start, first.end))
     assert batch.right.tolist() == 2 * [span.right for span in drawn.spans]
     assert batch.layout[0].mask.all()
     assert batch.layout[0].window is None
     assert pack([drawn], size, window=4).layout[0].window.sum() < len(item) ** 2
     with pytest.raises(ValueError, match="do not fit"):
         pack([drawn], len(item) - 1)
-
-
-def test_reading_like_the_generator_takes_a_line_per_type(per_type_tokens, tokenizer):
-    (item,) = items([EXAMPLE], per_type_tokens, TYPES, 160, way="copy")
-    for span, mention in zip(item.gold, ("CD28", "CD28 gene", "IL-2"), strict=True):
-        before, inside, after = said(item, span, tokenizer)
-        assert inside.strip() == mention
-        assert len(before) == len(after) == 1
-    read = item.tokens.packed([1, 0])
-    text = EXAMPLE.text
-    assert tokenizer.decode(list(read.ids)) == f"<bos>{text}\nProtein:{text}\nDNA:{text}\n"
-    assert len(read.ids) <= len(item)
-    prefix, line = len(item.tokens.ids), len(item.tokens.line)
-    assert read.positions[prefix] == read.positions[read.begins[0] - len(item.tokens.headers[0])] == prefix
-    mask = read.block(0, None, "cpu").mask
-    assert mask[-1, :prefix].all()
-    assert not mask[-1, prefix : prefix + line].any()
-    drawn = item.drawn(config(), random.Random(1))
-    assert pack([drawn], len(item)).tokens == len(drawn.tokens.packed(s.type for s in drawn.spans).ids)
-    asked = replace(EXAMPLE, types=(*TYPES, "cell_line", "cell_type"))
-    (many,) = items([asked], per_type_tokens, asked.types, 160, way="copy")
-    types = {s.type for s in many.drawn(config(elsewhere=50), random.Random(2)).spans}
-    assert len(types) == TYPES_AT_ONCE
 
 
 def test_a_segment_without_spans_can_be_packed(item):

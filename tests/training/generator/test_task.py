@@ -4,26 +4,23 @@ from itertools import count
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.extractor import Extractor
 from shared.messages import Document
-from shared.model.attention import use_packed_attention
 from shared.model.base_model import BaseModelError
+from shared.model.scheme import SCHEME_FILE, check_scheme
 from shared.selection.calibration import Calibration
+from shared.selection.span_encoder import SpanHead
 from shared.settings import Settings
-from shared.text.per_type import PerTypeTokens
 from tests.support import distributed
 from tests.support.generators import config, corpus, trained
 from tests.support.tiny import make_tiny_model
 from training.config import CONFIGS, GeneratorConfig
-from training.data.corpora import Example, GoldMention
-from training.data.lines import items, pack
-from training.generator.task import build, decision_loss
-from training.generator.train import train
+from training.generator.task import train
 from training.tuning.checkpoints import FolderCheckpoints, export
+
+ADAPTER, HEAD, SELECTOR = "adapter_model.safetensors", "head.safetensors", "selector.json"
 
 
 @pytest.fixture
@@ -34,25 +31,7 @@ def settings(tmp_path):
 
 
 def weights(folder):
-    return load_file(folder / "adapter_model.safetensors")
-
-
-@torch.no_grad()
-def test_the_loss_is_that_of_the_plain_model(tmp_path):
-    """Packed, shared prefix, few logits: the same number as whole sequences and the full vocabulary give."""
-    folder = make_tiny_model(tmp_path)
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    packed = use_packed_attention(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval())
-    tokens = PerTypeTokens(AutoTokenizer.from_pretrained(folder))
-    example = Example("1", "The CD28 gene", "en", (GoldMention(4, 8, "protein"),), ("protein", "rna"))
-    (item,) = items([example], tokens, 160)
-    losses = []
-    for line in item.lines:
-        logits = plain(torch.tensor([[*item.prefix, *line.ids]])).logits[0]
-        for before, first, right in line.decisions:
-            losses.append(-torch.log_softmax(logits[len(item.prefix) + before, list(first)], -1)[right])
-    loss = decision_loss(packed, pack([item, item], 2 * len(item) + 7))
-    torch.testing.assert_close(loss, torch.stack(losses).mean(), atol=1e-4, rtol=1e-4)
+    return load_file(folder / ADAPTER)
 
 
 @pytest.mark.slow
@@ -64,7 +43,8 @@ def test_training_lowers_the_loss_and_its_adapter_is_served(settings, tmp_path, 
     assert reports[-1].dev["toy"] < reports[0].loss / 2
     manifest = json.loads((out / "training.json").read_text())
     assert manifest["config"]["rank"] == 8
-    assert manifest["data"]["toy"]["segments"] == 60
+    assert manifest["data"]["toy"]["texts"] == 60
+    check_scheme(out)
     served = Extractor.load(settings.model_copy(update={"adapter": str(out)}), calibration=Calibration.default())
     (found,) = served.extract([Document(id="x", text="a gene cde is", types=("protein",))])
     assert [(e.start, e.end) for e in found.entities] == [(7, 10)]
@@ -155,19 +135,6 @@ def test_an_adapter_to_go_on_from_has_its_own_rank(settings, tmp_path):
     second = trained(tmp_path / "second", settings, init=str(first), max_tokens=300)
     assert json.loads((second / "adapter_config.json").read_text())["r"] == 4
     assert "rank" not in json.loads((second / "training.json").read_text())["config"]
-
-
-def test_full_tuning_begins_with_the_adapter_merged(settings, tmp_path):
-    first = trained(tmp_path / "first", settings, max_tokens=600)
-    base = AutoModelForCausalLM.from_pretrained(settings.base_model, dtype=torch.float32)
-    expected = PeftModel.from_pretrained(base, str(first)).merge_and_unload()
-    model = build(config(tuning="full", init=str(first)), settings, torch.device("cpu"))
-    assert not hasattr(model, "peft_config")
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert names == {name for name, _ in model.named_parameters() if ".layers." in name}
-    for (name, weight), (other, merged) in zip(model.named_parameters(), expected.named_parameters(), strict=True):
-        assert name == other
-        torch.testing.assert_close(weight.detach(), merged.detach())
 
 
 def changes(folder):
@@ -271,3 +238,47 @@ def test_two_workers_do_what_one_does_with_twice_the_batches(settings, tmp_path,
     for name, weight in both.items():
         torch.testing.assert_close(weight, alone[name], atol=2e-5, rtol=1e-3)
     assert json.loads((tmp_path / "both" / "training.json").read_text())["history"][-1]["f1"] == {"toy": 0.5}
+
+
+def test_line_and_head_are_learned_and_written(settings, tmp_path):
+    reports = []
+    more = {"max_tokens": 12_000, "learning_rate": 5e-3, "size": 16, "hidden": 32, "judge": 0.3, "wrong": 0.5}
+    out = trained(tmp_path / "out", settings, reports.append, **more)
+    assert all(report.dev.keys() == {"toy", "toy head"} for report in reports)
+    first, last = reports[0], reports[-1]
+    assert last.loss < first.loss / 2
+    for name in first.dev:
+        assert last.dev[name] < first.dev[name] / 2
+    made = json.loads((out / SELECTOR).read_text())
+    assert (made["types"], made["size"], made["hidden"], made["reading"]) == (["protein"], 16, 32, "line")
+    assert any(tensor.any() for name, tensor in load_file(out / ADAPTER).items() if "lora_B" in name)
+    hidden_size = json.loads((tmp_path / "base" / "config.json").read_text())["hidden_size"]
+    SpanHead(hidden_size, ["protein"], 32, 16).read(out)
+    assert json.loads((out / "training.json").read_text())["data"]["toy"]["texts"] == 60
+
+
+def test_without_a_judge_there_is_no_head(settings, tmp_path):
+    reports = []
+    out = trained(tmp_path / "out", settings, reports.append, max_tokens=1000, judge=0)
+    assert (out / ADAPTER).is_file()
+    assert not (out / HEAD).exists()
+    assert not (out / SELECTOR).exists()
+    assert all(report.dev.keys() == {"toy"} for report in reports)
+
+
+def test_adapter_and_head_can_be_gone_on_from(settings, tmp_path):
+    more = {"size": 16, "hidden": 32, "judge": 0.3, "wrong": 0.5}
+    first = trained(tmp_path / "first", settings, max_tokens=1500, **more)
+    # With a rate of next to nothing what is written is what was begun with.
+    second = trained(tmp_path / "second", settings, init=str(first), max_tokens=300, learning_rate=1e-12, **more)
+    for file in (ADAPTER, HEAD):
+        begun, written = load_file(first / file), load_file(second / file)
+        assert begun.keys() == written.keys()
+        for name, weight in begun.items():
+            torch.testing.assert_close(written[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_an_adapter_that_answers_questions_is_not_served(settings, tmp_path):
+    out = trained(tmp_path / "out", settings, scheme="question", max_tokens=300)
+    assert json.loads((out / "training.json").read_text())["config"]["scheme"] == "question"
+    assert not (out / SCHEME_FILE).exists()

@@ -8,7 +8,6 @@ from shared.errors import SelectorError
 from shared.messages import Candidate, Segment
 from shared.selection.span_encoder import SpanEncoder, encoder_revision
 from shared.settings import Settings
-from tests.support import generators
 from tests.support.generators import corpus
 from tests.support.selectors import trained
 from tests.support.tiny import make_tiny_model
@@ -76,21 +75,6 @@ def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not(settings, tmp_path):
         assert expected.keys() == found.keys()
         for name, weight in expected.items():
             torch.testing.assert_close(found[name], weight)
-
-
-@pytest.mark.slow
-def test_the_states_of_a_frozen_generator_can_be_used(settings, tmp_path):
-    generator = generators.trained(tmp_path / "generator", settings, max_tokens=500)
-    reports = []
-    more = {"max_tokens": 60_000, "learning_rate": 3e-3, "reading": "copy", "init": generator, "measure_every": 100}
-    out = trained(tmp_path / "out", settings, reports.append, **more)
-    assert reports[-1].loss < reports[0].loss
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (generator, out))
-    for name, weight in before.items():
-        torch.testing.assert_close(after[name], weight)
-    encoder = SpanEncoder.load(settings, out)
-    encoded = encoder.encode([candidate("a gene abc is", 7, 10), candidate("a gene abc is", 2, 10)])
-    assert encoded.logits[0] > encoded.logits[1]
 
 
 def test_a_selector_can_be_trained_further(settings, tmp_path):

@@ -10,7 +10,7 @@ from shared.text.grammar import CopyTokens
 from tests.support.tiny import make_tiny_model
 from training.data.corpora import Example, GoldMention
 from training.data.labelled import PLAIN, Texts, Variation
-from training.generator.rows import NAME, Builder, arrays, grouped, line_loss, on_device, padded, states
+from training.data.rows import NAME, Builder, arrays, grouped, line_loss, on_device, padded, states
 
 TYPES = ("protein", "rna")
 EXAMPLES = [

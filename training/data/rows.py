@@ -1,8 +1,7 @@
 """Batches of whole sequences, padded to rows of nearly equal length.
 
-Packed streams (:mod:`shared.model.attention`) are for prefixes that several lines share. Here every sequence is plainly
-causal: padding at the end needs no mask, and one fused attention kernel handles the whole batch. The rows of a batch
-have nearly the same length, since they are chosen from a pool of many batches' items.
+Every sequence is plainly causal: padding at the end needs no mask, and one fused attention kernel handles the whole
+batch. The rows of a batch have nearly the same length, since they are chosen from a pool of many batches' items.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from training.data.labelled import Item, SourceText, Texts, Variation
+from training.data.labelled import Item, ItemSource, Variation
 
 NAME = "biobracket_rows"
 POOL = 16  # batches in a pool, from which rows of similar length are grouped
@@ -208,8 +207,8 @@ class Builder:
 
     def __init__(
         self,
-        sources: Sequence[SourceText],
-        texts: Texts,
+        sources: Sequence[Any],
+        texts: ItemSource[Any],
         vary: Variation,
         size: int,
         known: dict[str, int],
