@@ -95,6 +95,15 @@ class Settings(BaseSettings):
         default=None, description="Folder of corpora by name, each in JSON Lines; for training and evaluation."
     )
 
+    # Audit
+    audit: Path | None = Field(
+        default=None, description="Folder for the audit trail, a file for each process; none is kept if unset."
+    )
+    audit_key: SecretStr = Field(
+        default=SecretStr(""),
+        description="Key of the trail's digests: without it nobody can make a trail anew; empty: plain digests.",
+    )
+
     # Logs
     log_level: str = Field(default="INFO", description="DEBUG, INFO, WARNING or ERROR.")
     log_format: str = Field(

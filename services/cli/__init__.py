@@ -53,6 +53,7 @@ cli = typer.Typer(
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
 cli.add_typer(dead_letters.dead_letters, name="dead-letters")
+cli.add_typer(recovery.audit, name="audit")
 for command in (
     evaluate.evaluate,
     train.candidates,
@@ -63,7 +64,6 @@ for command in (
     get.get,
     extract.extract,
     status.status,
-    recovery.audit,
     recovery.rebuild,
 ):
     cli.command()(command)

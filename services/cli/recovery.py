@@ -1,16 +1,21 @@
-"""Commands after an incident: ``biobracket audit`` and ``rebuild``."""
+"""Commands after an incident: ``biobracket audit``, ``audit verify`` and ``rebuild``."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from services.cli.console import DataOption, attached_settings, fail, out, progress_bar
+from services.cli.console import DataOption, attached_settings, fail, load_settings, out, progress_bar
+
+audit = typer.Typer(help="Whether every document came out, and whether the audit trail is whole.")
 
 
-def audit(
+@audit.callback(invoke_without_command=True)
+def came_out(
+    context: typer.Context,
     since: Annotated[
         str | None, typer.Option("--since", help="Start here: 2025-11-26T08:00 (UTC), or 90m, 12h, 7d ago.")
     ] = None,
@@ -21,6 +26,8 @@ def audit(
     data: DataOption = None,
 ) -> None:
     """Check that every committed document has a result or a dead letter; exit status 1 if one has neither."""
+    if context.invoked_subcommand is not None:
+        return
     from services.audit import Audit, since_ms
     from services.ingest.config import IngestConfig
     from shared.errors import BackendError
@@ -47,6 +54,39 @@ def audit(
         fail(str(error))
     out.print(f"{topic}, as far as group {group} has committed it: {counts}", highlight=False, soft_wrap=True)
     if counts.missing:
+        raise typer.Exit(1)
+
+
+@audit.command(name="verify")
+def verify_trail(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Files of the trail; those of BIOBRACKET_AUDIT if none is given.")
+    ] = None,
+) -> None:
+    """Check the audit trail with BIOBRACKET_AUDIT_KEY; exit status 1 if an entry was changed, moved or is missing."""
+    from services.audit_trail import Verified, verify
+
+    settings = load_settings()
+    if not files:
+        if settings.audit is None:
+            fail("files: none is given and BIOBRACKET_AUDIT is unset; name the files of the trail")
+        files = sorted(settings.audit.glob("*.jsonl"))
+    counts, flaws = Verified(), 0
+    key = settings.audit_key.get_secret_value().encode()
+    for file in files:
+        try:
+            with file.open("rb") as lines:
+                for flaw in verify(lines, counts, key):
+                    flaws += 1
+                    out.print(f"{file}:{flaw.line}: {flaw.problem}", highlight=False, soft_wrap=True, markup=False)
+        except OSError as error:
+            fail(f"files: {file} cannot be read ({error.strerror})")
+    out.print(
+        f"{counts.entries} entries in {counts.chains} chains, {counts.open} of them without an end; {flaws} flaws",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if flaws:
         raise typer.Exit(1)
 
 

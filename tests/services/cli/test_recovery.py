@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
+from services.audit_trail import AuditTrail
 from services.cli import cli
 from services.embedded.servers import Broker, Valkey
 from shared.backends.result_store import ResultStore
@@ -41,3 +43,21 @@ def test_rebuild(
     monkeypatch.setenv("BIOBRACKET_REDIS", "redis://127.0.0.1:1/0")
     result = CliRunner().invoke(cli, ["rebuild"])
     assert (result.exit_code, "BIOBRACKET_REDIS" in result.output) == (1, True)
+
+
+def test_a_changed_trail_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIOBRACKET_AUDIT_KEY", "k")
+    assert CliRunner().invoke(cli, ["audit", "verify"]).exit_code == 1
+    monkeypatch.setenv("BIOBRACKET_AUDIT", str(tmp_path))
+    trail = AuditTrail.in_folder(tmp_path, b"k")
+    trail.add("ward-7", "read", "note-1", "200")
+    trail.add("ward-7", "read", "note-2", "404")
+    trail.close()
+    result = CliRunner().invoke(cli, ["audit", "verify"])
+    assert (result.exit_code, result.output) == (0, "3 entries in 1 chains, 0 of them without an end; 0 flaws\n")
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes().replace(b"404", b"200"))
+    result = CliRunner().invoke(cli, ["audit", "verify", str(file)])
+    assert (result.exit_code, f"{file}:2: was changed" in result.output) == (1, True)
+    monkeypatch.delenv("BIOBRACKET_AUDIT_KEY")
+    assert CliRunner().invoke(cli, ["audit", "verify"]).exit_code == 1
