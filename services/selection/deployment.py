@@ -11,7 +11,7 @@ from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.backends.feedback_store import FeedbackStore
 from shared.messages import Basis, Candidate, Selected
-from shared.runtime.cpus import use_threads
+from shared.runtime.cpus import give_way, use_threads
 from shared.runtime.logs import configure
 from shared.settings import settings
 
@@ -24,6 +24,7 @@ class Selection:
 
     def __init__(self) -> None:
         configure(settings())
+        give_way()
         feedback = FeedbackStore.from_settings(settings())
         self._selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
         # The number of threads is a thread's own. The libraries are loaded by now, if this selector needs them.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_NICER = 10
 _PROC = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 # Where cgroups of version 2 are mounted: alone, or beside those of version 1.
@@ -28,6 +29,15 @@ def use_threads(number: int) -> None:
     for library, function in (("torch", "set_num_threads"), ("faiss", "omp_set_num_threads")):
         if (module := sys.modules.get(library)) is not None:
             getattr(module, function)(number)
+
+
+def give_way() -> None:
+    """Compute when nobody else wants a CPU, in this thread and in those that it starts from now on.
+
+    For models: what answers requests, beats hearts and reads streams on the same cores then does so at once, also where
+    a burst of requests is to be refused.
+    """
+    os.nice(_NICER)
 
 
 def _quotas(membership: Path, cgroups: Path) -> Iterator[float]:
