@@ -13,6 +13,11 @@ class Caller(NamedTuple):
     """Of a key the caller it was made for, of a JSON Web Token its subject."""
     scopes: frozenset[str]
 
+    @property
+    def id(self) -> str:
+        """The caller in one word: a key and a token of one name are different callers."""
+        return f"{self.kind}:{self.name}"
+
 
 class Rejected(Exception):
     """A credential is not accepted.

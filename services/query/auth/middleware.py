@@ -59,12 +59,11 @@ class AccessControl:
             return
         try:
             caller = await self._caller(scope)
-            name = f"{caller.kind}:{caller.name}"
-            self._limits.count(name)
+            self._limits.count(caller.id)
             if route is not None:
                 _check(caller, scopes.required(_dependencies(route)))
             scope.setdefault("state", {})["caller"] = caller
-            with self._limits.under_way(name):
+            with self._limits.under_way(caller.id):
                 await self.app(scope, receive, send)
         except TooMany as error:
             await _answer(_too_many("caller", error), scope, receive, send)
