@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     # Commands as HTTP clients
     http_url: str = Field(
         default="",
-        description="Address of the server for commands, as `https://ner.example.org`; empty: `http_host`, `http_port`.",
+        description="Address of the server for commands: `https://ner.example.org`; empty: `http_host`, `http_port`.",
     )
     http_ca: Path | None = Field(
         default=None, description="PEM file of the certificates that commands trust; empty: the system's."

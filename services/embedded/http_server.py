@@ -8,7 +8,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from services.query import exposure
+from services.query import exposure, tls
 from services.query.config import QueryConfig
 from shared.settings import Settings
 
@@ -67,7 +67,7 @@ def environment(settings: Settings) -> dict[str, str]:
     # Links are kept: Kubernetes renews mounted secrets by changing one.
     values = {f"BIOBRACKET_{name}": str(file.absolute()) for name, file in files.items() if file is not None}
     if settings.http_certificate is not None:
-        values["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = "services.query.tls.reload_certificates"
+        values["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = tls.HOOK
     return values
 
 

@@ -75,7 +75,7 @@ class World:
             extractor=self.extract,
             result_store=self.store,
             missing=self.what_is_missing,
-            config=QueryConfig(max_body_bytes=4096, timeout_s=0.5, max_mentions=50, **settings),
+            config=QueryConfig(**{"max_body_bytes": 4096, "timeout_s": 0.5, "max_mentions": 50} | settings),
             feedback_store=feedback,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
