@@ -69,6 +69,27 @@ class Settings(BaseSettings):
     # HTTP
     http_host: str = Field(default="127.0.0.1", description="Address the HTTP server listens on.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the HTTP server; 0 picks a free one.")
+    http_certificate: Path | None = Field(
+        default=None,
+        description="PEM file of the server's certificate and those between it and its CA; with `http_key` the server "
+        "speaks https. Both are taken up when they change.",
+    )
+    http_key: Path | None = Field(
+        default=None, description="PEM file of the certificate's private key, without a password."
+    )
+
+    # Commands as HTTP clients
+    http_url: str = Field(
+        default="",
+        description="Address of the server for commands: `https://ner.example.org`; empty: `http_host`, `http_port`.",
+    )
+    http_ca: Path | None = Field(
+        default=None, description="PEM file of the certificates that commands trust; empty: the system's."
+    )
+    token: SecretStr = Field(
+        default=SecretStr(""), description="API key or JSON Web Token that commands authenticate with."
+    )
+    token_file: Path | None = Field(default=None, description="File with such a key or token, in place of `token`.")
 
     # Model
     base_model: str = Field(
@@ -109,6 +130,20 @@ class Settings(BaseSettings):
     log_format: str = Field(
         default="text", pattern="^(text|json)$", description="`text` or `json`, one record per line."
     )
+
+    @field_validator("http_key")
+    @classmethod
+    def _has_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("http_certificate") is None):
+            raise ValueError("certificate and key are needed together; set BIOBRACKET_HTTP_CERTIFICATE as well as this")
+        return value
+
+    @field_validator("http_url")
+    @classmethod
+    def _is_an_address(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", value):
+            raise ValueError("is no address; write https://ner.example.org, without user, password or query")
+        return value.rstrip("/")
 
     @field_validator("redis", "redis_cache")
     @classmethod

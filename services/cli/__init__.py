@@ -17,6 +17,7 @@ from services.cli import (
     extract,
     get,
     index,
+    keys,
     produce,
     recovery,
     schemas,
@@ -52,6 +53,7 @@ cli = typer.Typer(
 )
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
+cli.add_typer(keys.keys, name="keys")
 cli.add_typer(dead_letters.dead_letters, name="dead-letters")
 cli.add_typer(recovery.audit, name="audit")
 for command in (

@@ -89,8 +89,10 @@ def _run(settings: Settings) -> Iterator[Runtime]:
 
 
 def print_addresses(runtime: Runtime) -> None:
+    from services.query.config import QueryConfig
+
     for name, address in (
-        ("HTTP", f"{runtime.http} (try {runtime.http}/docs)"),
+        ("HTTP", f"{runtime.http} (try {runtime.http}/docs)" if not QueryConfig().authenticates else runtime.http),
         ("Kafka", runtime.settings.kafka),
         ("Redis", f"password in {runtime.settings.data / 'biobracket.json'}"),
         ("data", str(runtime.settings.data.resolve())),

@@ -11,6 +11,7 @@ import typer
 
 from services.cli.console import DataOption, JsonOption, attached_settings, fail, out, progress_bar
 from services.cli.document_files import check_readable
+from services.cli.http_client import http_client, unreachable
 from shared.errors import DocumentError
 
 if TYPE_CHECKING:
@@ -46,17 +47,13 @@ def extract(
         body["lang"] = lang
     if types is not None:
         body["types"] = [t.strip() for t in types.split(",") if t.strip()]
-    address = f"http://{settings.http_host}:{settings.http_port}"
-    try:
-        with progress_bar() as progress:
-            progress.add_task("extracting", total=None)
-            # No timeout: the server has one. `trust_env`: no proxy must come between, or see the text.
-            response = httpx.post(f"{address}/v1/extract", json=body, timeout=None, trust_env=False)  # noqa: S113
-    except httpx.HTTPError:
-        fail(
-            f"http: nothing answers at {address}; start it with `biobracket up`, or set BIOBRACKET_HTTP_HOST and "
-            "BIOBRACKET_HTTP_PORT to its address"
-        )
+    with http_client(settings) as client, progress_bar() as progress:
+        address = str(client.base_url).rstrip("/")
+        progress.add_task("extracting", total=None)
+        try:
+            response = client.post("/v1/extract", json=body)
+        except httpx.HTTPError as error:
+            fail(unreachable(address, error))
     if response.status_code != 200:
         try:
             refusal = response.json()["error"]

@@ -9,10 +9,8 @@ import contextlib
 import fcntl
 import logging
 import os
-import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 from pydantic import BaseModel, ValidationError
 
-from services.embedded import watchdog
+from services.embedded import http_server, watchdog
 from services.generation.config import GenerationConfig
 from shared import settings as settings_module
 from shared.runtime.cpus import cpus
@@ -59,10 +57,6 @@ _GENERATION_REPLICAS = 4
 _REQUESTS_PER_REPLICA = 8
 # Ray gives its node half a minute to start, which can be too short on busy cores.
 _RAY_ATTEMPTS = 3
-# Where a free port is looked for. The proxy binds it seconds later: one of the ephemeral range (from 32,768 on) could
-# have gone to any outgoing connection by then.
-_PORTS = range(20_000, 32_000)
-_TRIES = 50
 _POLL_S = 0.25
 _STOP_S = 90.0
 
@@ -77,7 +71,7 @@ class Addresses(BaseModel):
     pid: int
     kafka: str
     redis: str
-    http: str
+    http_url: str
     http_host: str
     http_port: int
 
@@ -96,7 +90,9 @@ def attached(settings: Settings) -> Settings:
     addresses = running(settings.data)
     if addresses is None:
         return settings
-    names = {"kafka", "redis", "http_host", "http_port"} - settings.model_fields_set
+    names = {"kafka", "redis", "http_url", "http_host", "http_port"} - settings.model_fields_set
+    if {"http_host", "http_port"} & settings.model_fields_set:
+        names.discard("http_url")
     found = addresses.model_dump(include=names)
     # A new instance, since a copy is not validated and would keep the URL as plain text.
     return Settings(**{name: getattr(settings, name) for name in settings.model_fields_set} | found)
@@ -119,8 +115,8 @@ class Runtime:
 
     @property
     def http(self) -> str:
-        """The base URL of the HTTP interface."""
-        return f"http://{self.settings.http_host}:{self.settings.http_port}"
+        """The base URL of the HTTP interface, for programs on this machine."""
+        return http_server.url(self.settings)
 
     def __enter__(self) -> Self:
         self.start()
@@ -156,7 +152,11 @@ class Runtime:
         data = self._given.data
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._cleanup.enter_context(_locked(data))
-        port = _http_port(self._given)
+        try:
+            http_server.check(self._given)
+            port = http_server.port(self._given)
+        except http_server.HttpServerError as error:
+            raise RuntimeFailure(str(error)) from None
         self._check_model()
         scratch = self._guard()
         self._on_progress("starting broker and store", 0.1)
@@ -245,6 +245,7 @@ class Runtime:
             "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         }
         defaults = {f"BIOBRACKET_{name}_MAX_REPLICAS": "1" for name in _SERVICES} | _replicas_of_generation()
+        own |= http_server.environment(self.settings)
         if "kafka" not in self._given.model_fields_set:
             # Tansu keeps a joining replica waiting for half its session, and knows no static members.
             defaults["BIOBRACKET_INGEST_SESSION_S"] = "6"
@@ -295,9 +296,8 @@ class Runtime:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
         # The access log would hold the identifiers and mentions in URLs.
         quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
-        http = {"host": self.settings.http_host, "port": self.settings.http_port}
         with contextlib.suppress(TimeoutError):  # the loop below keeps waiting
-            serve.start(http_options=http, logging_config=quiet)
+            serve.start(http_options=http_server.options(self.settings), logging_config=quiet)
         serve.run_many(
             [serve.RunTarget(target=app.app(), name=app.NAME, route_prefix="/", logging_config=quiet)],
             wait_for_applications_running=False,
@@ -323,8 +323,10 @@ class Runtime:
 
     def _ready(self) -> bool:
         try:
-            answer = httpx.get(f"{self.http}/readyz", timeout=30.0, trust_env=False)
-        except httpx.HTTPError:
+            answer = httpx.get(
+                f"{self.http}/readyz", timeout=30.0, trust_env=False, verify=http_server.trust(self.settings)
+            )
+        except (httpx.HTTPError, OSError):
             return False
         if answer.status_code == 200:
             return True
@@ -340,7 +342,7 @@ class Runtime:
             pid=os.getpid(),
             kafka=self.settings.kafka,
             redis=self.settings.redis.get_secret_value(),
-            http=self.http,
+            http_url=self.http,
             http_host=self.settings.http_host,
             http_port=self.settings.http_port,
         )
@@ -406,36 +408,6 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _http_port(settings: Settings) -> int:
-    """The port to listen on: the one given, else the default if it is free, else any free one."""
-    wanted = settings.http_port
-    if wanted:
-        problem = _bind(settings.http_host, wanted)
-        if problem is None:
-            return wanted
-        if "http_port" in settings.model_fields_set:
-            raise RuntimeFailure(
-                f"http_port: cannot listen on {settings.http_host}:{wanted} ({problem}); choose another with --port or "
-                "BIOBRACKET_HTTP_PORT, where 0 takes any free one"
-            )
-    for port in random.sample(_PORTS, _TRIES):
-        problem = _bind(settings.http_host, port)
-        if problem is None:
-            return port
-    raise RuntimeFailure(f"http_port: {settings.http_host} has no free port ({problem}); check BIOBRACKET_HTTP_HOST")
-
-
-def _bind(host: str, port: int) -> str | None:
-    """What keeps a server from listening there; None if nothing does."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return error.strerror or type(error).__name__
-    return None
 
 
 def _bounded(call: Callable[[], object], seconds: float) -> None:

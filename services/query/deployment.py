@@ -9,10 +9,12 @@ from typing import Any
 from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
+from ray.serve import context as serve_context
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from services.handles import answer
+from services.query import exposure
 from services.query.api import create_app
 from services.query.config import QueryConfig
 from services.query.routes.extract import Busy
@@ -21,10 +23,12 @@ from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.errors import DocumentError, Overloaded, StoreError
 from shared.messages import Document, Extraction
-from shared.runtime.logs import configure
+from shared.runtime.logs import configure, get_logger
 from shared.settings import settings
 
 _CONFIG = QueryConfig()
+
+logger = get_logger(__name__)
 
 
 @deployment("query", _CONFIG)
@@ -39,6 +43,7 @@ class Query:
         self, pipeline: DeploymentHandle[Any], generation: DeploymentHandle[Any], ingest: DeploymentHandle[Any]
     ) -> None:
         configure(settings())
+        _refuse_strangers()
         self._pipeline = pipeline
         self._generation = generation
         self._ingest = ingest
@@ -79,6 +84,17 @@ class Query:
             _probe("ingest", "it is still starting, or its replica's log says why it failed", self._ingest_goes_on()),
         )
         return [missing for missing in found if missing]
+
+
+def _refuse_strangers() -> None:
+    """Raises ValueError where Serve listens beyond loopback and nobody has to authenticate."""
+    client = serve_context._get_global_client()  # noqa: SLF001 - Serve says it nowhere else
+    if client is None or (host := client.http_config.host) is None:
+        return  # there is no proxy
+    if said := exposure.problem(host, _CONFIG):
+        raise ValueError(said)
+    if not exposure.is_loopback(host) and client.http_config.ssl_certfile is None:
+        logger.warning("http_without_tls")  # which something in front may add
 
 
 def _cause(error: RayTaskError) -> Exception:

@@ -65,22 +65,20 @@ class Store:
 class World:
     """The application and what it stands on."""
 
-    def __init__(self, feedback: Any = None) -> None:
+    def __init__(self, feedback: Any = None, **settings: Any) -> None:
+        """``settings``: of the query service."""
         self.store = Store()
         self.error: Exception | None = None
         self.delay = 0.0
         self.missing: Sequence[str] = ()
-        config = QueryConfig(max_body_bytes=4096, timeout_s=0.5, max_mentions=50)
-        self.client = TestClient(
-            create_app(
-                extractor=self.extract,
-                result_store=self.store,
-                missing=self.what_is_missing,
-                config=config,
-                feedback_store=feedback,
-            ),
-            raise_server_exceptions=False,
+        self.app = create_app(
+            extractor=self.extract,
+            result_store=self.store,
+            missing=self.what_is_missing,
+            config=QueryConfig(**{"max_body_bytes": 4096, "timeout_s": 0.5, "max_mentions": 50} | settings),
+            feedback_store=feedback,
         )
+        self.client = TestClient(self.app, raise_server_exceptions=False)
 
     async def extract(self, document: Document) -> Extraction:
         assert type(document) is Document

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
+from services.query.auth.scopes import requires
 from services.query.errors import (
     ID_REMEDY,
     LANG_REMEDY,
@@ -89,6 +90,7 @@ def router(extractor: ExtractDocument, timeout_s: float, most: int) -> APIRouter
 
     @routes.post(
         PATH,
+        dependencies=[requires("extract")],
         summary="Extract entities from one text",
         responses={
             code: {"model": Failure, "description": what}

@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Query
 
+from services.query.auth.scopes import requires
 from services.query.errors import (
     ID_REMEDY,
     LANG_REMEDY,
@@ -61,6 +62,7 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
     @routes.post(
         PATH,
         status_code=201,
+        dependencies=[requires("feedback")],
         summary="Accept or reject a mention",
         responses={
             409: {"model": Failure, "description": "Newer feedback on the mention is already stored."},
@@ -84,6 +86,7 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
 
     @routes.get(
         PATH,
+        dependencies=[requires("feedback")],
         summary="List feedback",
         responses={422: {"model": Failure, "description": "A parameter is wrong."}},
     )
@@ -97,6 +100,7 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
     @routes.delete(
         PATH + "/{id:document}",
         status_code=204,
+        dependencies=[requires("feedback")],
         summary="Withdraw feedback",
         responses={
             404: {"model": Failure, "description": "There is no feedback with this id."},

@@ -8,6 +8,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
+from services.query.auth.scopes import OPEN
+
 Missing = Callable[[], Awaitable[Sequence[str]]]
 
 
@@ -31,13 +33,14 @@ def router(missing: Missing) -> APIRouter:
     """The probes; ``missing`` returns a line for each part of the system that is not ready."""
     routes = APIRouter()
 
-    @routes.get("/healthz", summary="Whether this process is alive")
+    @routes.get("/healthz", dependencies=[OPEN], summary="Whether this process is alive")
     async def healthz() -> Health:
         """Answers for as long as the process runs."""
         return Health(status="alive")
 
     @routes.get(
         "/readyz",
+        dependencies=[OPEN],
         summary="Whether requests can be served",
         responses={503: {"model": Unready, "description": "Something is missing."}},
         response_model=Health,

@@ -7,6 +7,7 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
+from services.query.auth.scopes import requires
 from services.query.errors import LIMIT_REMEDY, ApiError, Failure, RequestHelp, body_remedy
 from services.query.routes.identifiers import PathId
 from shared.entity_types import TYPES
@@ -47,6 +48,7 @@ def router(store: ResultReader, max_mentions: int) -> APIRouter:
 
     @routes.get(
         "/v1/documents/{id:document}",
+        dependencies=[requires("read")],
         summary="Get the entities of a document",
         responses={
             404: {"model": Failure, "description": "No result is stored for the document."},
@@ -68,6 +70,7 @@ def router(store: ResultReader, max_mentions: int) -> APIRouter:
 
     @routes.get(
         MENTIONS,
+        dependencies=[requires("read")],
         summary="Find the documents that mention a text",
         responses={422: {"model": Failure, "description": "A parameter is wrong."}},
     )

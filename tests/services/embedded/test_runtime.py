@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import stat
 from pathlib import Path
 
@@ -19,7 +18,7 @@ def write(data: Path, pid: int) -> Addresses:
         pid=pid,
         kafka="127.0.0.1:1111",
         redis="redis://:secret@127.0.0.1:2222/0",
-        http="http://127.0.0.1:3333",
+        http_url="http://127.0.0.1:3333",
         http_host="127.0.0.1",
         http_port=3333,
     )
@@ -75,17 +74,6 @@ def test_a_missing_adapter_is_told_before_anything_starts(tmp_path: Path) -> Non
     assert stat.S_IMODE(tmp_path.stat().st_mode) & 0o700
     assert not (tmp_path / "broker").exists()
     assert not (tmp_path / RUNTIME_FILE).exists()
-
-
-def test_ports() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(RuntimeFailure, match="BIOBRACKET_HTTP_PORT"):
-            runtime._http_port(Settings(http_port=port))
-    assert runtime._http_port(Settings(http_port=0)) > 0
-    assert runtime._http_port(Settings()) > 0
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -55,3 +57,29 @@ def test_probe() -> None:
     assert asyncio.run(_probe("store", "start it", answers())) is None
     assert asyncio.run(_probe("ingest", "start it", says())) == "ingest: halted; go on by command"
     assert asyncio.run(_probe("store", "start it", fails())) == "store: does not answer; start it"
+
+
+_SERVE = """
+import sys, ray
+from ray import serve
+from shared.runtime.ray_node import on_loopback
+
+ray.init(**on_loopback(), num_cpus=2, log_to_driver=False)
+serve.start(http_options={"host": sys.argv[1], "port": 0})
+from services.query.deployment import _refuse_strangers
+try:
+    _refuse_strangers()
+    print("started")
+except ValueError as error:
+    print("refused:", error)
+finally:
+    serve.shutdown()
+    ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("host", "said"), [("127.0.0.1", "started"), ("0.0.0.0", "refused: http_host")])
+def test_a_replica_knows_where_serve_listens(host: str, said: str) -> None:
+    found = subprocess.run([sys.executable, "-c", _SERVE, host], capture_output=True, text=True, timeout=600)
+    assert said in found.stdout, found.stderr
