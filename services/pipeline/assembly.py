@@ -316,10 +316,15 @@ class Pipeline:
             return {}
 
     async def _put(self, values: Mapping[str, bytes], run: _DocumentRun) -> bool:
+        """Caches values in the store; returns whether they may be cached here, too, since they are traced."""
+        traced = self._trace is None
+
         def put() -> None:
             # Before, so that nothing is cached that could not be found; after, as the document may be erased meanwhile.
+            nonlocal traced
             if self._trace:
                 self._trace(run.document_id, list(values))
+            traced = True
             self._cache.put_segments(values)
             if self._trace:
                 self._trace(run.document_id, list(values))
@@ -329,8 +334,7 @@ class Pipeline:
                 await asyncio.to_thread(put)
             except StoreError:
                 run.warnings.add("cache-unavailable")
-                return False
-        return True
+        return traced
 
     async def _tag(self, chunk: _Chunk, run: _DocumentRun) -> _Lines:
         """The line of each segment text: from the cache, else generated and cached."""
