@@ -131,7 +131,7 @@ position(KEYS[1])
 if published then redis.call('HSET', KEYS[1], 'published', version) else redis.call('HSET', KEYS[1], open, '') end
 if old.json then
   redis.call('HINCRBY', KEYS[2], 'documents', -1)
-  redis.call('HINCRBY', KEYS[2], 'entities', -(old.entities or 0))
+  redis.call('HINCRBY', KEYS[2], 'entities', 0 - (old.entities or 0)) -- not -0, which is no integer
 end
 expire(KEYS[1])
 return {'written', old.json}
