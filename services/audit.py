@@ -20,13 +20,13 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from services.ingest.admission import admit
-from shared.backends.records import Partition, Record, origin, position_of, replay_headers
+from services.ingest.admission import admit, admit_erasure
+from shared.backends.records import Partition, Record, erases, erasure_of, origin, position_of, replay_headers
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Scan
 from shared.backends.streams.sink import Sink
 from shared.errors import DocumentError
-from shared.messages import Document, Extraction, SourcePosition
+from shared.messages import Erasure, Extraction, SourcePosition
 from shared.settings import Settings
 
 # The clocks of producers and of ingest may differ by so much.
@@ -54,13 +54,15 @@ Report = Callable[[str, int, int], None]
 class AuditCounts:
     """Records of the documents topic below the committed offsets.
 
-    ``superseded``: those without a result of their own, since a later version of their document has one.
+    ``superseded``: those without a result of their own, since a later version of their document has one, or since the
+    document was erased. ``erasures``: those that ask for one which was carried out.
     ``resent``: those of the missing ones that were sent again.
     """
 
     records: int = 0
     results: int = 0
     superseded: int = 0
+    erasures: int = 0
     dead_letters: int = 0
     missing: int = 0
     resent: int = 0
@@ -69,6 +71,8 @@ class AuditCounts:
         said = [f"{self.records:,} records", f"{self.results:,} results"]
         if self.superseded:
             said.append(f"{self.superseded:,} superseded by a later version of the document")
+        if self.erasures:
+            said.append(f"{self.erasures:,} erasures")
         said += [f"{self.dead_letters:,} dead letters", f"{self.missing:,} missing"]
         if self.resent:
             said.append(f"{self.resent:,} sent again")
@@ -160,32 +164,23 @@ class Audit:
     def _judge(self, scan: Scan, store: ResultStore, committed: Mapping[int, int]) -> AuditCounts:
         counts = AuditCounts()
         for records in self._scanned(scan, f"auditing {self._topic}", committed, self._since_ms):
-            undecided: list[tuple[Record, Document]] = []
+            undecided: list[tuple[Record, str, str | None]] = []
             lost: list[Record] = []
             found: Counter[str] = Counter()
             for record in records:
                 if (outcome := self._outcome(position_of(record))) is not None:
-                    found[outcome] += 1
+                    found["erasures" if erases(record) and outcome == "results" else outcome] += 1
                 elif (document := _document(record)) is not None:
-                    undecided.append((record, document))
+                    undecided.append((record, *document))
                 else:
                     lost.append(record)
             for start in range(0, len(undecided), _LOOK_UPS):
                 some = undecided[start : start + _LOOK_UPS]
-                for (record, document), newest in zip(some, store.newest([d.id for _, d in some]), strict=True):
-                    if newest is None:
-                        lost.append(record)
-                    elif newest.source is None:  # of an earlier version of biobracket
-                        if newest.text_sha256 == document.sha256:
-                            found["results"] += 1
-                        else:
-                            lost.append(record)
-                    elif newest.source.later_than(position_of(record)):
-                        found["superseded"] += 1
-                    elif position_of(record).later_than(newest.source):
+                for (record, _, sha256), newest in zip(some, store.newest([id_ for _, id_, _ in some]), strict=True):
+                    if (verdict := _verdict(record, sha256, newest)) is None:
                         lost.append(record)
                     else:
-                        found["results"] += 1
+                        found[verdict] += 1
             self._db.execute("BEGIN")
             self._db.executemany(
                 "INSERT INTO missing VALUES (?, ?, ?)", [(r.topic, r.partition, r.offset) for r in lost]
@@ -196,6 +191,7 @@ class Audit:
                 records=counts.records + len(records),
                 results=counts.results + found["results"],
                 superseded=counts.superseded + found["superseded"],
+                erasures=counts.erasures + found["erasures"],
                 dead_letters=counts.dead_letters + found["dead_letters"],
                 missing=counts.missing + len(lost),
             )
@@ -226,14 +222,39 @@ class Audit:
         return None if found is None else str(found[0])
 
 
-def _document(record: Record) -> Document | None:
+def _document(record: Record) -> tuple[str, str | None] | None:
+    """Id and text hash of the document that a record holds; of one that is to be erased the id alone.
+
+    What holds none may have been erased all the same, by its key.
+    """
     try:
-        return admit(record.value)
+        if erases(record):
+            return admit_erasure(record).document_id, None
+        document = admit(record.value)
     except DocumentError:
+        return (record.key.decode("utf-8", "replace"), None) if record.key else None
+    return document.id, document.sha256
+
+
+def _verdict(record: Record, sha256: str | None, newest: Extraction | Erasure | None) -> str | None:
+    """What became of a record by the newest version of its document in the store; None if nothing did."""
+    if newest is None:
         return None
+    place = position_of(record)
+    if isinstance(newest, Erasure):
+        if place.later_than(newest.source):
+            return None
+        return "superseded" if newest.source.later_than(place) or not erases(record) else "erasures"
+    if newest.source is None:  # of an earlier version of biobracket
+        return "results" if newest.text_sha256 == sha256 else None
+    if newest.source.later_than(place):
+        return "superseded" if sha256 is not None or erases(record) else None
+    return None if place.later_than(newest.source) or sha256 is None else "results"
 
 
 def _result(record: Record) -> SourcePosition | None:
+    if (erasure := erasure_of(record)) is not None:
+        return erasure.source
     try:
         return Extraction.model_validate_json(record.value or b"").source
     except ValidationError:  # of another version of biobracket, or somebody else's

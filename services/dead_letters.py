@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from shared.backends.records import Record, origin, replay_headers
 from shared.backends.streams.scan import Scan
@@ -133,7 +133,7 @@ class DeadLetters:
                 places.append(_Place(letter.origin, letter.place, spool.tell()))
                 headers = replay_headers(letter.record, letter.origin)
                 pickle.dump((letter.record.key, letter.record.value, headers), spool)
-            waiting: list[tuple[str, Future[None]]] = []
+            waiting: list[tuple[str, Future[Any]]] = []
             for place in _in_order(places):
                 spool.seek(place.at)
                 key, value, headers = pickle.load(spool)  # noqa: S301 - this process wrote it
@@ -153,7 +153,7 @@ class DeadLetters:
             self._resolve(sink, places, "dropped")
         return DeadLetterCounts(len(places))
 
-    def _settle(self, sink: Sink, waiting: list[tuple[str, Future[None]]]) -> None:
+    def _settle(self, sink: Sink, waiting: list[tuple[str, Future[Any]]]) -> None:
         """Resolves those that the broker has; StreamError if there are others."""
         errors = [(place, sent.exception()) for place, sent in waiting]
         waiting.clear()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from shared.backends.records import Record
+from shared.backends.records import Record, erasure_of
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Scan
 from shared.messages import Extraction
@@ -22,15 +22,20 @@ _WRITERS = 8
 
 @dataclass(frozen=True, slots=True)
 class RebuildCounts:
-    """Records of the entities topic: those that were ``written``, and those of which the store had as much or more."""
+    """Records of the entities topic: those that were ``written``, and those of which the store had as much or more.
+
+    ``erased``: documents that are erased, also where a later record or the store said so already.
+    """
 
     written: int = 0
     unchanged: int = 0
     superseded: int = 0
+    erased: int = 0
     unreadable: int = 0  # of another version of biobracket, or somebody else's
 
     def __str__(self) -> str:
         said = f"{self.written:,} results written, {self.unchanged + self.superseded:,} there already"
+        said += f", {self.erased:,} erased" if self.erased else ""
         return said + (f", {self.unreadable:,} records cannot be read" if self.unreadable else "")
 
 
@@ -47,6 +52,12 @@ def rebuild(settings: Settings, report: Callable[[int, int], None] = lambda read
     ):
 
         def write(record: Record) -> str:
+            if record.value is None:
+                erasure = erasure_of(record)
+                if erasure is None:  # somebody else deleted the key
+                    return "unreadable"
+                store.erase(erasure, published=True)
+                return "erased"
             try:
                 extraction = Extraction.model_validate_json(record.value or b"")
             except ValidationError:
@@ -54,6 +65,6 @@ def rebuild(settings: Settings, report: Callable[[int, int], None] = lambda read
             return store.put(extraction, published=True).outcome
 
         for records in scan.read():
-            counts.update(writers.map(write, (record for record in records if record.value)))
+            counts.update(writers.map(write, records))
             report(*scan.progress())
     return RebuildCounts(**counts)

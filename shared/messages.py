@@ -127,6 +127,18 @@ class SourcePosition(OpenMessage):
         return self.timestamp_ms, self.offset, self.partition, self.topic_id
 
 
+class Erasure(OpenMessage):
+    """A document that is to be forgotten: what came at this position or before. It takes the place of a version."""
+
+    document_id: str = Field(min_length=1, max_length=MAX_ID_CHARS, description="Identifier of the document.")
+    source: SourcePosition = Field(description="Where the erasure stands in the stream.")
+
+    @field_validator("document_id")
+    @classmethod
+    def _encodable(cls, value: str) -> str:
+        return encodable(value)
+
+
 class Segment(Message):
     """A stretch of a document that is tagged at once: ``document.text[start:end] == text``."""
 

@@ -65,6 +65,13 @@ class Settings(BaseSettings):
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
     result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0: forever.")
     segment_ttl: int = Field(default=7 * 86400, ge=0, description="Seconds a cached segment is kept; 0: forever.")
+    erasure_ttl: int = Field(
+        default=90 * 86400,
+        ge=0,
+        description="Seconds that the mark of an erased document is kept, which holds no text: longer than the "
+        "retention of the topics of documents, dead letters and feedback, out of which the document could come back; "
+        "0: forever.",
+    )
 
     # HTTP
     http_host: str = Field(default="127.0.0.1", description="Address the HTTP server listens on.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,7 +38,7 @@ def produce(
 
     settings = attached_settings(data)
     total = invalid = failed = 0
-    waiting: list[Future[None]] = []
+    waiting: list[Future[Any]] = []
 
     def settle(everything: bool) -> int:
         lost = 0

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, ValidationError
 
 from shared import entity_types
-from shared.backends.records import Problem
+from shared.backends.records import Problem, Record, position_of
 from shared.errors import DocumentError
-from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Message
+from shared.messages import MAX_ID_CHARS, MAX_TYPES, Document, Erasure, Message
 from shared.selection.feedback import MAX_TEXT, Feedback, NewFeedback
 
 M = TypeVar("M", bound=Message)
@@ -66,6 +66,7 @@ _FEEDBACK = _Kind(
         "end": "send the offset behind the mention in the text, in Unicode code points",
         "type": "send the key of an entity type",
         "accepted": "send true or false",
+        "document_id": f"send the id of the document, at most {MAX_ID_CHARS} Unicode characters, or leave it out",
         "lang": "send zh or en, or leave it out to have the language detected",
         "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or leave it out",
         "time": "send Unix seconds, or leave it out",
@@ -91,6 +92,18 @@ def admit(value: bytes | None) -> Document:
 
 class _OpenFeedback(NewFeedback):
     model_config = ConfigDict(extra="allow")
+
+
+def admit_erasure(record: Record) -> Erasure:
+    """The erasure that a record without a value asks for: its key names the document. :class:`DocumentError`."""
+    try:
+        return Erasure(document_id=(record.key or b"").decode(), source=position_of(record))
+    except (UnicodeDecodeError, ValidationError):
+        raise DocumentError(
+            "key",
+            "names no document to erase",
+            f"send the document's id as the key: 1 to {MAX_ID_CHARS} Unicode characters in UTF-8",
+        ) from None
 
 
 def admit_feedback(value: bytes | None, now: float) -> tuple[Feedback, int]:

@@ -1,9 +1,9 @@
 """The consumer: records to results, at least once, and effectively once because results are idempotent.
 
 A document goes through the pipeline, into the store and onto the entities topic, each step retried by itself; only
-then is its record done. Documents of one id go one after the other. Feedback of reviewers goes into the store, where
-selectors find it. A record that holds neither, or one that cannot be processed, goes to the dead letters. Offsets are
-committed up to the first record that is not done.
+then is its record done. Documents of one id go one after the other; an erasure waits for none of them. Feedback of
+reviewers goes into the store, where selectors find it. A record that holds none of these, or one that cannot be
+processed, goes to the dead letters. Offsets are committed up to the first record that is not done.
 
 Nothing is lost because every offset between a partition's committed offset and the client's position is waiting (in
 the backlog), in flight or done (in the watermark). Work is dropped in one place, :meth:`Consumer._release`, whole
@@ -18,14 +18,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from services.ingest.admission import admit, admit_feedback, unreadable
+from services.ingest.admission import admit, admit_erasure, admit_feedback, unreadable
 from services.ingest.breaker import Breaker
 from services.ingest.config import IngestConfig
 from services.ingest.delivery import Delivery, passed_on, record_bytes
@@ -36,7 +36,7 @@ from services.ingest.status import Status
 from services.ingest.suspects import Suspects
 from services.ingest.turns import Turns
 from services.ingest.watermarks import Watermark
-from shared.backends.records import Callback, Partition, Record, position_of
+from shared.backends.records import Callback, Partition, Record, erases, position_of
 from shared.errors import DocumentError, Fenced, Rebalancing, StreamError
 from shared.messages import Document, Extraction
 from shared.runtime.logs import get_logger
@@ -44,6 +44,7 @@ from shared.runtime.metrics import (
     DEAD_LETTERS,
     DOCUMENT_SECONDS,
     DOCUMENTS,
+    ERASURES,
     FEEDBACK,
     IN_FLIGHT,
     LAG,
@@ -366,6 +367,7 @@ class Consumer:
     async def _handle(self, work: _Work) -> None:
         start = time.perf_counter()
         record = work.record
+        document: Document | None = None
         try:
             if record.problem is not None:
                 raise unreadable(record.problem)
@@ -373,15 +375,22 @@ class Consumer:
                 await self._learn(record)
                 await self._halting.count(dead=False)
                 return
-            document = admit(record.value)
-            self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))
-            async with self._turns.turn(document.id):
-                extraction = await self._extract(work, document)
-                await self._deliver(record, extraction)
+            if erases(record):
+                await self._erase(record)
+            else:
+                document = admit(record.value)
+                self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))
+                async with self._turns.turn(document.id):
+                    extraction = await self._extract(work, document)
+                    placed = extraction.model_copy(update={"source": position_of(record)})
+                    await self._deliver(self._delivery.deliver(placed, passed_on(record)))
+                self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
             self._processed += 1
-            self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
             await self._halting.count(dead=False)
         except DocumentError as error:
+            if await self._delivery.erased(record, document):  # a dead letter would keep it
+                self._processed += 1
+                return
             await self._delivery.bury(record, error)
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
@@ -401,10 +410,16 @@ class Consumer:
                 reason="crashed",
             ) from None
 
-    async def _deliver(self, record: Record, extraction: Extraction) -> None:
-        headers = passed_on(record)
-        placed = extraction.model_copy(update={"source": position_of(record)})
-        task = asyncio.create_task(self._delivery.deliver(placed, headers))
+    async def _erase(self, record: Record) -> None:
+        erasure = admit_erasure(record)
+        await self._deliver(self._delivery.erase(erasure, passed_on(record)))
+        # Of feedback the time counts at which the erasure was asked for, whatever version it is of.
+        id_, at = erasure.document_id, record.timestamp_ms / 1000 or time.time()
+        await self._retries.persist("feedback", lambda: asyncio.to_thread(self._feedback.erase, id_, at))
+        self._observe(ERASURES, 1)
+
+    async def _deliver(self, delivery: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(delivery)
         self._delivering.add(task)
         task.add_done_callback(self._delivered)
         await asyncio.shield(task)

@@ -8,9 +8,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from shared.backends.records import Headers, Record, dead_letter_headers, own_headers, replayed
+from shared.backends.records import (
+    Headers,
+    Record,
+    dead_letter_headers,
+    erasure_headers,
+    own_headers,
+    position_of,
+    replayed,
+)
 from shared.errors import DocumentError
-from shared.messages import Extraction
+from shared.messages import Document, Erasure, Extraction
 from shared.runtime.logs import get_logger
 from shared.runtime.metrics import STAGE_SECONDS, SUPERSEDED, Observe
 from shared.settings import Settings
@@ -63,19 +71,30 @@ class Delivery:
         start = time.perf_counter()
         write = await self._persist("store", lambda: asyncio.to_thread(self._store.put, extraction))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "store"})
-        if write.outcome == "superseded":
+        if write.outcome in ("superseded", "erased"):
             self._observe(SUPERSEDED, 1)
-        newest = write.unpublished
-        while newest is not None:
-            if newest.source != extraction.source:
-                headers = ()  # those of another record
-            newest = await self._publish(extraction, newest, headers)
+        await self._publish_all(extraction, write.unpublished, headers)
 
-    async def _publish(self, extraction: Extraction, newest: Extraction, headers: Headers) -> Extraction | None:
+    async def erase(self, erasure: Erasure, headers: Headers = ()) -> None:
+        """Erases a document from the store and from the entities topic, unless a later version is there; as above."""
+        write = await self._persist("store", lambda: asyncio.to_thread(self._store.erase, erasure))
+        await self._publish_all(erasure, write.unpublished, headers)
+
+    async def _publish_all(
+        self, own: Extraction | Erasure, newest: Extraction | Erasure | None, headers: Headers
+    ) -> None:
+        while newest is not None:
+            if newest.source != own.source:
+                headers = ()  # those of another record
+            newest = await self._publish(own, newest, headers)
+
+    async def _publish(
+        self, own: Extraction | Erasure, newest: Extraction | Erasure, headers: Headers
+    ) -> Extraction | Erasure | None:
         start = time.perf_counter()
-        value = newest.model_dump_json().encode()
-        if len(value) > self._settings.max_message_bytes:
-            if newest.source != extraction.source:  # which is told where that record is handled
+        value = None if isinstance(newest, Erasure) else newest.model_dump_json().encode()
+        if value is not None and len(value) > self._settings.max_message_bytes:
+            if newest.source != own.source:  # which is told where that record is handled
                 return None
             raise DocumentError(
                 "entities",
@@ -84,11 +103,21 @@ class Delivery:
                 reason="too_large",
             )
         key = newest.document_id.encode()
-        headers = (*headers, (_KEY, newest.key.encode()))
+        if isinstance(newest, Erasure):
+            headers = (*headers, *erasure_headers(newest.source))
+        else:
+            headers = (*headers, (_KEY, newest.key.encode()))
         await self._persist("publish", lambda: self._send(self._settings.topic_entities, key, value, headers))
-        later = await self._persist("store", lambda: asyncio.to_thread(self._store.published, extraction, newest))
+        later = await self._persist("store", lambda: asyncio.to_thread(self._store.published, own, newest))
         self._observe(STAGE_SECONDS, time.perf_counter() - start, {"stage": "publish"})
         return later
+
+    async def erased(self, record: Record, document: Document | None) -> bool:
+        """Whether the document of a record was erased since; where it holds none, that which its key names."""
+        id_ = document.id if document else (record.key or b"").decode("utf-8", "replace")
+        return bool(id_) and await self._persist(
+            "store", lambda: asyncio.to_thread(self._store.erased, id_, position_of(record))
+        )
 
     async def bury(self, record: Record, error: DocumentError) -> None:
         """Sends a record to the dead letters."""

@@ -43,6 +43,8 @@ from shared.text.segmentation import segment
 Generate = Callable[[tuple[Segment, ...], tuple[str, ...]], Awaitable[tuple[TaggedLine, ...]]]
 Parse = Callable[[tuple[TaggedLine, ...]], Awaitable[Parsed]]
 Select = Callable[[tuple[Candidate, ...]], Awaitable[Selected]]
+# Notes that what is cached under these keys holds text of a document, so that it can be erased. StoreError. May block.
+Trace = Callable[[str, Sequence[str]], None]
 ReadState = Callable[[], Awaitable[SelectionState | None]]
 
 _Lines = dict[str, TaggedLine]  # by the segment's text
@@ -76,6 +78,7 @@ class _DocumentRun:
     ``types``: in the order of the inventory, so that the order they were asked in makes no other prompt or cache entry.
     """
 
+    document_id: str
     types: tuple[str, ...] = ()
     state: SelectionState | None = None
     counts: Counter[str] = field(default_factory=Counter)
@@ -97,8 +100,8 @@ class Pipeline:
     """Extracts entities.
 
     ``generate``, ``parse`` and ``select`` call the other services; ``generate`` returns one line a segment, in order.
-    ``cache`` is called in threads. ``state`` returns what selection decides by at the moment; decisions are cached only
-    while that is known.
+    ``cache`` and ``trace`` are called in threads. ``state`` returns what selection decides by at the moment; decisions
+    are cached only while that is known.
 
     ``timings`` of an extraction are seconds: ``total`` is wall time, the others are summed over concurrent chunks.
     ``warnings`` are codes: ``empty-text``, ``cache-unavailable``, ``cache-unreadable``, ``offsets-refused``,
@@ -116,6 +119,7 @@ class Pipeline:
         generator_revision: str,
         config: PipelineConfig,
         state: ReadState | None = None,
+        trace: Trace | None = None,
         local: LocalCache | None = None,
         observe: Observe = unobserved,
     ) -> None:
@@ -127,6 +131,7 @@ class Pipeline:
         self._generator_revision = generator_revision
         self._config = config
         self._state = state
+        self._trace = trace
         self._local = local or LocalCache(0)
         self._observe = observe
 
@@ -145,7 +150,7 @@ class Pipeline:
         if document.types is not None:
             entity_types.check(document.types)
         start = time.perf_counter()
-        run = _DocumentRun()
+        run = _DocumentRun(document.id)
         with run.timed("segmentation"):
             # Megabytes take seconds, which must not hold up other documents.
             long = len(document.text) >= _LONG
@@ -241,12 +246,9 @@ class Pipeline:
             values = self._local.get_segments(keys)
             missing = [key for key, value in zip(keys, values, strict=True) if value is None]
             stored: dict[str, bytes] = {}
-            if missing:
-                try:
-                    found = await asyncio.to_thread(self._cache.get_segments, missing)
-                    stored = {key: value for key, value in zip(missing, found, strict=True) if value is not None}
-                except StoreError:
-                    run.warnings.add("cache-unavailable")
+            if missing or self._trace:
+                here = [key for key, value in zip(keys, values, strict=True) if value is not None]
+                stored = await self._read(missing, here, run)
                 self._local.put_segments(stored)
             decided: dict[str, SegmentDecision] = {}
             for occurrences, key, value in zip(chunk, keys, values, strict=True):
@@ -294,15 +296,45 @@ class Pipeline:
             self._decision_key(state, lang, run.types, text): decision.write()
             for text, decision in decisions_of(segments, parsed, entities).items()
         }
-        self._local.put_segments(values)
-        await self._put(values, run)
+        if await self._put(values, run):
+            self._local.put_segments(values)
 
-    async def _put(self, values: Mapping[str, bytes], run: _DocumentRun) -> None:
+    async def _read(self, missing: Sequence[str], here: Sequence[str], run: _DocumentRun) -> dict[str, bytes]:
+        """What the cache has of the missing ones; those that are ``here`` are used as well, and so traced."""
+
+        def read() -> dict[str, bytes]:
+            found = self._cache.get_segments(missing) if missing else ()
+            stored = {key: value for key, value in zip(missing, found, strict=True) if value is not None}
+            if self._trace and (here or stored):
+                self._trace(run.document_id, [*here, *stored])
+            return stored
+
+        try:
+            return await asyncio.to_thread(read)
+        except StoreError:
+            run.warnings.add("cache-unavailable")
+            return {}
+
+    async def _put(self, values: Mapping[str, bytes], run: _DocumentRun) -> bool:
+        """Caches values in the store; returns whether they may be cached here, too, since they are traced."""
+        traced = self._trace is None
+
+        def put() -> None:
+            # Before, so that nothing is cached that could not be found; after, as the document may be erased meanwhile.
+            nonlocal traced
+            if self._trace:
+                self._trace(run.document_id, list(values))
+            traced = True
+            self._cache.put_segments(values)
+            if self._trace:
+                self._trace(run.document_id, list(values))
+
         with run.timed("cache"):
             try:
-                await asyncio.to_thread(self._cache.put_segments, values)
+                await asyncio.to_thread(put)
             except StoreError:
                 run.warnings.add("cache-unavailable")
+        return traced
 
     async def _tag(self, chunk: _Chunk, run: _DocumentRun) -> _Lines:
         """The line of each segment text: from the cache, else generated and cached."""
@@ -334,14 +366,10 @@ class Pipeline:
     async def _cached(self, segments: list[Segment], run: _DocumentRun) -> _Lines:
         with run.timed("cache"):
             keys = [self._key(each, run.types) for each in segments]
-            try:
-                values = await asyncio.to_thread(self._cache.get_segments, keys)
-            except StoreError:
-                run.warnings.add("cache-unavailable")
-                return {}
+            values = await self._read(keys, (), run)
         lines = {}
-        for each, value in zip(segments, values, strict=True):
-            if value is None:
+        for each, key in zip(segments, keys, strict=True):
+            if (value := values.get(key)) is None:
                 continue
             try:
                 line = TaggedLine(segment=each, types=run.types, **json.loads(value))

@@ -24,6 +24,11 @@ class LocalCache:
             max_bytes, ttl_s or math.inf, clock, getsizeof=lambda value: len(value) + _OVERHEAD
         )
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        with self._lock:
+            self._entries.clear()
+
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
         found: dict[str, bytes] = {}
         with self._lock:

@@ -12,6 +12,7 @@ from services.handles import answer
 from services.pipeline.assembly import Pipeline
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
+from services.pipeline.removal_watch import RemovalWatch
 from services.pipeline.selection_state import SelectionWatch
 from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
@@ -43,7 +44,10 @@ class PipelineService:
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
         self._watch = SelectionWatch(self._basis, self._feedback.version, _CONFIG.state_s)
-        self._watching = asyncio.get_running_loop().create_task(self._watch.run())
+        local = LocalCache(_CONFIG.local_cache_mib * 2**20, settings().segment_ttl)
+        removals = RemovalWatch(self._store.removals, local, _CONFIG.state_s)
+        loop = asyncio.get_running_loop()
+        self._watching = [loop.create_task(watch) for watch in (self._watch.run(), removals.run())]
         self._observe = RayObserver()
         self._pipeline = Pipeline(
             generate=self._generate,
@@ -54,7 +58,8 @@ class PipelineService:
             generator_revision=generator_revision(settings()),
             config=_CONFIG,
             state=self._watch,
-            local=LocalCache(_CONFIG.local_cache_mib * 2**20, settings().segment_ttl),
+            trace=self._store.trace_segments,
+            local=local,
             observe=self._observe,
         )
 

@@ -17,7 +17,7 @@ from services.query.auth.middleware import AccessControl
 from services.query.auth.scopes import requires
 from services.query.body_limit import BodyLimit
 from services.query.config import QueryConfig
-from services.query.routes import extract, feedback, health, results
+from services.query.routes import erasure, extract, feedback, health, results
 
 
 def create_app(
@@ -25,15 +25,16 @@ def create_app(
     extractor: extract.ExtractDocument,
     result_store: results.ResultReader,
     feedback_store: feedback.FeedbackBackend,
+    erase: erasure.Erase,
     missing: health.Missing,
     config: QueryConfig,
 ) -> FastAPI:
     """The HTTP application.
 
     ``extractor`` returns the extraction of a document, see :data:`.routes.extract.ExtractDocument` for its errors. Both
-    stores may block, so they are called from worker threads. ``missing`` returns a line for each part of the system
-    that is not ready. With authentication in ``config``, every route but the probes takes a credential; raises
-    :class:`.auth.callers.AuthenticationError` where that cannot be set up.
+    stores and ``erase`` may block, so they are called from worker threads. ``missing`` returns a line for each part of
+    the system that is not ready. With authentication in ``config``, every route but the probes takes a credential;
+    raises :class:`.auth.callers.AuthenticationError` where that cannot be set up.
     """
     app = FastAPI(
         title="biobracket",
@@ -58,6 +59,7 @@ def create_app(
     for router in (
         extract.router(extractor, config.timeout_s, config.max_extractions),
         results.router(result_store, config.max_mentions),
+        erasure.router(erase),
         feedback.router(feedback_store, config.max_mentions),
     ):
         app.include_router(router, responses=_REFUSALS)

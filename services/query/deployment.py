@@ -19,6 +19,7 @@ from services.query.api import create_app
 from services.query.config import QueryConfig
 from services.query.routes.extract import Busy
 from services.replica_deployment import deployment
+from shared.backends.eraser import Eraser
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.errors import DocumentError, Overloaded, StoreError
@@ -49,6 +50,7 @@ class Query:
         self._ingest = ingest
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
+        self._eraser = Eraser(settings(), self._store, self._feedback)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve calls this after the constructor."""
@@ -56,6 +58,7 @@ class Query:
             extractor=self._extract,
             result_store=self._store,
             feedback_store=self._feedback,
+            erase=lambda document_id: self._eraser.erase([(document_id, None)]),
             missing=self._missing,
             config=_CONFIG,
         )

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from shared.errors import StoreError
+from shared.errors import StoreError, StreamError
 from shared.messages import MAX_ID_CHARS
 from shared.runtime.logs import get_logger
 
@@ -132,7 +132,9 @@ def add_handlers(app: FastAPI, helps: Mapping[str, RequestHelp]) -> None:
         return JSONResponse(body.model_dump(), error.status_code, headers=error.headers)
 
     @app.exception_handler(StoreError)
-    async def store_failed(_: Request, error: StoreError) -> JSONResponse:
-        logger.warning("store_failed", error=error)
-        body = Problem(field="store", problem="does not answer", remedy="try again; the server's log has the cause")
+    @app.exception_handler(StreamError)
+    async def backend_failed(_: Request, error: StoreError | StreamError) -> JSONResponse:
+        name = "store" if isinstance(error, StoreError) else "kafka"
+        logger.warning(f"{name}_failed", error=error)
+        body = Problem(field=name, problem="does not answer", remedy="try again; the server's log has the cause")
         return JSONResponse(Failure(error=body).model_dump(), 503, headers={"Retry-After": "5"})

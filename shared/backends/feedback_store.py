@@ -5,6 +5,9 @@ Keys, all in one slot:
     bb:{feedback}:version   number of changes
     bb:{feedback}:changes   sorted set of ids by their last change
     bb:{feedback}:items     hash by id: `<milliseconds> <JSON>`, without JSON if the feedback was withdrawn
+    bb:{feedback}:of:<document>       set of ids of feedback on a document, by the document's digest
+    bb:{feedback}:erased:<document>   milliseconds up to which feedback on it was erased, until that expires
+    bb:{feedback}:gone      sorted set of ids that were erased, by when; in time their `items` and `changes` go as well
 
 If two pieces of feedback have the same id, the later one counts. A record read twice therefore changes nothing, and
 withdrawn feedback stays withdrawn.
@@ -12,6 +15,7 @@ withdrawn feedback stays withdrawn.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,15 +25,32 @@ from shared.selection.feedback import Changes, Feedback, FeedbackPage
 from shared.settings import Settings
 
 _PAGE = 500
+_GONE = "bb:{feedback}:gone"
 _KEYS = tuple(f"bb:{{feedback}}:{name}" for name in ("items", "changes", "version"))
 
-# Stores feedback unless what is stored is as new. ARGV: id, milliseconds, JSON.
+# Stores feedback unless what is stored is as new. ARGV: id, milliseconds, JSON. Keys of its document come behind.
 _PUT = """
+if KEYS[4] then
+    local erased = redis.call('GET', KEYS[5])
+    if erased and tonumber(erased) >= tonumber(ARGV[2]) then return 0 end
+end
 local old = redis.call('HGET', KEYS[1], ARGV[1])
 if old and tonumber(string.match(old, '^%d+')) >= tonumber(ARGV[2]) then return 0 end
+if KEYS[4] then redis.call('SADD', KEYS[4], ARGV[1]) end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ' ' .. ARGV[3])
 redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
 return 1
+"""
+# Removes what is left of feedback that was erased before ARGV[1], and has not been given again.
+_PURGE = """
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', '(' .. ARGV[1])) do
+    local old = redis.call('HGET', KEYS[1], id)
+    if not (old and string.find(old, '{', 1, true)) then
+        redis.call('HDEL', KEYS[1], id)
+        redis.call('ZREM', KEYS[2], id)
+    end
+    redis.call('ZREM', KEYS[3], id)
+end
 """
 # Withdraws feedback, under a time later than its own. ARGV: id, milliseconds, and 1 if that time is binding: newer
 # feedback then stays, and older feedback that arrives later is refused.
@@ -55,22 +76,24 @@ class FeedbackStore:
     Methods raise :class:`shared.errors.StoreError`.
     """
 
-    def __init__(self, client: Any) -> None:
-        """``client``: a redis-py client that returns bytes."""
+    def __init__(self, client: Any, erasure_ttl: int = 0) -> None:
+        """``client``: a redis-py client that returns bytes; ``erasure_ttl``: seconds, 0 for ever."""
         self._client = client
+        self._erasure_ttl = erasure_ttl
+        self._purge = client.register_script(_PURGE)
         self._put = client.register_script(_PUT)
         self._undo = client.register_script(_UNDO)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> FeedbackStore:
         """The store at ``settings.redis``."""
-        return cls(connect(settings))
+        return cls(connect(settings), settings.erasure_ttl)
 
     def put(self, feedback: Feedback) -> bool:
-        """Stores feedback; False if feedback of the same id is as new, or was withdrawn since."""
+        """Stores feedback; False if such of the same id is as new, or was withdrawn, or its document erased, since."""
         with translated():
             args = [feedback.id, _milliseconds(feedback.time), feedback.model_dump_json()]
-            return bool(self._put(keys=_KEYS, args=args))
+            return bool(self._put(keys=[*_KEYS, *_document_keys(feedback.document_id)], args=args))
 
     def undo(self, id: str, at: float | None = None) -> bool:
         """Withdraws feedback; False if there is none of this id.
@@ -80,6 +103,30 @@ class FeedbackStore:
         with translated():
             args = [id, _milliseconds(time.time() if at is None else at), int(at is not None)]
             return bool(self._undo(keys=_KEYS, args=args))
+
+    def erase(self, document_id: str, at: float) -> int:
+        """Erases the feedback on a document that is no newer than ``at``, Unix seconds; how much there was.
+
+        Such that arrives later is refused, for as long as the mark of that is kept.
+        """
+        given, erased = _document_keys(document_id)
+        count = 0
+        with translated():
+            kept = int(self._client.get(erased) or 0)
+            self._client.set(erased, max(kept, _milliseconds(at)), ex=self._erasure_ttl or None)
+            ids = list(self._client.smembers(given))
+            for id_, item in zip(ids, self._items(ids), strict=True):
+                ours = item is not None and item.document_id == document_id
+                if ours and not self.undo(id_.decode(), at):  # it is newer
+                    continue
+                count += ours
+                if ours or item is None:  # else the id was given to feedback on another document
+                    self._client.zadd(_GONE, {id_: _milliseconds(time.time())})
+                self._client.srem(given, id_)
+            if self._erasure_ttl:
+                keys = [_KEYS[0], _KEYS[1], _GONE]
+                self._purge(keys=keys, args=[_milliseconds(time.time() - self._erasure_ttl)])
+        return count
 
     def page(self, limit: int = 100, before: int | None = None) -> FeedbackPage:
         """At most ``limit`` items, most recently changed first; ``before``: `next` of the previous page."""
@@ -137,6 +184,13 @@ class FeedbackStore:
         """Closes the connections."""
         with translated():
             self._client.close()
+
+
+def _document_keys(document_id: str | None) -> tuple[str, ...]:
+    if document_id is None:
+        return ()
+    digest = hashlib.sha256(document_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return f"bb:{{feedback}}:of:{digest}", f"bb:{{feedback}}:erased:{digest}"
 
 
 def _milliseconds(seconds: float) -> int:

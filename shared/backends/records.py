@@ -9,7 +9,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from shared.messages import SourcePosition
+from pydantic import ValidationError
+
+from shared.messages import Erasure, SourcePosition
 
 Partition = tuple[str, int]
 Headers = tuple[tuple[str, bytes], ...]
@@ -40,6 +42,9 @@ DeadLetterReason = Literal[
 Problem = Literal["corrupt", "codec"]
 _HEADER = "biobracket."
 _REPLAY = "replay-"
+_ERASED = "erased-"
+# The year 5138: a time above is in a smaller unit. Of this millennium, microseconds are.
+_LATEST_MS = 10**14
 _CODE = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 
 
@@ -57,6 +62,15 @@ class Record:
     topic_id: str = ""  # hex UUID of the topic; empty where the broker does not tell
     problem: Problem | None = None  # with a problem, `value` holds the bytes of the batch
     span: int = 1  # how many offsets it takes: several for a batch that cannot be read
+
+
+def milliseconds(timestamp: int | None) -> int:
+    """A record's time, also where its producer gave micro- or nanoseconds; 0 where it gave none."""
+    if timestamp is None or timestamp < 0:
+        return 0
+    while timestamp >= _LATEST_MS:
+        timestamp //= 1000
+    return timestamp
 
 
 def position_of(record: Record) -> SourcePosition:
@@ -90,7 +104,31 @@ def replay_headers(record: Record, original: SourcePosition) -> Headers:
 
     A replay takes the place of the original among the versions of a document: it never replaces a later one.
     """
-    return own_headers(record) + _position_headers(original, _REPLAY)
+    return own_headers(record) + place_headers(original)
+
+
+def place_headers(position: SourcePosition) -> Headers:
+    """Headers that give a record this place among the versions of its document, instead of its own."""
+    return _position_headers(position, _REPLAY)
+
+
+def erases(record: Record) -> bool:
+    """Whether a record of documents asks for an erasure: a key alone, as Kafka deletes. An empty value is none."""
+    return record.key is not None and record.value is None and record.problem is None
+
+
+def erasure_headers(position: SourcePosition) -> Headers:
+    """Headers of an erased document's record on the topic of entities: where the erasure stands."""
+    return _position_headers(position, _ERASED)
+
+
+def erasure_of(record: Record) -> Erasure | None:
+    """The erasure that such a record tells of; None if it tells of none."""
+    position = _position(record, _ERASED) if erases(record) else None
+    try:
+        return None if position is None else Erasure(document_id=(record.key or b"").decode(), source=position)
+    except (UnicodeDecodeError, ValidationError):
+        return None
 
 
 def dead_letter_headers(record: Record, reason: str, field: str | None = None) -> Headers:

@@ -5,7 +5,12 @@ Keys; the part in braces determines the slot in a cluster:
     bb:{<bucket>}:d:<document>       hash: `json`, the result at the latest source position; `entities`, how many it
                                      has; `version`, a digest of position and extraction key; the position's parts;
                                      `published`, the version last published; `open:<version>`, for each version
-                                     whose publication has begun and is not known to have ended
+                                     whose publication has begun and is not known to have ended. Where the latest
+                                     version is an erasure, `erased` instead of `json` and `entities`
+    bb:{<bucket>}:e:<document>       hash: position of the last erasure, also where a later version is stored
+    bb:{<bucket>}:i:<document>       set of the index keys under which the document may be found; `swept` of the
+                                     document counts how often those of no use were removed
+    bb:{<bucket>}:s:<document>       see shared.backends.segment_traces
     bb:{<bucket>}:n                  hash of counters: `documents`, `entities`
     bb:m:{<text>}, bb:m:{<text>}:<type>  ids of the documents that mention a text (as a type), by time of writing
     bb:s:{<segment>}                 a cached segment, opaque bytes
@@ -14,17 +19,20 @@ Keys; the part in braces determines the slot in a cluster:
 two hex digits of the document's digest, so a document and its counters share a slot and change atomically.
 
 The index is a hint: readers check every mention against the document's result, so answers are correct even if a writer
-died half-way. By default results do not expire and segments do: with `maxmemory-policy volatile-lru` a full server
-evicts segments and never results. Segments may be on a server of their own.
+died half-way. An erasure needs more: an index key is in the document's set before the document can be found under it,
+and whoever comes too late for its result to be written removes what it has put there.
+
+By default results do not expire and segments do: with `maxmemory-policy volatile-lru` a full server evicts segments and
+never results. Segments may be on a server of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import redis
@@ -45,69 +53,19 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from shared.backends.mention_index import SETTLED_MS, MentionIndex, keys_of
+from shared.backends.result_scripts import ERASE, PUBLISHED, PUT, RESERVE, SWEEP, SWEPT
+from shared.backends.segment_traces import SegmentTraces
 from shared.errors import StoreError
-from shared.messages import Extraction, Mention, SourcePosition
+from shared.messages import Erasure, Extraction, Mention, SourcePosition
 from shared.settings import Settings
 
 _BUCKETS = tuple(f"{n:02x}" for n in range(256))
-# Stale index entries are dropped when read, but not while their writer may still be about to write the result.
-_SETTLED_MS = 3600 * 1000
 _PAGE = 100
+_SCAN = 1000
 # The result of a 10 MB document is a few MB; a server that takes longer than this for one is stuck.
 _SOCKET_TIMEOUT_S = 10.0
 _CONNECT_TIMEOUT_S = 5.0
-
-# Writes a result unless one of a later source position is there, by the rule of SourcePosition.later_than; a result
-# without a position is earlier than any with one. Returns the outcome, and the stored result where it has to be
-# published; for `written` the one it replaced.
-_PUT = """
-local version, topic, id, partition, offset, time = ARGV[1], ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
-local open = 'open:' .. version
-local old = redis.call('HMGET', KEYS[1], 'version', 'json', 'entities', 'published',
-                       'topic', 'topic_id', 'partition', 'offset', 'time')
-if old[1] == version then
-  if ARGV[10] == '1' then return {'unchanged', false} end
-  if old[4] == version then
-    redis.call('HDEL', KEYS[1], open)
-    return {'unchanged', false}
-  end
-  redis.call('HSET', KEYS[1], open, '')
-  return {'unchanged', old[2]}
-end
-local function later()
-  if not old[1] or old[5] == '' then return false end
-  if topic == '' then return true end
-  if old[5] == topic and old[7] == partition and (old[6] == id or old[6] == '' or id == '') then
-    return tonumber(old[8]) > tonumber(offset)
-  end
-  for _, pair in ipairs({{old[9], time}, {old[8], offset}, {old[7], partition}}) do
-    if tonumber(pair[1]) ~= tonumber(pair[2]) then return tonumber(pair[1]) > tonumber(pair[2]) end
-  end
-  return old[6] > id
-end
-if later() then
-  return {'superseded', redis.call('HEXISTS', KEYS[1], open) == 1 and old[2]}
-end
-if not old[1] then redis.call('DEL', KEYS[1]) end
-redis.call('HSET', KEYS[1], 'version', version, 'json', ARGV[2], 'entities', ARGV[3], 'topic', topic, 'topic_id', id,
-           'partition', partition, 'offset', offset, 'time', time)
-if ARGV[10] == '1' then redis.call('HSET', KEYS[1], 'published', version) else redis.call('HSET', KEYS[1], open, '') end
-if not old[2] then redis.call('HINCRBY', KEYS[2], 'documents', 1) end
-redis.call('HINCRBY', KEYS[2], 'entities', ARGV[3] - (old[3] or 0))
-if tonumber(ARGV[4]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) end
-return {'written', old[2]}
-"""
-
-# The version in ARGV[2] was published on behalf of that in ARGV[1]. Returns 1 if it is the newest, 0 if there is no
-# result (any more), else the newest. What is open stays so until its publisher knows that the newest came last.
-_PUBLISHED = """
-local now = redis.call('HMGET', KEYS[1], 'version', 'json')
-if not now[1] then return 0 end
-if now[1] ~= ARGV[2] then return now[2] end
-redis.call('HSET', KEYS[1], 'published', ARGV[2])
-redis.call('HDEL', KEYS[1], 'open:' .. ARGV[1])
-return 1
-"""
 
 _RETRYABLE = (
     RedisConnectionError,
@@ -127,14 +85,16 @@ _RETRYABLE = (
 class Write:
     """What became of a result given to the store."""
 
-    outcome: Literal["written", "unchanged", "superseded"]
-    unpublished: Extraction | None  # the stored result, where it has to be published (again)
+    outcome: Literal["written", "unchanged", "superseded", "erased"]  # superseded by an erasure
+    unpublished: Extraction | Erasure | None  # what is stored, where it has to be published (again)
 
 
 class ResultStore:
     """The store of one deployment. Thread-safe; every method may block on the network and raise :class:`StoreError`."""
 
-    def __init__(self, client: Any, cache: Any = None, *, result_ttl: int = 0, segment_ttl: int = 0) -> None:
+    def __init__(
+        self, client: Any, cache: Any = None, *, result_ttl: int = 0, segment_ttl: int = 0, erasure_ttl: int = 0
+    ) -> None:
         """``client``: a redis-py client that returns bytes; times to live in seconds, 0 for no expiry.
 
         ``cache``: one for the cached segments, if they are on a server of their own.
@@ -143,15 +103,28 @@ class ResultStore:
         self._cache = client if cache is None else cache
         self._result_ttl = result_ttl
         self._segment_ttl = segment_ttl
-        self._write = client.register_script(_PUT)
-        self._note = client.register_script(_PUBLISHED)
+        self._erasure_ttl = erasure_ttl
+        self._index = MentionIndex(client, result_ttl)
+        self._traces = SegmentTraces(client, self._cache, segment_ttl)
+        self._reserve = client.register_script(RESERVE)
+        self._write = client.register_script(PUT)
+        self._erase = client.register_script(ERASE)
+        self._note = client.register_script(PUBLISHED)
+        self._begin_sweep = client.register_script(SWEEP)
+        self._end_sweep = client.register_script(SWEPT)
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
-        """The store configured by ``redis``, ``redis_cluster``, ``redis_cache``, ``result_ttl`` and ``segment_ttl``."""
+        """The store configured by ``redis``, ``redis_cluster``, ``redis_cache`` and the times to live."""
         client = connect(settings)
         cache = connect(settings, cache=True) if settings.redis_cache.get_secret_value() else None
-        return cls(client, cache, result_ttl=settings.result_ttl, segment_ttl=settings.segment_ttl)
+        return cls(
+            client,
+            cache,
+            result_ttl=settings.result_ttl,
+            segment_ttl=settings.segment_ttl,
+            erasure_ttl=settings.erasure_ttl,
+        )
 
     def put(self, extraction: Extraction, *, published: bool = False) -> Write:
         """Write a result and index its mentions, unless one at a later source position is stored.
@@ -166,42 +139,72 @@ class ResultStore:
         ``published``: the result comes from where results are published.
         """
         document = _document_key(extraction.document_id)
-        source = extraction.source
-        new = _mentioned(extraction)
+        version, place = _version(extraction), _parts(extraction.source)
+        new = keys_of(extraction)
+        expires = self._result_ttl and self._result_ttl + SETTLED_MS // 1000
+        value, entities = extraction.model_dump_json(), len(extraction.entities)
         with translated():
-            if self._may_write(document, extraction):
-                self._index(extraction.document_id, new)
-            outcome, stored = self._write(
-                keys=[document, _counter_key(document)],
-                args=[
-                    _version(extraction),
-                    extraction.model_dump_json(),
-                    len(extraction.entities),
-                    self._result_ttl,
-                    *(("", "", 0, 0, 0) if source is None else _parts(source)),
-                    int(published),
-                ],
-            )
+            outcome: bytes = b"again"
+            while outcome == b"again":
+                swept = self._reserve(keys=[document, _beside(document, "i")], args=[version, *place, expires, *new])
+                if swept is not None:  # else it is not written, most likely: no need to index it
+                    self._index.add(extraction.document_id, new)
+                outcome, stored = self._write(
+                    keys=[document, _counter_key(document), _beside(document, "e")],
+                    args=[version, value, entities, self._result_ttl, *place, int(published), swept or b"-"],
+                )
             if outcome == b"written":
-                replaced = None if stored is None else _parse(stored)
-                if replaced is not None and (gone := _mentioned(replaced) - new):
-                    self._unindex(extraction.document_id, gone)
-                    self._index_again(document, extraction)
+                if stored is not None:
+                    self._sweep(extraction.document_id, new | _keys_in(stored))
                 return Write("written", None if published else extraction)
-        unpublished = None if stored is None or published else _parse(stored)
-        return Write("unchanged" if outcome == b"unchanged" else "superseded", unpublished)
+            if outcome != b"unchanged":
+                self._sweep(extraction.document_id, new)
+            if outcome == b"erased":
+                self._traces.remove(_beside(document, "s"))
+        unpublished = None if published else _newest(extraction.document_id, stored)
+        return Write(outcome.decode(), unpublished)  # type: ignore[arg-type]
 
-    def published(self, extraction: Extraction, what: Extraction) -> Extraction | None:
-        """Note that ``what`` was published where :meth:`put` of ``extraction`` asked for it.
+    def erase(self, erasure: Erasure, *, published: bool = False) -> Write:
+        """Removes what is here of a document up to a position, with its cached segments, and leaves a mark of that.
 
-        Returns what has to be published now, since a later result was stored meanwhile; None if the newest one is out.
+        The mark takes the place of a version: earlier ones, and one at the same position, are not stored any more, and
+        it is published, as :meth:`put` says. It has no text, and expires after ``erasure_ttl``. A later version stays,
+        and may lose cached segments, which costs time only. ``unpublished`` of a mark is an :class:`Erasure`.
         """
-        key = _document_key(extraction.document_id)
+        document = _document_key(erasure.document_id)
         with translated():
-            newest = self._note(keys=[key], args=[_version(extraction), _version(what)])
+            outcome, stored = self._erase(
+                keys=[document, _counter_key(document), _beside(document, "e")],
+                args=[_version(erasure), self._erasure_ttl, *_parts(erasure.source), int(published)],
+            )
+            written = outcome == b"written"
+            self._sweep(erasure.document_id, _keys_in(stored) if written and stored is not None else set())
+            self._traces.remove(_beside(document, "s"))
+        if published or written:
+            return Write(outcome.decode(), None if published else erasure)
+        return Write(outcome.decode(), _newest(erasure.document_id, stored))
+
+    def erased(self, document_id: str, source: SourcePosition) -> bool:
+        """Whether a document was erased at this position or later. Then its cached segments are removed once more."""
+        document = _document_key(document_id)
+        with translated():
+            mark = self._client.hmget(_beside(document, "e"), "topic", "topic_id", "partition", "offset", "time")
+            gone = mark[0] is not None and not source.later_than(_position(mark))
+            if gone:
+                self._traces.remove(_beside(document, "s"))
+        return gone
+
+    def published(self, own: Extraction | Erasure, what: Extraction | Erasure) -> Extraction | Erasure | None:
+        """Note that ``what`` was published where :meth:`put` or :meth:`erase` of ``own`` asked for it.
+
+        Returns what has to be published now, since a later one was stored meanwhile; None if the newest one is out.
+        """
+        key = _document_key(own.document_id)
+        with translated():
+            newest = self._note(keys=[key], args=[_version(own), _version(what)])
         if newest == 0:  # the server lost it
-            return self.put(extraction).unpublished
-        return None if newest == 1 else _parse(newest)
+            return (self.erase(own) if isinstance(own, Erasure) else self.put(own)).unpublished
+        return None if newest == 1 else _newest(own.document_id, newest)
 
     def get(self, document_id: str) -> Extraction | None:
         """The newest result of a document. StoreError where another version of biobracket wrote it."""
@@ -218,47 +221,39 @@ class ResultStore:
             )
         return extraction
 
-    def newest(self, document_ids: Sequence[str]) -> list[Extraction | None]:
-        """The newest result of each document; None where there is none of this version of biobracket."""
+    def newest(self, document_ids: Sequence[str]) -> list[Extraction | Erasure | None]:
+        """The newest result of each document, or its erasure; None where none is of this version of biobracket."""
         with translated(), self._client.pipeline(transaction=False) as pipe:
             for document_id in document_ids:
-                pipe.hget(_document_key(document_id), "json")
-            return [None if raw is None else _parse(raw) for raw in pipe.execute()]
+                fields = ("json", "erased", "topic", "topic_id", "partition", "offset", "time")
+                pipe.hmget(_document_key(document_id), *fields)
+            found = pipe.execute()
+        return [
+            _newest(document_id, place if erased else raw)
+            for document_id, (raw, erased, *place) in zip(document_ids, found, strict=True)
+        ]
+
+    def results(self) -> Iterator[Extraction]:
+        """Every stored result, in no order; those of another version of biobracket are left out.
+
+        What is written meanwhile may be missing.
+        """
+        with translated():
+            keys = self._client.scan_iter(match="bb:{??}:d:*", count=_SCAN)
+            while some := list(islice(keys, _PAGE)):
+                with self._client.pipeline(transaction=False) as pipe:
+                    for key in some:
+                        pipe.hget(key, "json")
+                    found = pipe.execute()
+                yield from (each for raw in found if raw is not None and (each := _parse(raw)) is not None)
 
     def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
         """At most ``limit`` mentions of a text, most recently written documents first.
 
         Case and surrounding white space are ignored. ``type``: a canonical key, or None for all types.
         """
-        wanted = _normal(text)
-        index = _index_key(wanted, type)
-        found: list[Mention] = []
-        stale: list[bytes] = []
-        settled = _now_ms() - _SETTLED_MS
-        start = 0
         with translated():
-            while len(found) < limit:
-                page = self._client.zrange(index, start, start + _PAGE - 1, desc=True, withscores=True)
-                if not page:
-                    break
-                start += _PAGE
-                with self._client.pipeline(transaction=False) as pipe:
-                    for member, _ in page:
-                        pipe.hget(_document_key(member.decode()), "json")
-                    results = pipe.execute()
-                for (member, written), raw in zip(page, results, strict=True):
-                    extraction = None if raw is None else _parse(raw)
-                    here = [
-                        Mention(document_id=member.decode(), entity=entity)
-                        for entity in (extraction.entities if extraction else ())
-                        if _normal(entity.text) == wanted and type in (None, entity.type)
-                    ]
-                    found += here
-                    if not here and written < settled:
-                        stale.append(member)
-            if stale:
-                self._client.zrem(index, *stale)
-        return found[:limit]
+            return self._index.find(text, type, limit, self.newest)
 
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
         """The cached bytes of each key, in the order of ``keys``; None where there are none."""
@@ -277,6 +272,16 @@ class ResultStore:
             for key, value in segments.items():
                 pipe.set(_segment_key(key), value, ex=self._segment_ttl or None)
             pipe.execute()
+
+    def trace_segments(self, document_id: str, keys: Sequence[str]) -> None:
+        """Notes that what is cached under these keys holds text of a document."""
+        with translated():
+            self._traces.note(_beside(_document_key(document_id), "s"), map(_segment_key, keys))
+
+    def removals(self) -> int:
+        """Changes whenever cached segments are removed; what is cached elsewhere then has to go as well."""
+        with translated():
+            return self._traces.removals()
 
     def counts(self) -> dict[str, int]:
         """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones still count."""
@@ -301,41 +306,29 @@ class ResultStore:
             if self._cache is not self._client:
                 self._cache.close()
 
-    def _may_write(self, document: str, extraction: Extraction) -> bool:
-        """Whether the result would be written; the script decides, this spares index entries of one that is not."""
-        version, topic, id_, *numbers = self._client.hmget(
-            document, "version", "topic", "topic_id", "partition", "offset", "time"
-        )
-        if version is None or not topic:
-            return bool(version != _version(extraction).encode())
-        partition, offset, time_ms = map(int, numbers)
-        stored = SourcePosition(
-            topic=topic.decode(), topic_id=id_.decode(), partition=partition, offset=offset, timestamp_ms=time_ms
-        )
-        source = extraction.source
-        return source is not None and not stored.later_than(source)
+    def _sweep(self, document_id: str, also: set[str]) -> None:
+        """Removes a document from where its newest result does not mention it: its index keys, and ``also`` these.
 
-    def _index_again(self, document: str, extraction: Extraction) -> None:
-        """Index a result that replaced this one while index entries were removed, which could have been its."""
-        version, raw = self._client.hmget(document, "version", "json")
-        if version != _version(extraction).encode() and raw is not None and (newest := _parse(raw)) is not None:
-            self._index(extraction.document_id, _mentioned(newest))
-
-    def _index(self, document_id: str, indexes: set[str]) -> None:
-        now = _now_ms()
-        with self._client.pipeline(transaction=False) as pipe:
-            for index in indexes:
-                pipe.zadd(index, {document_id: now})
-                if self._result_ttl:
-                    pipe.zremrangebyscore(index, "-inf", now - self._result_ttl * 1000)
-                    pipe.expire(index, self._result_ttl + _SETTLED_MS // 1000)
-            pipe.execute()
-
-    def _unindex(self, document_id: str, indexes: set[str]) -> None:
-        with self._client.pipeline(transaction=False) as pipe:
-            for index in indexes:
-                pipe.zrem(index, document_id)
-            pipe.execute()
+        A later version may be about to be stored, and be found there. It reserves its index keys again where a sweep
+        began or ended meanwhile; and where it is stored before the sweep has ended, the sweep puts back what it took.
+        """
+        document = _document_key(document_id)
+        keys = [document, _beside(document, "i")]
+        taken: set[str] = set()
+        while True:
+            version, raw, noted = self._begin_sweep(keys=keys)
+            if raw is not None and _parse(raw) is None:  # of another version of biobracket, which knows what it has
+                return
+            kept = set() if raw is None else _keys_in(raw)
+            stale = ({key.decode() for key in noted} | also) - kept
+            back = taken & kept
+            if not stale and not back:
+                return
+            self._index.add(document_id, back)
+            self._index.remove(document_id, stale)
+            taken |= stale
+            if self._end_sweep(keys=keys, args=[version or b"", *stale]):
+                return
 
 
 def connect(settings: Settings, *, cache: bool = False) -> Any:
@@ -387,26 +380,41 @@ def _parse(raw: bytes) -> Extraction | None:
         return None
 
 
-def _version(extraction: Extraction) -> str:
-    place = "" if extraction.source is None else "\x1f".join(map(str, _parts(extraction.source)))
-    return _digest(f"{place}\x1e{extraction.key}")
+def _newest(document_id: str, told: bytes | Sequence[bytes] | None) -> Extraction | Erasure | None:
+    """What a script tells of the newest version: JSON, or the position of an erasure."""
+    if told is None or isinstance(told, bytes):
+        return None if told is None else _parse(told)
+    return Erasure(document_id=document_id, source=_position(told))
 
 
-def _parts(source: SourcePosition) -> tuple[str, str, int, int, int]:
+def _position(parts: Sequence[bytes]) -> SourcePosition:
+    topic, topic_id, partition, offset, time_ms = parts
+    return SourcePosition(
+        topic=topic.decode(),
+        topic_id=topic_id.decode(),
+        partition=int(partition),
+        offset=int(offset),
+        timestamp_ms=int(time_ms),
+    )
+
+
+def _version(what: Extraction | Erasure) -> str:
+    if isinstance(what, Erasure):  # without the id of the topic, which not everybody who erases is told
+        topic, _, *numbers = _parts(what.source)
+        return _digest("\x1f".join(map(str, ("erased", topic, *numbers))))
+    place = "" if what.source is None else "\x1f".join(map(str, _parts(what.source)))
+    return _digest(f"{place}\x1e{what.key}")
+
+
+def _parts(source: SourcePosition | None) -> tuple[str, str, int, int, int]:
+    if source is None:
+        return "", "", 0, 0, 0
     return source.topic, source.topic_id, source.partition, source.offset, source.timestamp_ms
 
 
-def _mentioned(extraction: Extraction) -> set[str]:
-    """The index keys of an extraction."""
-    return {
-        index
-        for entity in extraction.entities
-        for index in (_index_key(_normal(entity.text), None), _index_key(_normal(entity.text), entity.type))
-    }
-
-
-def _normal(text: str) -> str:
-    return text.strip().casefold()
+def _keys_in(raw: bytes) -> set[str]:
+    extraction = _parse(raw)
+    return set() if extraction is None else keys_of(extraction)
 
 
 def _digest(text: str) -> str:
@@ -422,13 +430,10 @@ def _counter_key(document_key: str) -> str:
     return document_key.partition("}")[0] + "}:n"
 
 
-def _index_key(normal: str, type: str | None) -> str:
-    return f"bb:m:{{{_digest(normal)}}}" + (f":{type}" if type else "")
+def _beside(document_key: str, kind: str) -> str:
+    """A key of the same document, in the same slot."""
+    return document_key.replace("}:d:", f"}}:{kind}:")
 
 
 def _segment_key(key: str) -> str:
     return f"bb:s:{{{_digest(key)}}}"
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

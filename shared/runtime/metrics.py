@@ -38,6 +38,8 @@ def unobserved(metric: Metric, value: float, tags: Mapping[str, str] | None = No
 DOCUMENTS = Metric("biobracket_documents", "counter", "Documents processed.", ("lang",))
 # Versions of a document whose result was not stored, since that of a later version was: amendments and replays.
 SUPERSEDED = Metric("biobracket_superseded", "counter", "Results behind a later version of their document.")
+# Erasures that were asked for on the topic of documents, each counted when it is carried out.
+ERASURES = Metric("biobracket_erasures", "counter", "Documents erased.")
 # Documents sent to the dead-letter topic; tag `reason` is a shared.backends.records.DeadLetterReason.
 DEAD_LETTERS = Metric("biobracket_dead_letters", "counter", "Documents sent to dead letters.", ("reason",))
 # Reviewers' feedback through Kafka; tag `kind` is accepted, rejected or undone.
@@ -74,6 +76,6 @@ DOCUMENT_SECONDS = Metric("biobracket_document_seconds", "histogram", "Seconds a
 STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage takes.", ("stage",), SECONDS)
 
 METRICS = (
-    DOCUMENTS, SUPERSEDED, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS, ENTITIES,
-    REPAIRS, REFUSED, LAG, UNKNOWN_FIELDS, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    DOCUMENTS, SUPERSEDED, ERASURES, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS,
+    ENTITIES, REPAIRS, REFUSED, LAG, UNKNOWN_FIELDS, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
 )  # fmt: skip

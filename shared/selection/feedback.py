@@ -40,8 +40,8 @@ class NewFeedback(Message):
         default=None,
         min_length=1,
         max_length=MAX_ID_CHARS,
-        description="Identifier; if absent, derived from text, span and type, so that later feedback on the same "
-        "mention replaces this.",
+        description="Identifier; if absent, derived from text, span, type and document, so that later feedback on the "
+        "same mention replaces this.",
     )
     text: str = Field(
         min_length=1, max_length=MAX_TEXT, description="The text around the mention: its sentence, or more."
@@ -50,6 +50,12 @@ class NewFeedback(Message):
     end: Offset
     type: str = Field(description="Entity type key.")
     accepted: bool = Field(description="Whether this is a correct mention of the type.")
+    document_id: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_ID_CHARS,
+        description="Identifier of the document that the text is of, with which the feedback is erased.",
+    )
     lang: Lang | None = Field(default=None, description="Language of the text; detected if absent.")
     reviewer: str | None = Field(default=None, max_length=MAX_ID_CHARS, description="Who gave the feedback.")
     time: float | None = Field(
@@ -60,7 +66,7 @@ class NewFeedback(Message):
         description="When it was given, Unix seconds; the time of arrival if absent.",
     )
 
-    @field_validator("id", "text", "reviewer")
+    @field_validator("id", "text", "document_id", "reviewer")
     @classmethod
     def _unicode(cls, value: str | None) -> str | None:
         return None if value is None else encodable(value)
@@ -84,6 +90,8 @@ class NewFeedback(Message):
     def feedback(self, now: float) -> Feedback:
         """The feedback to store, with an identifier and a time; ``now``: Unix seconds."""
         what = f"{self.type}\x1f{self.start}-{self.end}\x1f{self.text}"
+        if self.document_id is not None:  # the same sentence in another document is another mention
+            what += f"\x1f{self.document_id}"
         derived = hashlib.sha256(what.encode()).hexdigest()[:32]
         given = self.model_dump()
         return Feedback(**given | {"id": self.id or derived, "time": now if self.time is None else self.time})

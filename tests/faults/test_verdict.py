@@ -8,7 +8,7 @@ import json
 import pytest
 import redis
 
-from shared.backends import result_store
+from shared.backends import mention_index, result_store
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
 from shared.messages import Document, Extraction
@@ -81,7 +81,7 @@ def test_each_fault_is_found(settings: Settings) -> None:
         client.hset(key, "json", raw)
         # The index of mentions has lost one.
         (entity, *_) = served.entities
-        index = result_store._index_key(result_store._normal(entity.text), entity.type)
+        index = mention_index._key(mention_index._normal(entity.text), entity.type)
         kept_index = client.dump(index)
         client.delete(index)
         assert judge(settings, expected, expected).lost > 0

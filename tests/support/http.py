@@ -71,12 +71,14 @@ class World:
         self.error: Exception | None = None
         self.delay = 0.0
         self.missing: Sequence[str] = ()
+        self.erased: list[str] = []
         self.app = create_app(
             extractor=self.extract,
             result_store=self.store,
             missing=self.what_is_missing,
             config=QueryConfig(**{"max_body_bytes": 4096, "timeout_s": 0.5, "max_mentions": 50} | settings),
             feedback_store=feedback,
+            erase=self.erase,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 
@@ -87,6 +89,12 @@ class World:
             raise self.error
         self.store.results[document.id] = extraction_of(document)
         return self.store.results[document.id]
+
+    def erase(self, document_id: str) -> None:
+        if self.error:
+            raise self.error
+        self.store.results.pop(document_id, None)
+        self.erased.append(document_id)
 
     async def what_is_missing(self) -> Sequence[str]:
         return self.missing

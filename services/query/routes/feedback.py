@@ -34,6 +34,7 @@ HELP = RequestHelp(
         "type": f"send one of {', '.join(TYPES)}",
         "accepted": "send true or false",
         "id": f"{ID_REMEDY}, or omit it to have one generated",
+        "document_id": f"{ID_REMEDY}, or omit it",
         "lang": LANG_REMEDY,
         "reviewer": f"send a string of at most {MAX_ID_CHARS} Unicode characters, or omit it",
         "time": "send Unix seconds, or omit it",

@@ -29,7 +29,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
 )
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
-from shared.backends.records import Partition, Record
+from shared.backends.records import Partition, Record, milliseconds
 from shared.errors import Fenced, MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
@@ -44,8 +44,6 @@ COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
 OVERHEAD_BYTES = 64 * 1024
 FETCH_BYTES = 50 * 2**20
-# The year 5138: a time above is in a smaller unit. Of this millennium, microseconds are.
-_LATEST_MS = 10**14
 _SECURITY = ("security_protocol", "sasl_", "ssl_", "proxy_url", "client_id", "client_rack")
 _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
 
@@ -60,21 +58,12 @@ def record_of(consumer: Any, partition: Any, read: Any) -> Record:
         offset=read.offset,
         key=read.key,
         value=read.value,
-        timestamp_ms=_milliseconds(read.timestamp),
+        timestamp_ms=milliseconds(read.timestamp),
         headers=headers,
         topic_id="" if topic_id is None or topic_id.int == 0 else topic_id.hex,
         problem=getattr(read, "problem", None),
         span=getattr(read, "span", 1),
     )
-
-
-def _milliseconds(timestamp: int | None) -> int:
-    """A record's time, also where its producer gave micro- or nanoseconds; 0 where it gave none."""
-    if timestamp is None or timestamp < 0:
-        return 0
-    while timestamp >= _LATEST_MS:
-        timestamp //= 1000
-    return timestamp
 
 
 def positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:

@@ -37,7 +37,7 @@ from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Membership, Source
 from shared.backends.streams.topics import ensure_topics
 from shared.errors import DocumentError, Fenced, Overloaded
-from shared.messages import Document, Entity, Extraction, check_offsets, entity_id
+from shared.messages import Document, Entity, Erasure, Extraction, check_offsets, entity_id
 from shared.runtime.metrics import UNKNOWN_FIELDS
 from shared.settings import Settings
 from shared.text.language import detect
@@ -226,6 +226,36 @@ def test_every_document_comes_out_and_poison_is_set_aside(settings: Settings) ->
     assert all(dict(letter.headers)["biobracket.topic"].decode() == settings.topic_documents for letter in letters)
     fields = {letter.value: dict(letter.headers).get("biobracket.field") for letter in letters}
     assert fields[b'{"id": "d"}'] == b"text"
+
+
+def test_a_document_erased_in_flight_leaves_no_dead_letter(settings: Settings) -> None:
+    """The erasure waits for nobody; whoever fails later is told."""
+    settings = settings.model_copy(update={"partitions": 1})
+    ensure_topics(settings)
+    sink = Sink(settings)
+    ids = {"fails": "d-1", "works": "d-3"}
+    sink.send(settings.topic_documents, b"d-1", document(1)).result(PATIENCE_S)
+    sink.send(settings.topic_documents, b"d-3", document(3)).result(PATIENCE_S)
+    for key in (b"d-1", b"d-3", b"\xff"):
+        sink.send(settings.topic_documents, key, None).result(PATIENCE_S)
+    sink.close()
+    store = ResultStore.from_settings(settings)
+
+    async def process(given: Document) -> Extraction:
+        await until(lambda: all(isinstance(each, Erasure) for each in store.newest(list(ids.values()))))
+        if given.id == ids["fails"]:
+            raise ValueError
+        return await extract(given)
+
+    consumer = make(settings, process, attempts=1)
+    asyncio.run(consume(consumer, 5))
+    assert (consumer.status().processed, consumer.status().dead_lettered) == (4, 1)
+    (letter,) = read(settings, settings.topic_dead_letters, 1)
+    assert (letter.key, dict(letter.headers)["biobracket.field"]) == (b"\xff", b"key")
+    entities = read(settings, settings.topic_entities, 2)
+    assert {(record.key, record.value) for record in entities} == {(b"d-1", None), (b"d-3", None)}
+    assert store.counts() == {"documents": 0, "entities": 0}
+    store.close()
 
 
 def test_a_document_that_kills_its_process_is_found_and_the_others_come_out(settings: Settings) -> None:

@@ -21,10 +21,10 @@ from pydantic import SecretStr
 from services.embedded.servers import Valkey
 from services.ingest.delivery import Delivery, record_bytes
 from shared.backends import result_store as module
-from shared.backends.records import Headers, Record
+from shared.backends.records import Headers, Record, erasure_of
 from shared.backends.result_store import ResultStore
 from shared.errors import DocumentError
-from shared.messages import Extraction, SourcePosition
+from shared.messages import Document, Erasure, Extraction, SourcePosition
 from shared.runtime.metrics import SUPERSEDED, unobserved
 from shared.settings import Settings
 
@@ -185,3 +185,33 @@ def test_a_result_too_large_for_the_topic_is_in_the_store(store: ResultStore) ->
 
 def test_bytes_of_a_record() -> None:
     assert record_bytes(Record("t", 0, 0, b"ab", None, 0, (("é", b"c"),))) == 5
+
+
+def test_an_erasure_is_published_as_a_null_value_that_names_its_place(store: ResultStore) -> None:
+    topic = Topic()
+    deliver(store, topic, version(0))
+    erasure = Erasure(document_id="d", source=SourcePosition(topic="t", partition=0, offset=1, timestamp_ms=0))
+    delivery = Delivery(
+        store=store,
+        sink=topic,  # type: ignore[arg-type]
+        settings=Settings(),
+        persist=once,
+        observe=unobserved,
+    )
+    for _ in range(2):  # redelivered: once is enough
+        asyncio.run(delivery.erase(erasure, (("traceparent", b"00"),)))
+    assert len(topic.records) == 2
+    name, key, value, headers = topic.records[-1]
+    assert (key, value, headers[0]) == (b"d", None, ("traceparent", b"00"))
+    assert erasure_of(Record(name, 0, 1, key, value, 0, headers)) == erasure
+    deliver(store, topic, version(0))
+    assert len(topic.records) == 2
+    # What fails after the erasure becomes no dead letter; by its key where it cannot be read.
+    document = Document(id="d", text="x")
+    for offset, erased in ((0, True), (1, True), (2, False)):
+        for key, read in ((b"another", document), (b"d", None)):
+            record = Record("t", 0, offset, key, b"x", 0)
+            assert asyncio.run(delivery.erased(record, read)) == erased
+    assert not asyncio.run(delivery.erased(Record("t", 0, 0, None, b"x", 0), None))
+    deliver(store, topic, version(2))
+    assert store.get("d") == version(2)

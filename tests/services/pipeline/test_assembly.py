@@ -626,6 +626,41 @@ def test_a_broken_store_is_a_warning_unless_all_is_here() -> None:
     assert (result.warnings, result.counts.entities) == (("cache-unavailable",), cold.counts.entities + 2)
 
 
+def test_whatever_a_document_caches_or_finds_cached_is_traced() -> None:
+    memory, local, traces = Memory(), LocalCache(2**20), Counter[tuple[str, str]]()
+
+    def trace(document_id: str, keys: Sequence[str]) -> None:
+        traces.update((document_id, key) for key in keys)
+
+    bench = deciding(Selection(), memory, local)
+    bench.pipeline._trace = trace
+    bench.extract(TEXT, id="first")
+    assert {key for _, key in traces} == memory.values.keys()
+    assert set(traces.values()) == {2}  # before and after
+    bench.extract(TEXT, id="second")  # out of the memory of this replica
+    decisions = {key for key in memory.values if key.startswith("decision:")}
+    assert {key for id_, key in traces if id_ == "second"} == decisions
+    other = deciding(Selection(), memory, LocalCache(2**20))
+    other.pipeline._trace = trace
+    other.extract(TEXT, id="third")  # out of the store
+    assert {key for id_, key in traces if id_ == "third"} == decisions
+
+
+def test_what_cannot_be_traced_is_not_cached() -> None:
+    memory, local = Memory(), LocalCache(2**20)
+    bench = deciding(Selection(), memory, local)
+
+    def trace(document_id: str, keys: Sequence[str]) -> None:
+        raise StoreError("redis: gone", retryable=True)
+
+    bench.pipeline._trace = trace
+    assert bench.extract(TEXT).warnings == ("cache-unavailable",)
+    assert memory.values == {}
+    bench.pipeline._trace = None
+    bench.extract(TEXT)
+    assert bench.hits == {}
+
+
 def test_entities_that_break_the_invariant_are_not_cached() -> None:
     selection, memory = Selection(), Memory()
     bench = deciding(selection, memory)

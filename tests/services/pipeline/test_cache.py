@@ -93,3 +93,12 @@ def test_entries_end_with_their_time() -> None:
     now = 61.0
     assert some.get_segments(["a"]) == [None]
     assert for_good.get_segments(["a"]) == [b"1"]
+
+
+def test_what_is_cleared_is_gone() -> None:
+    cache = LocalCache(10**6)
+    cache.put_segments({"a": b"1", "b": b"2"})
+    cache.clear()
+    assert cache.get_segments(["a", "b"]) == [None, None]
+    cache.put_segments({"a": b"3"})
+    assert cache.get_segments(["a"]) == [b"3"]

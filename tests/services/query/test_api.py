@@ -13,7 +13,7 @@ from tests.support.http import SECRET, World
 def test_openapi_describes_everything(world: World) -> None:
     schema = world.client.get("/openapi.json").json()
     operations = [o for path in schema["paths"].values() for o in path.values()]
-    assert len(operations) == 8
+    assert len(operations) == 9
     for operation in operations:
         assert operation["summary"]
         assert operation["description"]

@@ -147,3 +147,44 @@ def test_an_unreachable_store_names_the_setting(target: Target) -> None:
     )
     with pytest.raises(StoreError, match="BIOBRACKET_REDIS"):
         away.version()
+
+
+def test_feedback_is_erased_with_its_document(store: FeedbackStore, target: Target) -> None:
+    store.put(feedback("a", 1.0, document_id="病历/1"))
+    store.put(feedback("b", 9.0, document_id="病历/1"))
+    store.put(feedback("c", 1.0, document_id="other"))
+    store.put(feedback("moved", 1.0, document_id="病历/1"))
+    store.put(feedback("moved", 2.0, document_id="other"))
+    store.put(feedback("d", 1.0))
+    before = store.version()
+    assert store.erase("病历/1", at=5.0) == 1
+    assert sorted(ids(store)) == ["b", "c", "d", "moved"]
+    assert store.changes(before).gone == ("a",)
+    # In whatever order they arrive: what was given before the erasure stays away, also under a new id.
+    for id_ in ("a", "new"):
+        assert not store.put(feedback(id_, 4.0, document_id="病历/1"))
+    assert store.put(feedback("new", 6.0, document_id="病历/1"))
+    assert store.erase("病历/1", at=5.0) == 0
+    assert store.erase("never there", at=5.0) == 0
+    assert store.erase("病历/1", at=10.0) == 2
+    assert sorted(ids(store)) == ["c", "d", "moved"]
+    assert not [key for key in target.client.scan_iter(match="bb:{feedback}:*") if "病历".encode() in key]
+
+
+def test_what_is_left_of_erased_feedback_expires(target: Target) -> None:
+    target.everywhere("FLUSHALL")
+    store = FeedbackStore.from_settings(target.settings.model_copy(update={"erasure_ttl": 100}))
+    for id_ in ("a", "again"):
+        store.put(feedback(id_, 1.0, document_id="one"))
+    assert store.erase("one", at=5.0) == 2
+    (mark,) = target.client.scan_iter(match="bb:{feedback}:erased:*")
+    assert 0 < target.client.ttl(mark) <= 100
+    store.put(feedback("again", 7.0, document_id="one"))
+    # As if it had been long ago.
+    target.client.zadd("bb:{feedback}:gone", {"a": 1, "again": 1})
+    store.erase("another", at=5.0)
+    assert target.client.hkeys("bb:{feedback}:items") == [b"again"]
+    assert target.client.zrange("bb:{feedback}:changes", 0, -1) == [b"again"]
+    assert not target.client.exists("bb:{feedback}:gone")
+    assert ids(store) == ["again"]
+    store.close()

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
+from shared.backends import mention_index
 from shared.backends import result_store as module
+from shared.backends.mention_index import keys_of
 from shared.backends.result_store import ResultStore, Write
 from shared.errors import StoreError
 from shared.messages import Entity, Extraction, SourcePosition, entity_id
@@ -207,10 +209,10 @@ def test_a_result_that_the_server_lost_is_written_again(store: ResultStore, targ
 def test_old_versions_leave_nothing_behind(store: ResultStore, target: Target) -> None:
     for n in range(50):
         _publish(store, _extraction("d", "r", (f"fever {n}", "disease"), source=_at(n)), [])
-    assert len(target.keys()) == 4  # the document, its counters, and an index with and without type
+    assert len(target.keys()) == 5  # the document, its index keys and counters, and an index with and without type
     fields = target.client.hkeys(module._document_key("d"))
     assert not [name for name in fields if name.startswith(b"open:")]
-    assert len(fields) == 9
+    assert len(fields) == 10
     assert len(store.mentions("fever 49")) == 1
 
 
@@ -227,14 +229,14 @@ def test_a_writer_that_was_overtaken_leaves_the_index_of_the_newest(
     middle = _extraction("d", "r", ("cough", "disease"), source=_at(1))
     last = _extraction("d", "r", ("fever", "disease"), source=_at(2))
     store.put(first)
-    unindex = store._unindex
+    remove = store._index.remove
 
-    def overtaken(document_id: str, indexes: set[str]) -> None:
-        monkeypatch.setattr(store, "_unindex", unindex)
+    def overtaken(document_id: str, keys: set[str]) -> None:
+        monkeypatch.setattr(store._index, "remove", remove)
         store.put(last)
-        unindex(document_id, indexes)
+        remove(document_id, keys)
 
-    monkeypatch.setattr(store, "_unindex", overtaken)
+    monkeypatch.setattr(store._index, "remove", overtaken)
     store.put(middle)
     assert [mention.entity for mention in store.mentions("fever")] == list(last.entities)
     assert store.mentions("cough") == []
@@ -264,7 +266,7 @@ def test_mentions_are_found_by_text_and_type(store: ResultStore) -> None:
 
 
 def test_mentions_respect_the_limit_across_pages(store: ResultStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAGE", 2)
+    monkeypatch.setattr(mention_index, "_PAGE", 2)
     for n in range(7):
         store.put(_extraction(f"d{n}", "r", ("fever", "disease")))
     assert len(store.mentions("fever")) == 7
@@ -274,7 +276,7 @@ def test_mentions_respect_the_limit_across_pages(store: ResultStore, monkeypatch
 
 def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store: ResultStore) -> None:
     extraction = _extraction("d", "r", ("fever", "disease"))
-    store._index("d", module._mentioned(extraction))
+    store._index.add("d", keys_of(extraction))
     assert store.mentions("fever") == []
     assert store.put(extraction).outcome == "written"
     assert len(store.mentions("fever")) == 1
@@ -283,11 +285,11 @@ def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store:
 def test_stale_entries_are_dropped_when_read(
     store: ResultStore, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store._index("gone", module._mentioned(_extraction("gone", "r", ("fever", "disease"))))
-    index = module._index_key("fever", None)
+    store._index.add("gone", keys_of(_extraction("gone", "r", ("fever", "disease"))))
+    index = mention_index._key("fever", None)
     store.mentions("fever")
     assert target.client.zcard(index) == 1
-    monkeypatch.setattr(module, "_SETTLED_MS", -1000)
+    monkeypatch.setattr(mention_index, "SETTLED_MS", -1000)
     store.mentions("fever")
     assert target.client.zcard(index) == 0
 

@@ -101,6 +101,7 @@ def test_one_extraction_too_many_is_refused_and_its_place_is_free_again(world: W
         missing=world.what_is_missing,
         config=QueryConfig(max_extractions=2),
         feedback_store=None,  # type: ignore[arg-type]  # not asked here
+        erase=world.erase,
     )
     with TestClient(app) as client, ThreadPoolExecutor(2) as pool:
         for _ in range(2):

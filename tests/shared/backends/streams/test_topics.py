@@ -6,7 +6,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource, ConfigResourceType
 
 from shared.backends.streams.source import Source
-from shared.backends.streams.topics import ensure_topics
+from shared.backends.streams.topics import ensure_topics, retention_ms
 from shared.settings import Settings
 from tests.support.kafka import Kafka
 from tests.support.streams import until
@@ -29,3 +29,13 @@ def test_entities_are_compacted(kafka: Kafka, fresh: Callable[[str], Settings]) 
     (topics,) = told.values()
     policies = {name: config.get("cleanup.policy", {}).get("value", "delete") for name, config in topics.items()}
     assert policies == {settings.topic_entities: "compact", settings.topic_documents: "delete"}
+    # Null values of erased documents stay as long as the marks in the store.
+    assert int(topics[settings.topic_entities]["delete.retention.ms"]["value"]) == settings.erasure_ttl * 1000
+
+
+def test_retention_is_told_where_the_broker_tells_it(each_broker: Settings) -> None:
+    ensure_topics(each_broker)
+    week = 7 * 86_400_000
+    kept = retention_ms(each_broker)
+    assert kept.keys() == {each_broker.topic_documents, each_broker.topic_dead_letters, each_broker.topic_feedback}
+    assert set(kept.values()) in ({week}, {None})
