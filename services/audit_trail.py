@@ -24,6 +24,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from shared.settings import Settings
+
 Action = Literal["read", "search", "extract", "feedback", "forget", "administer"]
 
 _END = "end"
@@ -49,6 +51,13 @@ class AuditTrail:
         name = f"audit-{began}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}.jsonl"
         file = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         return cls(lambda line: os.write(file, line), key)
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> AuditTrail | None:
+        """In the folder ``audit``; None where none is set."""
+        if settings.audit is None:
+            return None
+        return cls.in_folder(settings.audit, settings.audit_key.get_secret_value().encode())
 
     def add(self, who: str, action: Action, document: str, outcome: str) -> None:
         """``who``: the caller's name; ``document``: its id, or what was searched for; ``outcome``: a short code."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,6 +33,7 @@ def forget(
     data: DataOption = None,
 ) -> None:
     """Erase documents: results, mentions, cached segments, their feedback; one that is not there is a success too."""
+    from services.audit_trail import AuditTrail
     from services.erasure import Erasures
     from shared.backends.streams.topics import retention_ms
     from shared.errors import BackendError
@@ -52,10 +54,17 @@ def forget(
                 return
             if not choice.ids and not yes:
                 typer.confirm(f"erase {_counted(found)}?", abort=True, err=True)
+            trail = AuditTrail.from_settings(settings)  # before anything is erased: it may not be writable
             erasures.erase(found)
+            if trail is not None:
+                for id_ in found.documents:
+                    trail.add(f"command:{getpass.getuser()}", "forget", id_, "erased")
+                trail.close()
             kept = retention_ms(settings)
     except BackendError as error:
         fail(str(error))
+    except OSError as error:
+        fail(f"audit: the trail cannot be written ({error.strerror}); let BIOBRACKET_AUDIT name a folder that can be")
     out.print(f"{_counted(found)} erased", highlight=False, soft_wrap=True)
     _tell_what_remains(settings, kept)
 

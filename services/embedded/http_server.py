@@ -55,7 +55,7 @@ def check(settings: Settings) -> None:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """What replicas and Serve's proxy read: the files of authentication and TLS, as found from any folder."""
+    """What replicas and Serve's proxy read: the files of authentication, TLS and audit, as found from any folder."""
     config = QueryConfig()
     files = {
         "HTTP_CERTIFICATE": settings.http_certificate,
@@ -63,6 +63,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "QUERY_API_KEYS": config.api_keys,
         "QUERY_JWKS": Path(config.jwks) if config.jwks and "://" not in config.jwks else None,
         "QUERY_JWT_CA": config.jwt_ca,
+        "AUDIT": settings.audit,
     }
     # Links are kept: Kubernetes renews mounted secrets by changing one.
     values = {f"BIOBRACKET_{name}": str(file.absolute()) for name, file in files.items() if file is not None}

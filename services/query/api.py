@@ -10,7 +10,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.routing import RouteContext, iter_route_contexts
 
+from services.audit_trail import AuditTrail
 from services.query import errors
+from services.query.audit import Audited
 from services.query.auth.authentication import Authentication
 from services.query.auth.limits import Limits
 from services.query.auth.middleware import AccessControl
@@ -28,13 +30,15 @@ def create_app(
     erase: erasure.Erase,
     missing: health.Missing,
     config: QueryConfig,
+    trail: AuditTrail | None = None,
 ) -> FastAPI:
     """The HTTP application.
 
     ``extractor`` returns the extraction of a document, see :data:`.routes.extract.ExtractDocument` for its errors. Both
     stores and ``erase`` may block, so they are called from worker threads. ``missing`` returns a line for each part of
     the system that is not ready. With authentication in ``config``, every route but the probes takes a credential;
-    raises :class:`.auth.callers.AuthenticationError` where that cannot be set up.
+    raises :class:`.auth.callers.AuthenticationError` where that cannot be set up. ``trail`` gets an entry for each
+    request that concerns a document or mention.
     """
     app = FastAPI(
         title="biobracket",
@@ -53,6 +57,8 @@ def create_app(
             limits=Limits(rate=config.rate, concurrent=config.max_caller_requests, failures=config.failed_rate),
             routes=lambda: routes(app),
         )
+    if trail is not None:
+        app.add_middleware(Audited, trail=trail)  # the last added is the first that a request meets
     errors.add_handlers(
         app, {extract.PATH: extract.HELP, results.MENTIONS: results.MENTIONS_HELP, feedback.PATH: feedback.HELP}
     )

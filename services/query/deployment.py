@@ -13,6 +13,7 @@ from ray.serve import context as serve_context
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
+from services.audit_trail import AuditTrail
 from services.handles import answer
 from services.query import exposure
 from services.query.api import create_app
@@ -50,6 +51,7 @@ class Query:
         self._ingest = ingest
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
+        self._trail = AuditTrail.from_settings(settings())
         self._eraser = Eraser(settings(), self._store, self._feedback)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -61,6 +63,7 @@ class Query:
             erase=lambda document_id: self._eraser.erase([(document_id, None)]),
             missing=self._missing,
             config=_CONFIG,
+            trail=self._trail,
         )
 
     async def _extract(self, document: Document) -> Extraction:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi.testclient import TestClient
 
+from services.audit_trail import AuditTrail
 from services.query.api import create_app
 from services.query.config import QueryConfig
 from shared.messages import Document, Entity, Extraction, Mention, entity_id
@@ -65,7 +66,7 @@ class Store:
 class World:
     """The application and what it stands on."""
 
-    def __init__(self, feedback: Any = None, **settings: Any) -> None:
+    def __init__(self, feedback: Any = None, trail: AuditTrail | None = None, **settings: Any) -> None:
         """``settings``: of the query service."""
         self.store = Store()
         self.error: Exception | None = None
@@ -79,6 +80,7 @@ class World:
             config=QueryConfig(**{"max_body_bytes": 4096, "timeout_s": 0.5, "max_mentions": 50} | settings),
             feedback_store=feedback,
             erase=self.erase,
+            trail=trail,
         )
         self.client = TestClient(self.app, raise_server_exceptions=False)
 

@@ -7,7 +7,7 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import ConfigDict, Field
 
 from services.query.auth.scopes import requires
@@ -103,9 +103,10 @@ def router(extractor: ExtractDocument, timeout_s: float, most: int) -> APIRouter
             )
         },
     )
-    async def extract_entities(request: ExtractRequest) -> Extraction:
+    async def extract_entities(request: ExtractRequest, http: Request) -> Extraction:
         """Waits for the entities of one text. To process many texts, send them through Kafka."""
         nonlocal under_way
+        http.state.subject = request.id
         under_way += 1
         try:
             if under_way > most:

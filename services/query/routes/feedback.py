@@ -5,7 +5,7 @@
 import time
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from services.query.auth.scopes import requires
 from services.query.errors import (
@@ -70,12 +70,13 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
             422: {"model": Failure, "description": "A field is wrong."},
         },
     )
-    def give_feedback(given: NewFeedback) -> Feedback:
+    def give_feedback(given: NewFeedback, http: Request) -> Feedback:
         """Takes effect from the next extraction on, for the mention and near copies of it, on every replica.
 
         Later feedback on the same mention, or with the same `id`, replaces earlier feedback. Returns what is stored.
         """
         feedback = given.feedback(time.time())
+        http.state.subject = feedback.id
         if not store.put(feedback):
             raise ApiError(
                 409,

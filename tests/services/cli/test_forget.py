@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,21 @@ def test_forget_by_id_and_again(stored: Extraction, servers: Settings) -> None:
     assert f"{servers.topic_documents} (not told by the broker)" in said.stderr
     said = call("forget", "病历/1")
     assert (said.exit_code, said.stdout) == (0, "1 documents (0 with a result) erased\n")
+
+
+def test_an_erasure_is_in_the_audit_trail(
+    stored: Extraction, servers: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BIOBRACKET_AUDIT", str(tmp_path / "trail"))
+    assert call("forget", "病历/1", "--dry-run").exit_code == 0
+    assert call("forget", "病历/1").exit_code == 0
+    (file,) = (tmp_path / "trail").iterdir()
+    entry, end = map(json.loads, file.read_bytes().splitlines())
+    assert (entry["action"], entry["outcome"], end["action"]) == ("forget", "erased", "end")
+    assert entry["who"].startswith("command:")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BIOBRACKET_AUDIT", str(tmp_path / "file"))
+    assert "BIOBRACKET_AUDIT" in failed(call("forget", "病历/1"))
 
 
 def test_a_choice_is_asked_about(stored: Extraction, servers: Settings) -> None:
