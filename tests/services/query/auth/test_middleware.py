@@ -199,7 +199,7 @@ def test_no_request_that_the_description_allows_or_not_breaks_it(
     schema = schemathesis.openapi.from_asgi("/openapi.json", world.app, headers=key)
     sent: Counter[str] = Counter()
 
-    def ask(case: schemathesis.Case) -> None:
+    def checked(case: schemathesis.Case) -> None:
         if not authenticated:
             case.headers.pop("Authorization", None)
         answer = case.call(headers=key if authenticated else None)
@@ -209,18 +209,20 @@ def test_no_request_that_the_description_allows_or_not_breaks_it(
         if not authenticated and (case.method, case.path) not in PROBES:
             assert answer.status_code == 401
 
+    effort = hypothesis.settings(
+        max_examples=40, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+    )
     for found in schema.get_all_operations():
         operation = found.ok()
         for mode in schemathesis.GenerationMode:
+
+            @effort
+            @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
+            def ask(case: schemathesis.Case) -> None:
+                checked(case)
+
             try:
-                hypothesis.given(operation.as_strategy(generation_mode=mode))(
-                    hypothesis.settings(
-                        max_examples=40,
-                        deadline=None,
-                        database=None,
-                        suppress_health_check=list(hypothesis.HealthCheck),
-                    )(ask)
-                )()
+                ask()
             except hypothesis.errors.Unsatisfiable:  # an operation without parameters has no wrong ones
                 assert operation.path in {"/healthz", "/readyz"}
     assert len(sent) == len(world.app.openapi()["paths"])
