@@ -53,6 +53,8 @@ from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Source
 from shared.entity_types import DEFAULTS
 from shared.messages import Document, Extraction, Segment
+from shared.model.folders import adapter_folder
+from shared.model.scheme import asked_together, guidelines_of
 from shared.selection.feedback import NewFeedback
 from shared.selection.selector_folder import model_revision
 from shared.settings import Settings
@@ -137,8 +139,8 @@ def _read(file: Path) -> Iterator[Document]:
 
 
 def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
-    """The distinct segments, as the pipeline splits documents, with the types to look for."""
-    config = PipelineConfig()
+    """The distinct segments, as the pipeline splits documents, with the types that a line asks for."""
+    config, guidelines = PipelineConfig(), guidelines_of(adapter_folder(Settings()))
     found: dict[tuple[str, tuple[str, ...]], TagRequest] = {}
     for document in documents:
         lang = document.lang or detect(document.text)
@@ -146,7 +148,8 @@ def requests_of(documents: Sequence[Document]) -> list[TagRequest]:
         for index, (start, end) in enumerate(segment(document.text, lang, config.max_units)):
             text = document.text[start:end]
             made = Segment(document_id=document.id, index=index, start=start, end=end, text=text, lang=lang)
-            found.setdefault((text, types), TagRequest(made, types))
+            for group in asked_together(types, lang, guidelines):
+                found.setdefault((text, group), TagRequest(made, group))
     return list(found.values())
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from services.generation.config import GenerationConfig
@@ -21,7 +22,9 @@ from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
+from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
+from shared.model.scheme import Guideline, asked_together, guidelines_of
 from shared.runtime.cpus import cpus, use_threads
 from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import model_revision
@@ -48,13 +51,18 @@ class Extractor:
         *,
         model_revision: str,
         generator_revision: str = "",
+        guidelines: Sequence[Guideline] = (),
         cache: SegmentCache | None = None,
     ) -> None:
-        """``cache``: holds the generator's lines, by ``generator_revision``; without one every line is generated."""
+        """``guidelines``: of the adapter (:func:`shared.model.scheme.asked_together`).
+
+        ``cache``: holds the generator's lines, by ``generator_revision``; without one every line is generated.
+        """
         self.engine = engine
         self.selector = selector
         self._model_revision = model_revision
         self._generator_revision = generator_revision
+        self._guidelines = guidelines
         self._cache = cache or NoCache()
 
     @classmethod
@@ -65,6 +73,7 @@ class Extractor:
             Selector.load(settings, calibration),
             model_revision=model_revision(settings),
             generator_revision=generator_revision(settings),
+            guidelines=guidelines_of(adapter_folder(settings)),
             cache=LineFile(lines) if lines else None,
         )
 
@@ -130,6 +139,7 @@ class Extractor:
             model_revision=self._model_revision,
             generator_revision=self._generator_revision,
             config=PipelineConfig(),
+            group=partial(asked_together, guidelines=self._guidelines),
         )
 
         async def one(document: Document) -> Extraction:

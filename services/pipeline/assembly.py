@@ -48,6 +48,7 @@ Trace = Callable[[str, Sequence[str]], None]
 ReadState = Callable[[], Awaitable[SelectionState | None]]
 
 _Lines = dict[str, TaggedLine]  # by the segment's text
+Group = Callable[[Sequence[str], Lang], list[tuple[str, ...]]]
 _Chunk = list[list[Segment]]  # for each distinct text the segments that have it
 
 # The fields of a line that its key stands for.
@@ -75,11 +76,13 @@ class SegmentCache(Protocol):
 class _DocumentRun:
     """What the chunks of one document share and add up.
 
-    ``types``: in the order of the inventory, so that the order they were asked in makes no other prompt or cache entry.
+    ``types``: in the order of the inventory, so that the order they were asked in makes no other prompt or cache entry;
+    ``groups``: those that a line asks for together.
     """
 
     document_id: str
     types: tuple[str, ...] = ()
+    groups: tuple[tuple[str, ...], ...] = ()
     state: SelectionState | None = None
     counts: Counter[str] = field(default_factory=Counter)
     hits: Counter[str] = field(default_factory=Counter)
@@ -100,6 +103,7 @@ class Pipeline:
     """Extracts entities.
 
     ``generate``, ``parse`` and ``select`` call the other services; ``generate`` returns one line a segment, in order.
+    ``group`` parts types into those that a line asks for together (:func:`shared.model.scheme.asked_together`).
     ``cache`` and ``trace`` are called in threads. ``state`` returns what selection decides by at the moment; decisions
     are cached only while that is known.
 
@@ -118,6 +122,7 @@ class Pipeline:
         model_revision: str,
         generator_revision: str,
         config: PipelineConfig,
+        group: Group = lambda types, lang: [tuple(types)],
         state: ReadState | None = None,
         trace: Trace | None = None,
         local: LocalCache | None = None,
@@ -130,6 +135,7 @@ class Pipeline:
         self._model_revision = model_revision
         self._generator_revision = generator_revision
         self._config = config
+        self._group = group
         self._state = state
         self._trace = trace
         self._local = local or LocalCache(0)
@@ -157,6 +163,7 @@ class Pipeline:
             lang, segments = await asyncio.to_thread(self._split, document) if long else self._split(document)
         asked = document.types or entity_types.DEFAULTS[lang]
         run.types = tuple(sorted(asked, key=_INVENTORY_ORDER.__getitem__))
+        run.groups = tuple(self._group(run.types, lang))
         if document.model_extra:
             run.warnings.add("unknown-fields")
         if not segments:
@@ -267,9 +274,10 @@ class Pipeline:
         """Generates the lines that are not cached, parses, selects, and caches the decisions."""
         lines = await self._tag(chunk, run)
         everywhere = tuple(
-            lines[occurrence.text].model_copy(update={"segment": occurrence})
+            line.model_copy(update={"segment": occurrence})
             for occurrences in chunk
             for occurrence in occurrences
+            for line in lines[occurrence.text]
         )
         with run.timed("parsing"):
             parsed = await self._parse(everywhere)
@@ -336,43 +344,48 @@ class Pipeline:
                 run.warnings.add("cache-unavailable")
         return traced
 
-    async def _tag(self, chunk: _Chunk, run: _DocumentRun) -> _Lines:
-        """The line of each segment text: from the cache, else generated and cached."""
-        lines = await self._cached([occurrences[0] for occurrences in chunk], run)
+    async def _tag(self, chunk: _Chunk, run: _DocumentRun) -> dict[str, list[TaggedLine]]:
+        """The lines of each segment text, one for each group of types: from the cache, else generated and cached."""
+        segments = [occurrences[0] for occurrences in chunk]
+        found = await asyncio.gather(*(self._lines(segments, types, run) for types in run.groups))
+        generated = {text for _, made in found for text in made}
         for first, *others in chunk:
-            if first.text in lines:
+            if first.text not in generated:
                 run.counts["cached_segments"] += 1 + len(others)
                 run.hits["lines"] += 1 + len(others)
-        missing = tuple(occurrences[0] for occurrences in chunk if occurrences[0].text not in lines)
+        return {each.text: [(cached | made)[each.text] for cached, made in found] for each in segments}
+
+    async def _lines(self, segments: list[Segment], types: tuple[str, ...], run: _DocumentRun) -> tuple[_Lines, _Lines]:
+        """The lines of some types: those that were cached, and those that are generated now."""
+        cached = await self._cached(segments, types, run)
+        missing = tuple(each for each in segments if each.text not in cached)
         if not missing:
-            return lines
+            return cached, {}
         with run.timed("generation"):
             size = self._config.request_segments
             requests = [missing[i : i + size] for i in range(0, len(missing), size)]
-            batches = await asyncio.gather(*(self._generate(request, run.types) for request in requests))
-        made = {line.segment.text: line for batch in batches for line in batch if line.types == run.types}
+            batches = await asyncio.gather(*(self._generate(request, types) for request in requests))
+        made = {line.segment.text: line for batch in batches for line in batch if line.types == types}
         asked = [[each.text for each in request] for request in requests]
         if len(made) < len(missing) or [[line.segment.text for line in batch] for batch in batches] != asked:
             raise RuntimeError("generation: the lines that came back are not those of the segments and types asked for")
         values = {
-            self._key(line.segment, run.types): line.model_dump_json(
-                exclude=_NOT_CACHED, exclude_defaults=True
-            ).encode()
+            self._key(line.segment, types): line.model_dump_json(exclude=_NOT_CACHED, exclude_defaults=True).encode()
             for line in made.values()
         }
         await self._put(values, run)
-        return lines | made
+        return cached, made
 
-    async def _cached(self, segments: list[Segment], run: _DocumentRun) -> _Lines:
+    async def _cached(self, segments: list[Segment], types: tuple[str, ...], run: _DocumentRun) -> _Lines:
         with run.timed("cache"):
-            keys = [self._key(each, run.types) for each in segments]
+            keys = [self._key(each, types) for each in segments]
             values = await self._read(keys, (), run)
         lines = {}
         for each, key in zip(segments, keys, strict=True):
             if (value := values.get(key)) is None:
                 continue
             try:
-                line = TaggedLine(segment=each, types=run.types, **json.loads(value))
+                line = TaggedLine(segment=each, types=types, **json.loads(value))
             except (TypeError, ValueError):
                 run.warnings.add("cache-unreadable")
                 continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from functools import partial
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
@@ -18,7 +19,9 @@ from services.replica_deployment import deployment
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.result_store import ResultStore
 from shared.messages import Basis, Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
+from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
+from shared.model.scheme import asked_together, guidelines_of
 from shared.runtime import logs
 from shared.runtime.metrics import ENTITIES, REFUSED, SEGMENTS, STAGE_SECONDS
 from shared.runtime.ray_metrics import RayObserver
@@ -57,6 +60,7 @@ class PipelineService:
             model_revision=model_revision(settings()),
             generator_revision=generator_revision(settings()),
             config=_CONFIG,
+            group=partial(asked_together, guidelines=guidelines_of(adapter_folder(settings()))),
             state=self._watch,
             trace=self._store.trace_segments,
             local=local,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.model.base_model import load_tokenizer
-from shared.model.scheme import write_scheme
+from shared.model.scheme import Guideline, write_scheme
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import SpanHead, write_head
 from shared.settings import Settings
@@ -93,6 +93,7 @@ class GeneratorTask:
             name: {split: read(corpus_folder(name, settings), split, corpus.types) for split in ("train", "dev")}
             for name, corpus in config.corpora.items()
         }
+        self._guidelines = dict.fromkeys(Guideline(e.lang, e.types) for found in read_.values() for e in found["train"])
         types = sorted({key for found in read_.values() for key in found["train"][0].types})
         texts: ItemSource[Any]
         if config.scheme == "question":
@@ -196,7 +197,7 @@ class GeneratorTask:
         if below["head"]:
             write_head(below["head"], self._made, folder)
         if self._config.scheme != "question":
-            write_scheme(folder)
+            write_scheme(folder, self._guidelines)
         if not self._config.export_rank:
             write_model(self._model, below["model"], folder, self._settings)
         elif last:  # it needs a second copy of the base, and takes a while

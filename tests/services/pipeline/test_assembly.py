@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.pipeline.assembly import Pipeline, merge
+from services.pipeline.assembly import Group, Pipeline, merge
 from services.pipeline.cache import LocalCache
 from services.pipeline.config import PipelineConfig
 from services.pipeline.selection_state import SelectionState
@@ -24,6 +24,7 @@ from shared.messages import (
     Entity,
     Evidence,
     Extraction,
+    Lang,
     Parsed,
     Segment,
     Selected,
@@ -151,7 +152,14 @@ class Generator:
 class Bench:
     """A pipeline and what is around it."""
 
-    def __init__(self, revision: str = "r1", memory: Memory | None = None, selector: str = "", **config: int) -> None:
+    def __init__(
+        self,
+        revision: str = "r1",
+        memory: Memory | None = None,
+        selector: str = "",
+        group: Group = lambda types, lang: [tuple(types)],
+        **config: int,
+    ) -> None:
         self.memory = memory or Memory()
         self.hits: Counter[str] = Counter()
         self.generator = Generator()
@@ -163,6 +171,7 @@ class Bench:
             model_revision=revision + selector,
             generator_revision=revision,
             config=PipelineConfig.model_validate(config),
+            group=group,
         )
 
     def extract(self, text: str, **fields: object) -> Extraction:
@@ -195,6 +204,32 @@ def test_entities_lie_in_the_document_and_are_nested() -> None:
     assert result.counts.refused == 0
     assert result.warnings == ()
     assert result.timings.keys() == {"segmentation", "cache", "generation", "parsing", "selection", "merge", "total"}
+
+
+def test_types_of_two_groups_take_two_lines_and_find_the_same() -> None:
+    asked = ("protein", "dna", "disease")
+
+    def group(types: Sequence[str], lang: Lang) -> list[tuple[str, ...]]:
+        assert (set(types), lang) == (set(asked), "en")
+        return [("protein", "dna"), ("disease",)]
+
+    whole = Bench().extract(TEXT, types=asked)
+    memory = Memory()
+    bench = Bench(memory=memory, group=group)
+    parts = bench.extract(TEXT, types=asked)
+    assert [(e.id, e.parent_id) for e in parts.entities] == [(e.id, e.parent_id) for e in whole.entities]
+    assert {e.type for e in parts.entities} == set(asked)
+    assert {types for _, types in bench.generator.asked} == {("protein", "dna"), ("disease",)}
+    assert parts.counts.segments * 2 == len(bench.generator.asked)
+    assert parts.counts.cached_segments == 0
+    # What was generated for a group serves whoever asks for it, alone or beside others; only the rest is generated.
+    other = Bench(memory=memory, group=lambda types, lang: [("disease",), ("chemical",)])
+    mixed = other.extract(TEXT, types=("disease", "chemical"))
+    assert {types for _, types in other.generator.asked} == {("chemical",)}
+    assert mixed.counts.cached_segments == 0
+    again = Bench(memory=memory, group=group).extract(TEXT, types=asked)
+    assert again.counts.cached_segments == again.counts.segments
+    assert again.entities == parts.entities
 
 
 def test_chinese_is_detected_and_types_are_taken_as_asked() -> None:
