@@ -30,8 +30,8 @@ class RebuildCounts:
     written: int = 0
     unchanged: int = 0
     superseded: int = 0
-    erased: int = 0
     unreadable: int = 0  # of another version of biobracket, or somebody else's
+    erased: int = 0
 
     def __str__(self) -> str:
         said = f"{self.written:,} results written, {self.unchanged + self.superseded:,} there already"

@@ -114,6 +114,8 @@ class Delivery:
 
     async def erased(self, record: Record, document: Document | None) -> bool:
         """Whether the document of a record was erased since; where it holds none, that which its key names."""
+        if record.topic == self._settings.topic_feedback:
+            return False
         id_ = document.id if document else (record.key or b"").decode("utf-8", "replace")
         return bool(id_) and await self._persist(
             "store", lambda: asyncio.to_thread(self._store.erased, id_, position_of(record))

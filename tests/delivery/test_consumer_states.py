@@ -274,6 +274,9 @@ class Store:
     def put(self, extraction: Any) -> Write:
         return Write("written", extraction)
 
+    def erased(self, document_id: str, source: Any) -> bool:
+        return False
+
     def published(self, extraction: Any, what: Any) -> None:
         self._done.add(what.document_id)
 

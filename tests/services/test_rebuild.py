@@ -41,4 +41,5 @@ def test_results_mentions_and_counts_come_back(settings: Settings) -> None:
     asyncio.run(consume(make(settings, extract), 1))
     assert store.counts() == {"documents": 30, "entities": before[2]["entities"]}  # type: ignore[index]
     assert str(RebuildCounts(1200, 1, 2, 3)) == "1,200 results written, 3 there already, 3 records cannot be read"
+    assert str(RebuildCounts(erased=1)) == "0 results written, 0 there already, 1 erased"
     store.close()

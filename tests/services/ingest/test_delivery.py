@@ -213,5 +213,7 @@ def test_an_erasure_is_published_as_a_null_value_that_names_its_place(store: Res
             record = Record("t", 0, offset, key, b"x", 0)
             assert asyncio.run(delivery.erased(record, read)) == erased
     assert not asyncio.run(delivery.erased(Record("t", 0, 0, None, b"x", 0), None))
+    # The key of feedback names no document.
+    assert not asyncio.run(delivery.erased(Record(Settings().topic_feedback, 0, 0, b"d", b"x", 0), None))
     deliver(store, topic, version(2))
     assert store.get("d") == version(2)
