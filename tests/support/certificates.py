@@ -107,13 +107,13 @@ class Issuer:
         return json.dumps({"keys": [self.jwk(), *others]}).encode()
 
     def token(self, header: dict[str, Any] | None = None, **claims: Any) -> str:
-        """A token for ``ward-3`` with scope ``read``, valid for a minute; a claim of None is left out."""
+        """A token for ``ward-3`` with scope ``read``, valid for an hour; a claim of None is left out."""
         now = datetime.now(UTC)
         default = {
             "iss": self.name,
             "aud": self.audience,
             "sub": "ward-3",
-            "exp": now + timedelta(minutes=1),
+            "exp": now + timedelta(hours=1),
             "scope": "openid read",
         }
         given = {name: value for name, value in (default | claims).items() if value is not None}
