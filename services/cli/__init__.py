@@ -60,6 +60,7 @@ cli.add_typer(recovery.audit, name="audit")
 for command in (
     evaluate.evaluate,
     train.candidates,
+    train.self_label,
     convert.convert,
     up.up,
     demo.demo,

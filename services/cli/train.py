@@ -182,3 +182,52 @@ def candidates(
     out.print(
         f"{len(found)} candidates of {len(examples)} texts, {right} of them correct; saved {file}", highlight=False
     )
+
+
+def self_label(
+    corpus: Annotated[str, typer.Option("--corpus", help="A folder, or the name of one in BIOBRACKET_CORPORA.")],
+    types: Annotated[str, typer.Option("--types", help="Keys of the types to add, comma-separated.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder of the corpus that is written.")],
+    split: SplitOption = "train",
+    limit: LimitOption = 0,
+    lines: LinesOption = None,
+) -> None:
+    """Add what the model itself finds of further types to a corpus, so that a line can ask for all of them together."""
+    with clear_errors():
+        import json
+
+        from services.extractor import Extractor
+        from shared import entity_types
+        from shared.errors import DocumentError
+        from training.data.corpora import corpus_folder, documents_of, read
+
+        settings = Settings()
+        place = corpus_folder(corpus, settings)
+        asked = tuple(dict.fromkeys(key.strip() for key in types.split(",") if key.strip()))
+        try:
+            entity_types.check(asked)
+        except DocumentError as error:
+            fail(str(error))
+        examples = read(place, split)[: limit or None]
+        if known := sorted({key for example in examples for key in example.types} & set(asked)):
+            fail(f"types: the corpus is annotated with {', '.join(known)}; leave out what it has")
+        if folder.resolve() == place.resolve():
+            fail("out: is the corpus itself; name another folder")
+        extractor = Extractor.load(settings, lines=lines)
+        documents = [document.model_copy(update={"types": asked}) for document in documents_of(examples)]
+        with document_progress(documents, f"{place.name} {split}") as done:
+            found = extractor.extract(documents, done)
+        folder.mkdir(parents=True, exist_ok=True)
+        added = 0
+        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
+            for example, extraction in zip(examples, found, strict=True):
+                own = [(m.start, m.end, m.type) for m in example.mentions]
+                new = [(e.start, e.end, e.type) for e in extraction.entities]
+                added += len(new)
+                entities = [
+                    {"start": start, "end": end, "type": type_, "text": example.text[start:end]}
+                    for start, end, type_ in sorted(own + new)
+                ]
+                row = {"id": example.id, "text": example.text, "lang": example.lang, "entities": entities}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    out.print(f"{added} mentions added to {len(examples)} texts; saved {folder / split}.jsonl", highlight=False)

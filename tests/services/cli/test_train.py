@@ -4,6 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from services.cli import cli
+from shared.settings import Settings
+from training.data.corpora import read
 
 run = CliRunner()
 
@@ -46,6 +48,30 @@ def test_train_calibrate_evaluate(workplace):
     assert json.loads(kept.stdout) == {**result, "seconds": None}
     (workplace / "notes").write_text("something else")
     assert "name a file" in run.invoke(cli, [*arguments, "--lines", str(workplace / "notes")]).output
+
+
+def test_what_the_model_finds_is_added_to_the_gold_mentions(workplace, monkeypatch):
+    monkeypatch.setenv("BIOBRACKET_ADAPTER", "")
+    out, toy = workplace / "more", Settings().corpora / "toy"
+    asked = ["self-label", "--corpus", "toy", "--limit", "5", "--out", str(out), "--types"]
+    for wrong, said in (("weather", "types"), ("protein", "is annotated with protein"), ("", "types")):
+        refused = run.invoke(cli, [*asked, wrong])
+        assert (refused.exit_code, said in refused.output) == (1, True)
+    done = run.invoke(cli, [*asked, "disease,dna"])
+    assert done.exit_code == 0, done.output
+    gold = read(toy, "train")[:5]
+    both = [json.loads(line) for line in (out / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    added = 0
+    for example, row in zip(gold, both, strict=True):
+        assert row["text"] == example.text
+        mentions = {(e["start"], e["end"], e["type"]) for e in row["entities"]}
+        assert all(e["text"] == example.text[e["start"] : e["end"]] for e in row["entities"])
+        assert {m for m in mentions if m[2] == "protein"} == {(m.start, m.end, m.type) for m in example.mentions}
+        assert {type_ for *_, type_ in mentions} <= {"protein", "disease", "dna"}
+        added += sum(type_ != "protein" for *_, type_ in mentions)
+    assert done.stdout.startswith(f"{added} mentions added to 5 texts")
+    itself = run.invoke(cli, [*asked[:-2], str(toy), "--types", "dna"])
+    assert "is the corpus itself" in itself.output
 
 
 @pytest.mark.parametrize(
