@@ -302,6 +302,7 @@ class Replica:
     consumer: Consumer
     task: asyncio.Task[None]
     pending: dict[int, asyncio.Future[None]]
+    asked: dict[int, str]  # of each pending attempt the document
 
 
 class States(RuleBasedStateMachine):
@@ -331,14 +332,15 @@ class States(RuleBasedStateMachine):
         member = self.started = self.started + 1
         client = Client(self.group, member)
         pending: dict[int, asyncio.Future[None]] = {}
+        asked: dict[int, str] = {}
 
         async def process(document: Any) -> Any:
             attempt = next(self.attempts)
-            pending[attempt] = asyncio.get_running_loop().create_future()
+            pending[attempt], asked[attempt] = asyncio.get_running_loop().create_future(), document.id
             try:
                 await pending[attempt]
             finally:
-                del pending[attempt]
+                del pending[attempt], asked[attempt]
             return Extraction(
                 document_id=document.id, text_sha256="", lang="en", types=(), entities=(), model_revision="r"
             )
@@ -363,7 +365,7 @@ class States(RuleBasedStateMachine):
             transient=(Outage,),
             crashes=(Death,),
         )
-        replica = Replica(client, consumer, self.loop.create_task(consumer.run()), pending)
+        replica = Replica(client, consumer, self.loop.create_task(consumer.run()), pending, asked)
         self.replicas[member] = replica
         self._run(self._quiet(replica))
 
@@ -508,7 +510,9 @@ class States(RuleBasedStateMachine):
     def _settled(self, replica: Replica) -> bool:
         if replica.task.done():
             replica.task.result()
-        return len(replica.consumer._running) == len(replica.pending)
+        # By document: one that is cancelled and not gone yet must not stand for one that is in a thread.
+        running = [json.loads(work.record.value)["id"] for work in replica.consumer._running.values()]
+        return sorted(running) == sorted(replica.asked.values())
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
