@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shared.backends.records import (
     Record,
     dead_letter_headers,
+    milliseconds,
     origin,
     own_headers,
     position_of,
@@ -55,3 +56,18 @@ def test_what_is_no_dead_letter_of_ours_says_nothing(lost: str) -> None:
     assert origin(Record("dead-letters", 0, 0, None, None, 0, tuple(h for h in headers if h[0] != lost))) is None
     garbled = tuple((name, b"\xff" if name == lost else value) for name, value in headers)
     assert origin(Record("dead-letters", 0, 0, None, None, 0, garbled)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, 0),
+        (-1, 0),
+        (0, 0),
+        (1_790_000_000_000, 1_790_000_000_000),
+        (1_790_000_000_000_000, 1_790_000_000_000),
+        (1_790_000_000_000_000_000, 1_790_000_000_000),
+    ],
+)
+def test_times_in_smaller_units_are_told_by_their_size(given: int | None, expected: int) -> None:
+    assert milliseconds(given) == expected

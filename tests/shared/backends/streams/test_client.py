@@ -33,18 +33,3 @@ def test_an_unknown_option_is_named() -> None:
         Sink(Settings(kafka_security={"sasl_word": "secret-word"}))
     assert not failed.value.retryable
     assert "secret-word" not in str(failed.value)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, 0),
-        (-1, 0),
-        (0, 0),
-        (1_790_000_000_000, 1_790_000_000_000),
-        (1_790_000_000_000_000, 1_790_000_000_000),
-        (1_790_000_000_000_000_000, 1_790_000_000_000),
-    ],
-)
-def test_times_in_smaller_units_are_told_by_their_size(given: int | None, expected: int) -> None:
-    assert client._milliseconds(given) == expected
