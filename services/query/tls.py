@@ -14,6 +14,7 @@ from typing import Any
 
 import uvicorn.config
 
+from services.query.auth.watched_file import state_of
 from shared.runtime.logs import get_logger
 
 HOOK = "services.query.tls.reload_certificates"
@@ -63,11 +64,9 @@ class Certificate:
         found: list[tuple[int, ...] | None] = []
         for file in self._files:
             try:
-                stat = os.stat(file)
+                found.append(state_of(file))
             except OSError:
                 found.append(None)
-            else:
-                found.append((stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev))
         return found
 
 

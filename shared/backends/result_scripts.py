@@ -39,6 +39,15 @@ local function newest(old)
   if not old.erased then return old.json end
   return {old.topic, old.topic_id, old.partition, old.offset, old.time}
 end
+local function unchanged(old, open, published)
+  if published then return {'unchanged', false} end
+  if old.published == old.version then
+    redis.call('HDEL', KEYS[1], open)
+    return {'unchanged', false}
+  end
+  redis.call('HSET', KEYS[1], open, '')
+  return {'unchanged', newest(old)}
+end
 local function each(command, key, first)
   for n = first, #ARGV, 1000 do redis.call(command, key, unpack(ARGV, n, math.min(n + 999, #ARGV))) end
 end
@@ -66,15 +75,7 @@ PUT = (
     + """
 local version, new, published = ARGV[1], place(unpack(ARGV, 5, 9)), ARGV[10] == '1'
 local open, old = 'open:' .. version, read(KEYS[1])
-if old.version == version then
-  if published then return {'unchanged', false} end
-  if old.published == version then
-    redis.call('HDEL', KEYS[1], open)
-    return {'unchanged', false}
-  end
-  redis.call('HSET', KEYS[1], open, '')
-  return {'unchanged', old.json}
-end
+if old.version == version then return unchanged(old, open, published) end
 if bars(old, new) then
   local mark = redis.call('HMGET', KEYS[3], 'topic', 'topic_id', 'partition', 'offset', 'time')
   local gone = mark[1] and not later(new, place(unpack(mark)))
@@ -112,15 +113,7 @@ if not later(place(unpack(mark)), new) then
   position(KEYS[3])
   expire(KEYS[3])
 end
-if old.version == version then
-  if published then return {'unchanged', false} end
-  if old.published == version then
-    redis.call('HDEL', KEYS[1], open)
-    return {'unchanged', false}
-  end
-  redis.call('HSET', KEYS[1], open, '')
-  return {'unchanged', newest(old)}
-end
+if old.version == version then return unchanged(old, open, published) end
 if old.version and later(old.place, new) then
   return {'superseded', redis.call('HEXISTS', KEYS[1], open) == 1 and newest(old)}
 end

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+def state_of(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """What differs once a file is another or has changed. Raises OSError where it cannot be looked at."""
+    stat = os.stat(path)
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev
 
 
 class WatchedFile(Generic[T]):
@@ -23,8 +30,7 @@ class WatchedFile(Generic[T]):
 
     def get(self) -> T:
         """Raises OSError where the file cannot be read, and what ``parse`` raises."""
-        stat = self._path.stat()
-        seen = (stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino, stat.st_dev)
+        seen = state_of(self._path)
         if seen != self._seen:
             content = self._path.read_bytes()
             try:
