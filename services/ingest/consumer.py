@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from services.ingest.admission import admit, admit_erasure, admit_feedback, unreadable
+from services.audit_trail import AuditTrail
+from services.ingest.admission import admit, unreadable
 from services.ingest.breaker import Breaker
 from services.ingest.config import IngestConfig
-from services.ingest.delivery import Delivery, passed_on, record_bytes
+from services.ingest.delivery import Delivery, record_bytes
 from services.ingest.halting import Halting
 from services.ingest.retries import Crashed, Retries, Stopped
 from services.ingest.stalls import StallDetector
@@ -44,8 +45,6 @@ from shared.runtime.metrics import (
     DEAD_LETTERS,
     DOCUMENT_SECONDS,
     DOCUMENTS,
-    ERASURES,
-    FEEDBACK,
     IN_FLIGHT,
     LAG,
     STALLED,
@@ -89,6 +88,7 @@ class Consumer:
     makes a document's extraction. A DocumentError of it sends the document to the dead letters. For ``transient`` and
     other errors see :class:`services.ingest.retries.Retries`; errors of ``crashes`` say that a process died, for which
     :class:`services.ingest.suspects.Suspects` finds the document to blame. ``halts`` tells when not to go on.
+    ``trail``: see :class:`services.ingest.delivery.Delivery`.
     """
 
     def __init__(
@@ -105,6 +105,7 @@ class Consumer:
         transient: tuple[type[Exception], ...] = (),
         crashes: tuple[type[Exception], ...] = (),
         observe: Observe = unobserved,
+        trail: AuditTrail | None = None,
     ) -> None:
         self._open_source = open_source
         self._open_sink = open_sink
@@ -114,6 +115,7 @@ class Consumer:
         self._settings = settings
         self._config = config
         self._observe = observe
+        self._trail = trail
         self._retries = Retries(config, transient=transient, crashes=crashes, observe=observe)
         self._suspects: Suspects[_Work] = Suspects(config.attempts)
         breaker = Breaker(config.breaker_run, config.breaker_share)
@@ -172,10 +174,12 @@ class Consumer:
                 cleanup.push_async_callback(self._leave, sink.close)
                 self._delivery = Delivery(
                     store=self._store,
+                    feedback=self._feedback,
                     sink=sink,
                     settings=self._settings,
                     persist=self._retries.persist,
                     observe=self._observe,
+                    trail=self._trail,
                 )
                 self._source = await self._connect(self._open_source, self._on_revoked)
                 cleanup.push_async_callback(self._leave, self._source.close)
@@ -372,26 +376,25 @@ class Consumer:
             if record.problem is not None:
                 raise unreadable(record.problem)
             if record.topic == self._settings.topic_feedback:
-                await self._learn(record)
+                await self._delivery.learn(record)
                 await self._halting.count(dead=False)
                 return
             if erases(record):
-                await self._erase(record)
+                await self._deliver(self._delivery.erase(record))
             else:
                 document = admit(record.value)
                 self._observe(UNKNOWN_FIELDS, len(document.model_extra or {}))
                 async with self._turns.turn(document.id):
                     extraction = await self._extract(work, document)
                     placed = extraction.model_copy(update={"source": position_of(record)})
-                    await self._deliver(self._delivery.deliver(placed, passed_on(record)))
+                    await self._deliver(self._delivery.deliver(record, placed))
                 self._observe(DOCUMENTS, 1, {"lang": extraction.lang})
             self._processed += 1
             await self._halting.count(dead=False)
         except DocumentError as error:
-            if await self._delivery.erased(record, document):  # a dead letter would keep it
+            if not await self._delivery.bury(record, document, error):
                 self._processed += 1
                 return
-            await self._delivery.bury(record, error)
             self._dead_lettered += 1
             self._observe(DEAD_LETTERS, 1, {"reason": error.reason})
             await self._halting.count(dead=True)
@@ -410,14 +413,6 @@ class Consumer:
                 reason="crashed",
             ) from None
 
-    async def _erase(self, record: Record) -> None:
-        erasure = admit_erasure(record)
-        await self._deliver(self._delivery.erase(erasure, passed_on(record)))
-        # Of feedback the time counts at which the erasure was asked for, whatever version it is of.
-        id_, at = erasure.document_id, record.timestamp_ms / 1000 or time.time()
-        await self._retries.persist("feedback", lambda: asyncio.to_thread(self._feedback.erase, id_, at))
-        self._observe(ERASURES, 1)
-
     async def _deliver(self, delivery: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(delivery)
         self._delivering.add(task)
@@ -428,20 +423,6 @@ class Consumer:
         self._delivering.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waits for it has it; nobody does where the record was dropped meanwhile
-
-    async def _learn(self, record: Record) -> None:
-        """Stores feedback, or deletes it: a record with a key alone, as Kafka deletes."""
-        store = self._feedback
-        at = record.timestamp_ms / 1000 or time.time()
-        if record.key and not record.value:
-            id_ = record.key.decode("utf-8", "replace")
-            await self._retries.persist("feedback", lambda: asyncio.to_thread(store.undo, id_, at))
-            self._observe(FEEDBACK, 1, {"kind": "undone"})
-            return
-        feedback, unknown = admit_feedback(record.value, at)
-        self._observe(UNKNOWN_FIELDS, unknown)
-        await self._retries.persist("feedback", lambda: asyncio.to_thread(store.put, feedback))
-        self._observe(FEEDBACK, 1, {"kind": "accepted" if feedback.accepted else "rejected"})
 
     async def _in_kafka_thread(self, call: Callable[..., T], *args: Any) -> T:
         try:

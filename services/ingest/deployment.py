@@ -26,6 +26,7 @@ from ray.serve.config import AutoscalingPolicy
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from services.audit_trail import AuditTrail
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
 from services.ingest.scaling import LAG, LagPolicy
@@ -91,6 +92,7 @@ class Ingest:
         self._store = ResultStore.from_settings(settings())
         self._feedback = FeedbackStore.from_settings(settings())
         self._halts = HaltStore(settings(), _CONFIG.group)
+        self._trail = AuditTrail.from_settings(settings())
         self._consumer = Consumer(
             open_source=self._open_source,
             open_sink=self._open_sink,
@@ -103,6 +105,7 @@ class Ingest:
             transient=TRANSIENT,
             crashes=CRASHES,
             observe=RayObserver(),
+            trail=self._trail,
         )
         self._task = asyncio.get_running_loop().create_task(self._consumer.run())
 
@@ -128,6 +131,8 @@ class Ingest:
         self._store.close()
         self._feedback.close()
         self._halts.close()
+        if self._trail is not None:
+            self._trail.close()
 
     def _open_sink(self) -> Sink:
         ensure_topics(settings())

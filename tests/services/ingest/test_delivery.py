@@ -8,6 +8,9 @@ steps; then its record, which was not committed, is given to another.
 from __future__ import annotations
 
 import asyncio
+import errno
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -18,12 +21,14 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from services.audit_trail import AuditTrail, Verified, verify
 from services.embedded.servers import Valkey
 from services.ingest.delivery import Delivery, record_bytes
 from shared.backends import result_store as module
-from shared.backends.records import Headers, Record, erasure_of
+from shared.backends.feedback_store import FeedbackStore
+from shared.backends.records import Headers, Record, erasure_of, place_headers
 from shared.backends.result_store import ResultStore
-from shared.errors import DocumentError
+from shared.errors import DocumentError, StoreError
 from shared.messages import Document, Erasure, Extraction, SourcePosition
 from shared.runtime.metrics import SUPERSEDED, unobserved
 from shared.settings import Settings
@@ -60,10 +65,25 @@ def version(offset: int, model: str = "r") -> Extraction:
     )
 
 
+def record(extraction: Extraction, replay: bool = False) -> Record:
+    place = extraction.source
+    assert place is not None
+    key = extraction.document_id.encode()
+    headers = place_headers(place) if replay else ()
+    return Record(place.topic, place.partition, place.offset, key, b"{}", place.timestamp_ms, headers)
+
+
 @pytest.fixture
 def store(valkey: Valkey) -> Iterator[ResultStore]:
     made = ResultStore.from_settings(Settings(redis=SecretStr(valkey.url)))
     made._client.flushall()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def feedback(valkey: Valkey) -> Iterator[FeedbackStore]:
+    made = FeedbackStore.from_settings(Settings(redis=SecretStr(valkey.url)))
     yield made
     made.close()
 
@@ -80,13 +100,14 @@ class Worker:
         self._stopped = asyncio.Event()
         delivery = Delivery(
             store=store,
+            feedback=None,  # type: ignore[arg-type]
             sink=topic,  # type: ignore[arg-type]
             settings=Settings(),
             persist=self._step,
             observe=unobserved,
         )
         self.extraction = extraction
-        self.task = asyncio.create_task(delivery.deliver(extraction))
+        self.task = asyncio.create_task(delivery.deliver(record(extraction), extraction))
 
     async def _step(self, stage: str, work: Callable[[], Awaitable[T]]) -> T:
         self._stopped.set()
@@ -162,22 +183,21 @@ def test_what_a_dead_publisher_sent_last_does_not_stay_last(store: ResultStore) 
     assert topic.revisions()[-1] == (1, "r")
 
 
-def deliver(store: ResultStore, topic: Topic, *extractions: Extraction, **options: Any) -> None:
-    delivery = Delivery(
-        store=store,
-        sink=topic,  # type: ignore[arg-type]
-        settings=options.get("settings", Settings()),
-        persist=once,
-        observe=options.get("observe", unobserved),
-    )
+def delivery_to(store: ResultStore, topic: Topic, **options: Any) -> Delivery:
+    given = {"settings": Settings(), "persist": once, "observe": unobserved, "feedback": None} | options
+    return Delivery(store=store, sink=topic, **given)  # type: ignore[arg-type]
+
+
+def deliver(store: ResultStore, topic: Topic, *extractions: Extraction, replay: bool = False, **options: Any) -> None:
+    delivery = delivery_to(store, topic, **options)
     for extraction in extractions:
-        asyncio.run(delivery.deliver(extraction, options.get("headers", ())))
+        asyncio.run(delivery.deliver(record(extraction, replay), extraction))
 
 
 def test_a_model_rolled_back_and_its_replay(store: ResultStore) -> None:
     topic = Topic()
     deliver(store, topic, version(0, "old"), version(1, "old"), version(0, "new"), version(1, "new"))
-    deliver(store, topic, version(0, "old"), version(1, "old"), headers=(("biobracket.replayed", b"true"),))
+    deliver(store, topic, version(0, "old"), version(1, "old"), replay=True)
     assert topic.revisions() == [(0, "old"), (1, "old"), (1, "new"), (1, "old")]
     assert [("biobracket.replayed", b"true") in headers for *_, headers in topic.records] == [False] * 3 + [True]
     assert store.get("d") == version(1, "old")
@@ -211,33 +231,68 @@ def test_bytes_of_a_record() -> None:
     assert record_bytes(Record("t", 0, 0, b"ab", None, 0, (("é", b"c"),))) == 5
 
 
-def test_an_erasure_is_published_as_a_null_value_that_names_its_place(store: ResultStore) -> None:
+def test_an_erasure_is_published_as_a_null_value_that_names_its_place(
+    store: ResultStore, feedback: FeedbackStore
+) -> None:
     topic = Topic()
     deliver(store, topic, version(0))
-    erasure = Erasure(document_id="d", source=SourcePosition(topic="t", partition=0, offset=1, timestamp_ms=0))
-    delivery = Delivery(
-        store=store,
-        sink=topic,  # type: ignore[arg-type]
-        settings=Settings(),
-        persist=once,
-        observe=unobserved,
-    )
+    place = SourcePosition(topic="t", partition=0, offset=1, timestamp_ms=0)
+    delivery = delivery_to(store, topic, feedback=feedback)
     for _ in range(2):  # redelivered: once is enough
-        asyncio.run(delivery.erase(erasure, (("traceparent", b"00"),)))
+        asyncio.run(delivery.erase(Record("t", 0, 1, b"d", None, 0, (("traceparent", b"00"),))))
     assert len(topic.records) == 2
     name, key, value, headers = topic.records[-1]
     assert (key, value, headers[0]) == (b"d", None, ("traceparent", b"00"))
-    assert erasure_of(Record(name, 0, 1, key, value, 0, headers)) == erasure
+    assert erasure_of(Record(name, 0, 1, key, value, 0, headers)) == Erasure(document_id="d", source=place)
     deliver(store, topic, version(0))
     assert len(topic.records) == 2
     # What fails after the erasure becomes no dead letter; by its key where it cannot be read.
-    document = Document(id="d", text="x")
+    document, error = Document(id="d", text="x"), DocumentError("text", "is bad", "send another")
     for offset, erased in ((0, True), (1, True), (2, False)):
         for key, read in ((b"another", document), (b"d", None)):
-            record = Record("t", 0, offset, key, b"x", 0)
-            assert asyncio.run(delivery.erased(record, read)) == erased
-    assert not asyncio.run(delivery.erased(Record("t", 0, 0, None, b"x", 0), None))
+            sent = Record("t", 0, offset, key, b"x", 0)
+            assert asyncio.run(delivery.bury(sent, read, error)) != erased
+    assert asyncio.run(delivery.bury(Record("t", 0, 0, None, b"x", 0), None, error))
     # The key of feedback names no document.
-    assert not asyncio.run(delivery.erased(Record(Settings().topic_feedback, 0, 0, b"d", b"x", 0), None))
+    assert asyncio.run(delivery.bury(Record(Settings().topic_feedback, 0, 0, b"d", b"x", 0), None, error))
     deliver(store, topic, version(2))
     assert store.get("d") == version(2)
+
+
+def test_each_record_has_an_entry_in_the_audit_trail(store: ResultStore, feedback: FeedbackStore) -> None:
+    lines: list[bytes] = []
+    delivery = delivery_to(store, Topic(), feedback=feedback, trail=AuditTrail(lines.append))
+    topic = Settings().topic_feedback
+    opinion = {"text": "fever", "start": 0, "end": 5, "type": "disease", "accepted": False}
+    for offset in (1, 0):
+        asyncio.run(delivery.deliver(record(version(offset)), version(offset)))
+    asyncio.run(delivery.learn(Record(topic, 0, 0, None, json.dumps(opinion).encode(), 1000)))
+    asyncio.run(delivery.learn(Record(topic, 0, 1, b"opinion", None, 2000)))
+    asyncio.run(delivery.bury(Record("t", 0, 2, b"d", b"{", 0), None, DocumentError("document", "", "", "not_json")))
+    asyncio.run(delivery.erase(Record("t", 0, 3, b"d", None, 0)))
+    asyncio.run(delivery.bury(Record("t", 0, 2, b"d", b"{", 0), None, DocumentError("document", "", "", "not_json")))
+    asyncio.run(delivery.erase(Record("t", 0, 3, b"d", None, 0)))
+    entries = [json.loads(line) for line in lines]
+    assert [(entry["who"], entry["action"], entry["outcome"]) for entry in entries] == [
+        ("topic t", "extract", "stored"),
+        ("topic t", "extract", "superseded"),
+        (f"topic {topic}", "feedback", "rejected"),
+        (f"topic {topic}", "feedback", "undone"),
+        ("topic t", "extract", "not_json"),
+        ("topic t", "forget", "erased"),
+        ("topic t", "extract", "erased"),
+        ("topic t", "forget", "erased"),
+    ]
+    of_document = hashlib.sha256(b"d").hexdigest()
+    assert [n for n, entry in enumerate(entries) if entry["what"] == of_document] == [0, 1, 4, 5, 6, 7]
+    assert not list(verify(lines, Verified()))
+
+
+def test_without_an_entry_a_record_is_not_done(store: ResultStore) -> None:
+    def full(line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    delivery = delivery_to(store, Topic(), trail=AuditTrail(full))
+    with pytest.raises(StoreError, match="BIOBRACKET_AUDIT") as caught:
+        asyncio.run(delivery.deliver(record(version(0)), version(0)))
+    assert caught.value.retryable
