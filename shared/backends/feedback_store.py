@@ -31,6 +31,7 @@ from shared.selection.feedback import Changes, Feedback, FeedbackPage
 from shared.settings import Settings
 
 _PAGE = 500
+ITEMS = "bb:{feedback}:items"
 _GONE = "bb:{feedback}:gone"
 _EXPIRING = "bb:{feedback}:expiring"
 _LOOK_S = 3600
@@ -132,7 +133,7 @@ class FeedbackStore:
             raise DocumentError("text", "is not kept here, nor is feedback", "set BIOBRACKET_STORE_TEXT to all")
         with self._used():
             id_ = self._member(feedback.id)
-            sealed = self._vault.seal(feedback.model_dump_json().encode(), _place(id_))
+            sealed = self._vault.seal(feedback.model_dump_json().encode(), item_place(id_))
             keys = [*_KEYS, *self._document_keys(feedback.document_id)]
             return bool(self._put(keys=keys, args=[id_, _milliseconds(feedback.time), sealed]))
 
@@ -224,7 +225,7 @@ class FeedbackStore:
         sealed = value.partition(b" ")[2] if value else b""
         if not sealed:
             return None
-        item = Feedback.model_validate_json(self._vault.open(sealed, _place(id_)))
+        item = Feedback.model_validate_json(self._vault.open(sealed, item_place(id_)))
         self._member(item.id)
         return item
 
@@ -256,7 +257,7 @@ class FeedbackStore:
         """A stored value and its place, if there is one: of a store whose keys were not noted."""
         for id_, value in self._client.hscan_iter(_KEYS[0], count=_PAGE):
             if sealed := value.partition(b" ")[2]:
-                yield sealed, _place(id_)
+                yield sealed, item_place(id_)
                 return
 
     def _document_keys(self, document_id: str | None) -> tuple[str, ...]:
@@ -278,9 +279,9 @@ class FeedbackStore:
             self._client.close()
 
 
-def _place(id_: bytes) -> str:
+def item_place(id_: bytes) -> str:
     """The place of an item, for its vault."""
-    return f"{_KEYS[0]}\x1f{id_.decode()}"
+    return f"{ITEMS}\x1f{id_.decode()}"
 
 
 def _milliseconds(seconds: float) -> int:
