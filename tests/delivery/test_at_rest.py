@@ -230,6 +230,7 @@ def plant(marker: Marker, running: Running) -> None:
                 os.kill(running.replica(service), signal.SIGKILL)
             ask("POST", "/v1/extract", json={"text": f"{service} {word}", "types": ["protein"]})
             ask("GET", f"/v1/documents/{quote(word)}%2F1")
+        sink.send(settings.topic_documents, word.encode(), wrong[0]).result(PATIENCE_S)  # to the replica that is new
     with closing(Lag(settings, IngestConfig().group, settings.topic_documents)) as lag:
         deadline = time.monotonic() + PATIENCE_S
         while lag.read():
