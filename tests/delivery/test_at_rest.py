@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -103,12 +104,13 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
         own = {name: value for name, value in os.environ.items() if not name.startswith("BIOBRACKET_")}
         own |= {f"BIOBRACKET_{name}": value for name, value in names.items()}
         own |= {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
+        own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         config = folder / "serve.yaml"
         config.write_text(
             f"http_options: {{host: 127.0.0.1, port: {http}}}\n"
             "applications:\n- {name: biobracket, route_prefix: /, import_path: 'services.app:app'}\n"
         )
-        head = ["ray.scripts.scripts", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+        head = ["ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
         head += [f"--temp-dir={ray}", "--num-cpus=24", "--include-dashboard=false", "--object-store-memory=200000000"]
         serve = ["ray.serve.scripts", "run", f"--address=127.0.0.1:{port}", str(config)]
         with (folder / "output").open("wb") as output:
@@ -137,10 +139,10 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
                 yield Running(
                     settings,
                     folders,
-                    lambda: [p.pid for each in started for p in psutil.Process(each.pid).children(recursive=True)],
+                    lambda: [p.pid for p in _below(started)],
                 )
             finally:
-                left = [p for each in started for p in psutil.Process(each.pid).children(recursive=True)]
+                left = _below(started)
                 for process in reversed(started):
                     process.terminate()
                 for process in started:
@@ -148,6 +150,11 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
                 for each in psutil.wait_procs(left, 30)[1]:
                     each.kill()
                 subprocess.run(["rm", "-rf", str(ray)], check=True)
+
+
+def _below(processes: Iterable[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    alive = (psutil.Process(each.pid) for each in processes if each.poll() is None)
+    return [p for each in alive for p in each.children(recursive=True)]
 
 
 def _ready(port: int) -> bool:
