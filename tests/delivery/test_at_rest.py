@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -97,7 +99,7 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
     """``ray start`` and ``serve run``, as on a cluster, with servers of its own."""
     with Broker(folder / "broker") as broker, Valkey(folder / "valkey") as valkey:
         # A socket's path is limited to 107 bytes.
-        ray = Path(subprocess.check_output(["mktemp", "-d", "/tmp/bbr-XXXX"], text=True).strip())
+        ray = Path(tempfile.mkdtemp(prefix="bbr-", dir="/tmp"))
         port, http = free_port(), free_port()
         names = {**given, "AUDIT": str(folder / "audit"), "KAFKA": broker.url, "REDIS": valkey.url}
         names |= {"HTTP_PORT": str(http), "INGEST_INSTANCE": "", "INGEST_SESSION_S": "6", "INGEST_MAX_REPLICAS": "1"}
@@ -122,7 +124,11 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
 
             try:
                 start(*head)
-                time.sleep(20)
+                deadline = time.monotonic() + PATIENCE_S
+                while not (ray / "session_latest" / "sockets" / "raylet").exists():
+                    assert started[0].poll() is None, (folder / "output").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.5)
                 start(*serve)
                 settings = Settings(
                     kafka=broker.url,
@@ -130,7 +136,6 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
                     http_port=http,
                     encryption_keys=Path(given["ENCRYPTION_KEYS"]),
                 )
-                deadline = time.monotonic() + PATIENCE_S
                 while not _ready(http):
                     assert [each.poll() for each in started] == [None, None], (folder / "output").read_text()
                     assert time.monotonic() < deadline, (folder / "output").read_text()
@@ -149,7 +154,7 @@ def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
                     process.wait(60)
                 for each in psutil.wait_procs(left, 30)[1]:
                     each.kill()
-                subprocess.run(["rm", "-rf", str(ray)], check=True)
+                shutil.rmtree(ray, ignore_errors=True)
 
 
 def _below(processes: Iterable[subprocess.Popen[bytes]]) -> list[psutil.Process]:
