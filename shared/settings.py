@@ -73,6 +73,20 @@ class Settings(BaseSettings):
         "0: forever.",
     )
 
+    feedback_ttl: int = Field(
+        default=0, ge=0, description="Seconds that reviewers' feedback is kept, by the time it was given; 0: forever."
+    )
+    encryption_keys: Path | None = Field(
+        default=None,
+        description="File of the keys that values in Redis are encrypted with, made by `biobracket encryption create`; "
+        "values are not encrypted if unset.",
+    )
+    store_text: Literal["all", "none"] = Field(
+        default="all",
+        description="With `none` Redis keeps offsets, types and hashes, but neither mentions' texts and metadata nor "
+        "cached segments, and feedback is refused.",
+    )
+
     # HTTP
     http_host: str = Field(default="127.0.0.1", description="Address the HTTP server listens on.")
     http_port: int = Field(default=8000, ge=0, le=65535, description="Port of the HTTP server; 0 picks a free one.")

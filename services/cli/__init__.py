@@ -13,6 +13,7 @@ from services.cli import (
     convert,
     dead_letters,
     demo,
+    encryption,
     evaluate,
     extract,
     forget,
@@ -55,6 +56,7 @@ cli = typer.Typer(
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
 cli.add_typer(keys.keys, name="keys")
+cli.add_typer(encryption.encryption, name="encryption")
 cli.add_typer(dead_letters.dead_letters, name="dead-letters")
 cli.add_typer(recovery.audit, name="audit")
 for command in (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from services.embedded.servers import Valkey
+from shared.backends import vault
 from tests.support import servers
 from tests.support.redis_server import RedisServer, Unavailable
 
@@ -27,10 +28,15 @@ def valkey_server(valkey: Valkey) -> Valkey:
     return valkey
 
 
-@pytest.fixture(scope="session", params=["redis", "valkey", "cluster"])
+@pytest.fixture(scope="session", params=["redis", "valkey", "encrypted", "cluster"])
 def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Target]:
     if request.param != "cluster":
-        found = servers.Target(request.getfixturevalue(f"{request.param}_server").url, cluster=False)
+        keys = None
+        if request.param == "encrypted":
+            keys = tmp_path_factory.mktemp("keys") / "keys.json"
+            vault.create(keys)
+        server = request.getfixturevalue(f"{'redis' if request.param == 'redis' else 'valkey'}_server")
+        found = servers.Target(server.url, cluster=False, keys=keys)
         yield found
         found.client.close()
         return
