@@ -275,7 +275,7 @@ def rate(kind: str, shapes: Sequence[tuple[int, int]], cache: Path, tokens: int 
     for inner, outer in shapes:
         one, other = torch.ones(tokens, inner), torch.ones(inner, outer)
         if kind == "int8":
-            packed, out = int8.packed(other.to(torch.int8)), torch.empty(tokens, outer, dtype=torch.int32)
+            packed, out = int8.packed(other.to(torch.int8)), torch.empty(tokens, outer, dtype=int8.dtype)
             made.append(partial(int8.linear, one.to(torch.int8), packed, out))
         else:
             dtype = getattr(torch, kind)

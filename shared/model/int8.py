@@ -187,7 +187,7 @@ class Int8Body:
 
     def _product(self, linear: _Linear, rows: Tensor) -> NDArray[Any]:
         """``rows`` (T, in), int8, T a multiple of ``_MULTIPLE``, to (T, out), valid until the next product."""
-        out = self._workspace.tensor("product", (len(rows), len(linear.scale)), torch.int32)
+        out = self._workspace.tensor("product", (len(rows), len(linear.scale)), self.product.dtype)
         found: NDArray[Any] = self.product.linear(rows, linear.weight, out).numpy()
         return found
 
@@ -286,7 +286,7 @@ class _Attention:
     def __init__(
         self, body: Int8Body, work: _Workspace, cache: Cache, blocks: Sequence[Block], slots: Sequence[int]
     ) -> None:
-        config, self._multiply = body.config, body.product.multiply
+        config, dtype, self._multiply = body.config, body.product.dtype, body.product.multiply
         groups, size = config.num_key_value_heads, config.head_dim
         together = config.num_attention_heads // groups
         self._scaling = np.float32(config.query_pre_attn_scalar**-0.5)
@@ -317,10 +317,10 @@ class _Attention:
         queries = work.tensor("queries", (row, size), torch.int8)
         self.queries = queries.numpy()
         self.query_scale = work.tensor("query scale", (row,), torch.float32).numpy()
-        attended = work.tensor("attended", (row, size), torch.int32)
+        attended = work.tensor("attended", (row, size), dtype)
         self._attended = attended.numpy()
         self._attended_scale = work.tensor("attended scale", (row,), torch.float32).numpy()
-        products, weights = work.tensor("scores", (scores,), torch.int32), work.tensor("weights", (scores,), torch.int8)
+        products, weights = work.tensor("scores", (scores,), dtype), work.tensor("weights", (scores,), torch.int8)
         self._scores, self._weights = products.numpy(), weights.numpy()
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
         for (first, padded, begin, stride), region in zip(sizes, regions, strict=True):
@@ -339,7 +339,7 @@ class _Attention:
             )
 
     def attend(self, layer: int, kind: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Attention's output in a layer, int32 of shape (rows, D), and the scale of each row."""
+        """Attention's output in a layer, integers of shape (rows, D), and the scale of each row."""
         for queries, scores, _, _, keys, _ in self._parts:
             self._multiply(queries, keys[layer], scores)
         kernels.softmax_quantise(

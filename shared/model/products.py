@@ -1,46 +1,48 @@
 """Which matrix products this machine is fast at, by a short measurement that is kept in the cache folder.
 
 Instruction sets do not tell: without bfloat16 instructions such products are emulated at a tenth of float32's rate;
-without int8 ones ``torch._int_mm`` is a plain loop, but oneDNN's quantised layer is twice as fast as float32.
+without int8 ones ``torch._int_mm`` is a plain loop, but oneDNN's quantised layer is twice as fast as float32. It
+multiplies unsigned by signed bytes and adds two products in 16 bits, so it is exact only for weights that are small
+enough.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from shared.model import int8_product
 from shared.model.file_cache import build_once
-
-Product: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Multiplies int8 matrices (T, K) and (K, N) exactly; the third argument (T, N), int32, may be used for the result."""
 
 _SHAPE = (128, 640, 1536)  # T, K, N
 _SECONDS = 0.1  # that each product is measured for
 _FLOATS = ("float32", "bfloat16")
 
 
-class Int8(NamedTuple):
-    """A way to multiply int8.
+MOST = 128
+"""What the absolute values of a weight's neighbouring rows may sum to: 255 times as much are within 16 bits."""
 
-    ``multiply``: any two matrices; ``packed``: makes of a weight (K, N), whose neighbouring rows have absolute values
-    that sum to :data:`MOST` or less, what ``linear`` takes in its place.
+
+class Int8(NamedTuple):
+    """A way to multiply int8 exactly; products are of ``dtype``, which holds them.
+
+    ``multiply`` writes the product of any two matrices, (T, K) and (K, N), into the third. ``packed`` makes of a weight
+    (K, N), within :data:`MOST`, what ``linear`` multiplies rows (T, K) by; the result may be in its last argument.
     """
 
-    multiply: Product
+    dtype: torch.dtype
+    multiply: Callable[[Tensor, Tensor, Tensor], Tensor]
     packed: Callable[[Tensor], Any]
     linear: Callable[[Tensor, Any, Tensor], Tensor]
-
-
-MOST = 128
-"""What neighbouring weights may sum to: 16 bits then hold both their products with unsigned bytes, as AVX2 needs."""
 
 
 def _int_mm(one: Tensor, other: Tensor, out: Tensor) -> Tensor:
@@ -62,7 +64,6 @@ def _packed(weight: Tensor) -> _Packed:
 
 
 def _linear(rows: Tensor, weight: _Packed, _: Tensor) -> Tensor:
-    """In float32, which holds these integers exactly."""
     unsigned = rows.view(torch.uint8) ^ 128  # int8 plus 128
     found: Tensor = torch.ops.onednn.qlinear_pointwise(
         unsigned, 1.0, 128, *weight, None, 1.0, 0, torch.float32, "none", [], ""
@@ -70,13 +71,18 @@ def _linear(rows: Tensor, weight: _Packed, _: Tensor) -> Tensor:
     return found
 
 
-TORCH = Int8(_int_mm, lambda weight: weight, _int_mm)
-WIDENED = Int8(int8_product.multiply, _packed, _linear)
+def _float_mm(one: Tensor, other: Tensor, out: Tensor) -> Tensor:
+    return torch.mm(one.float(), other.float(), out=out)
+
+
+TORCH = Int8(torch.int32, _int_mm, lambda weight: weight, _int_mm)
+ONEDNN = Int8(torch.float32, _float_mm, _packed, _linear)  # float32 holds integers up to 2**24: a thousand of 127 * 127
 
 
 def int8_products() -> dict[str, Int8]:
     """Those that this machine can run."""
-    return {"int8": TORCH} | ({"int8 widened": WIDENED} if int8_product.supported() else {})
+    supported = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    return {"int8": TORCH} | ({"int8 onednn": ONEDNN} if supported else {})
 
 
 def rates(cache: Path) -> dict[str, float]:
@@ -119,12 +125,11 @@ def _measured() -> dict[str, float]:
         found = {}
         for name in _FLOATS:
             one, other = (torch.ones(*shape, dtype=getattr(torch, name)) for shape in ((tokens, inner), (outer, inner)))
-            found[name] = _rate(lambda one=one, other=other: torch.nn.functional.linear(one, other))  # type: ignore[misc]
+            found[name] = _rate(partial(F.linear, one, other))
         one, other = (torch.ones(*shape, dtype=torch.int8) for shape in ((tokens, inner), (inner, outer)))
-        out = torch.empty(tokens, outer, dtype=torch.int32)
         for name, product in int8_products().items():
-            weight = product.packed(other)
-            found[name] = _rate(lambda product=product, weight=weight: product.linear(one, weight, out))  # type: ignore[misc]
+            out = torch.empty(tokens, outer, dtype=product.dtype)
+            found[name] = _rate(partial(product.linear, one, product.packed(other), out))
         return found
     finally:
         torch.set_num_threads(threads)

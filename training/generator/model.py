@@ -88,7 +88,7 @@ def _with_adapter(base: Any, config: RunConfig) -> Any:
 
 
 def _dtype(config: RunConfig, settings: Settings) -> torch.dtype:
-    name = config.precision
+    name: str = config.precision
     if name == "auto":
         name = "bfloat16" if config.gpu else fastest_float(settings.cache)
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]

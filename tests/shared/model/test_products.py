@@ -34,7 +34,7 @@ def test_linear_layers_are_exact_at_the_limit(name, sign):
     product = products.int8_products()[name]
     weight = extreme_weights(64, 48) * sign
     for rows in (torch.full((16, 64), 127, dtype=torch.int8), torch.full((16, 64), -127, dtype=torch.int8)):
-        out = torch.empty(16, 48, dtype=torch.int32)
+        out = torch.empty(16, 48, dtype=product.dtype)
         got = product.linear(rows, product.packed(weight), out)
         assert torch.equal(got.int(), rows.int() @ weight.int())
 
@@ -42,8 +42,9 @@ def test_linear_layers_are_exact_at_the_limit(name, sign):
 @pytest.mark.parametrize("name", products.int8_products())
 def test_any_two_matrices_are_multiplied_exactly(name):
     one, other = (torch.randint(-127, 128, shape, dtype=torch.int8) for shape in ((32, 64), (64, 16)))
-    got = products.int8_products()[name].multiply(one, other, torch.empty(32, 16, dtype=torch.int32))
-    assert torch.equal(got, one.int() @ other.int())
+    product = products.int8_products()[name]
+    got = product.multiply(one, other, torch.empty(32, 16, dtype=product.dtype))
+    assert torch.equal(got.int(), one.int() @ other.int())
 
 
 def test_a_machine_is_measured_once(tmp_path, monkeypatch):
