@@ -38,8 +38,6 @@ from typing import Any, Literal
 import redis
 from pydantic import ValidationError
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -54,6 +52,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.backends.mention_index import SETTLED_MS, MentionIndex, keys_of
+from shared.backends.redis_login import login, refusal
 from shared.backends.result_scripts import ERASE, PUBLISHED, PUT, RESERVE, SWEEP, SWEPT
 from shared.backends.segment_traces import SegmentTraces
 from shared.errors import StoreError
@@ -336,8 +335,10 @@ def connect(settings: Settings, *, cache: bool = False) -> Any:
     factory = redis.RedisCluster if settings.redis_cluster and not cache else redis.Redis
     with translated():
         try:
+            url, options = login(settings, cache=cache)
             return factory.from_url(
-                (settings.redis_cache if cache else settings.redis).get_secret_value(),
+                url,
+                **options,
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,
             )
@@ -365,11 +366,12 @@ def translated() -> Iterator[None]:
                 "(BIOBRACKET_REDIS_CACHE)",
                 retryable=True,
             ) from None
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         raise StoreError(
             f"redis: {type(error).__name__}; check that BIOBRACKET_REDIS names a running server and its password, and "
             "BIOBRACKET_REDIS_CLUSTER whether it is a cluster, or start the embedded one with `biobracket up`",
-            retryable=isinstance(error, _RETRYABLE)
-            and not isinstance(error, (AuthenticationError, AuthorizationError)),
+            retryable=isinstance(error, _RETRYABLE),
         ) from None
 
 
