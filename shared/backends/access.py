@@ -130,7 +130,7 @@ def as_markdown() -> str:
             name = (
                 "group `BIOBRACKET_INGEST_GROUP`" if rule.resource == GROUP else f"`BIOBRACKET_{rule.resource.upper()}`"
             )
-            lines.append(f"| {service} | {name} | {', '.join(rule.operations)} |")
+            lines.append(f"| {service} | `BIOBRACKET_{name}` | {', '.join(rule.operations)} |")
     lines += ["", "| service | Redis: keys | commands |", "|---|---|---|"]
     for service, rule_ in REDIS.items():
         keys = ", ".join(f"`%{access}~{pattern}`" for access, pattern in rule_.keys)

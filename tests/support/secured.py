@@ -72,11 +72,12 @@ class SecureKafka(Kafka):
             f"{of}.oauthbearer.sasl.jaas.config": f"{_JAAS}.oauthbearer.OAuthBearerLoginModule required;",
             f"{of}.oauthbearer.sasl.server.callback.handler.class": f"{_JAAS}.oauthbearer."
             "OAuthBearerValidatorCallbackHandler",
+            # Kafka 4.1's default checks no signature, issuer or audience.
+            f"{of}.oauthbearer.sasl.oauthbearer.jwt.validator.class": f"{_JAAS}.oauthbearer.BrokerJwtValidator",
             f"{of}.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
             f"{of}.oauthbearer.sasl.oauthbearer.expected.audience": self.issuer.audience,
             f"{of}.oauthbearer.sasl.oauthbearer.expected.issuer": self.issuer.name,
             f"{of}.oauthbearer.connections.max.reauth.ms": 3_600_000,
-            f"{of}.oauthbearer.sasl.oauthbearer.clock.skew.seconds": 0,
         }
 
     def _java(self, megabytes: int) -> list[str]:
@@ -119,7 +120,11 @@ class SecureRedis(RedisServer):
         super().__init__(data, durable=False)
         self.authority = authority
         self.tls_port = 0
-        self.passwords = {service: f"zq17 {secrets.token_urlsafe(12)}/#?@:%" for service in (*REDIS, "contract")}
+        # Of `contract` those of all services.
+        self.rules = {name: redis_rules(rule) for name, rule in REDIS.items()} | {
+            "contract": redis_rules(*REDIS.values())
+        }
+        self.passwords = {name: f"zq17 {secrets.token_urlsafe(12)}/#?@:%" for name in self.rules}
         self._certificates = certificates
 
     def _command(self) -> list[str]:
@@ -128,12 +133,11 @@ class SecureRedis(RedisServer):
         self.tls_port = _free_port()
         users = self.data / "users.acl"
         users.write_text(
-            "".join(f"{line}\n" for line in (
-                f"user default on #{_sha256(self.password)} ~* &* +@all",
-                *(f"user {name} on #{_sha256(self.passwords[name])} {redis_rules(rule)}" for name, rule in REDIS.items()),
-                f"user contract on #{_sha256(self.passwords['contract'])} {redis_rules(*REDIS.values())}",
-            ))
-        )  # fmt: skip
+            f"user default on #{_sha256(self.password)} ~* &* +@all\n"
+            + "".join(
+                f"user {name} on #{_sha256(self.passwords[name])} {rules}\n" for name, rules in self.rules.items()
+            )
+        )
         lines = Path(config).read_text().splitlines()
         more = {
             "aclfile": users.name,

@@ -23,7 +23,6 @@ from kafka.errors import (  # type: ignore[import-untyped]
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
-    NoBrokersAvailable,
     RebalanceInProgressError,
     RecordListTooLargeError,
     RetriableError,
@@ -32,7 +31,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Partition, Record, milliseconds
-from shared.backends.streams.security import handshake_problem, refusal, security_options
+from shared.backends.streams.security import handshake_problem, login_problem, refusal, security_options
 from shared.errors import Fenced, MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
@@ -47,7 +46,7 @@ COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
 OVERHEAD_BYTES = 64 * 1024
 FETCH_BYTES = 50 * 2**20
-_UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError, NoBrokersAvailable)
+_UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError)
 _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
 
 
@@ -93,8 +92,10 @@ class translated:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (KafkaError, OSError)):
-            if isinstance(error, _UNREACHABLE) and (problem := handshake_problem(self._settings)) is not None:
-                raise problem from None
+            if isinstance(error, _UNREACHABLE):
+                problem = handshake_problem(self._settings) or login_problem(self._settings)
+                if problem is not None:
+                    raise problem from None
             # `from None`: kafka-python's messages can carry records.
             raise stream_error(error, self._settings) from None
 

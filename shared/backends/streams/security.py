@@ -12,9 +12,12 @@ from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     AuthorizationError,
     IllegalSaslStateError,
+    KafkaError,
     SaslAuthenticationFailedError,
     UnsupportedSaslMechanismError,
 )
+from kafka.net.manager import KafkaConnectionManager  # type: ignore[import-untyped]
+from kafka.net.selector import NetworkSelector  # type: ignore[import-untyped]
 
 from shared.backends.credentials import client_context, secret
 from shared.backends.streams.tokens import tokens
@@ -22,6 +25,7 @@ from shared.errors import StreamError
 from shared.settings import Settings
 
 _PROBE_S = 2.0
+_LOGIN_MS = 5_000
 _OPTIONS = ("sasl_kerberos_", "proxy_url", "client_id", "client_rack")
 _SETTINGS = {
     "security_protocol": "BIOBRACKET_KAFKA_PROTOCOL",
@@ -119,6 +123,46 @@ def handshake_problem(settings: Settings) -> StreamError | None:
             )
         except (OSError, ValueError):
             continue
+    return None
+
+
+class _Probe(KafkaConnectionManager):  # type: ignore[misc]
+    """Connects once. What a broker says before it closes is heard: kafka-python 3.0.12 drops what comes with the end.
+
+    So its clients do not learn that a login was refused, and try again until time is up.
+    """
+
+    async def attempt(self) -> None:
+        """Raises what kept the connection from being usable."""
+        await self.get_connection("bootstrap-0", timeout_ms=_LOGIN_MS)
+
+    async def _build_transport(self, *args: Any, **options: Any) -> Any:
+        transport = await super()._build_transport(*args, **options)
+        receive = transport._sock_recv  # noqa: SLF001
+
+        def data_first() -> tuple[bytes, BaseException | None]:
+            data, error = receive()
+            return data, None if data else error
+
+        transport._sock_recv = data_first  # noqa: SLF001
+        return transport
+
+
+def login_problem(settings: Settings) -> StreamError | None:
+    """Why the broker refuses the login; None where it does not, or nobody answers."""
+    if not settings.kafka_protocol.startswith("SASL"):
+        return None
+    servers = [server.strip() for server in settings.kafka.split(",")]
+    options = {"bootstrap_servers": servers[:1], **security_options(settings)}
+    net = NetworkSelector()
+    manager = _Probe(net, **{n: v for n, v in options.items() if n in KafkaConnectionManager.DEFAULT_CONFIG})
+    try:
+        net.run(manager.attempt)
+    except (KafkaError, OSError, ValueError) as error:
+        return refusal(error, settings)
+    finally:
+        manager.close()
+        net.close()
     return None
 
 
