@@ -57,7 +57,7 @@ KAFKA: dict[str, tuple[KafkaRule, ...]] = {
     "reader": (KafkaRule("topic_entities", ("Read",)),),
 }
 
-_CONNECT = ("ping", "client|setinfo", "client|setname", "command", "cluster|slots", "cluster|shards", "readonly")
+_CONNECT = ("ping", "command", "cluster|slots", "cluster|shards", "readonly")
 _SCRIPTS = ("evalsha", "script|load")
 _ERASE = (
     "del", "expire", "get", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "incr", "persist", "sadd", "set",

@@ -73,7 +73,7 @@ class SecureKafka(Kafka):
             f"{of}.oauthbearer.sasl.server.callback.handler.class": f"{_JAAS}.oauthbearer."
             "OAuthBearerValidatorCallbackHandler",
             # Kafka 4.1's default checks no signature, issuer or audience.
-            f"{of}.oauthbearer.sasl.oauthbearer.jwt.validator.class": f"{_JAAS}.oauthbearer.BrokerJwtValidator",
+            "sasl.oauthbearer.jwt.validator.class": f"{_JAAS}.oauthbearer.BrokerJwtValidator",
             f"{of}.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
             f"{of}.oauthbearer.sasl.oauthbearer.expected.audience": self.issuer.audience,
             f"{of}.oauthbearer.sasl.oauthbearer.expected.issuer": self.issuer.name,
