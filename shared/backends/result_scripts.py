@@ -39,14 +39,27 @@ local function newest(old)
   if not old.erased then return old.json end
   return {old.topic, old.topic_id, old.partition, old.offset, old.time}
 end
+-- How many have begun to publish on behalf of a version and are not known to have ended. One that died is never known
+-- to: its last record may arrive after all others, so whoever is given its record has to publish the newest again.
+-- Earlier releases noted no number.
+local function holders(open)
+  local count = redis.call('HGET', KEYS[1], open)
+  return count and (tonumber(count) or 1) or 0
+end
+local function hold(open) redis.call('HSET', KEYS[1], open, holders(open) + 1) end
+local function release(open)
+  local left = holders(open) - 1
+  if left > 0 then redis.call('HSET', KEYS[1], open, left) else redis.call('HDEL', KEYS[1], open) end
+end
 local function unchanged(old, open, published)
-  if published then return {'unchanged', false} end
-  if old.published == old.version then
-    redis.call('HDEL', KEYS[1], open)
-    return {'unchanged', false}
-  end
-  redis.call('HSET', KEYS[1], open, '')
+  if published or old.published == old.version then return {'unchanged', false} end
+  hold(open)
   return {'unchanged', newest(old)}
+end
+local function barred(old, open, outcome)
+  if holders(open) == 0 then return {outcome, false} end
+  hold(open)
+  return {outcome, newest(old)}
 end
 local function each(command, key, first)
   for n = first, #ARGV, 1000 do redis.call(command, key, unpack(ARGV, n, math.min(n + 999, #ARGV))) end
@@ -79,14 +92,14 @@ if old.version == version then return unchanged(old, open, published) end
 if bars(old, new) then
   local mark = redis.call('HMGET', KEYS[3], 'topic', 'topic_id', 'partition', 'offset', 'time')
   local gone = mark[1] and not later(new, place(unpack(mark)))
-  return {gone and 'erased' or 'superseded', redis.call('HEXISTS', KEYS[1], open) == 1 and newest(old)}
+  return barred(old, open, gone and 'erased' or 'superseded')
 end
 if (old.swept or '0') ~= ARGV[11] then return {'again', false} end
 if not old.version then redis.call('DEL', KEYS[1]) end
 redis.call('HSET', KEYS[1], 'version', version, 'json', ARGV[2], 'entities', ARGV[3], 'topic', ARGV[5],
            'topic_id', ARGV[6], 'partition', ARGV[7], 'offset', ARGV[8], 'time', ARGV[9])
 redis.call('HDEL', KEYS[1], 'erased')
-if published then redis.call('HSET', KEYS[1], 'published', version) else redis.call('HSET', KEYS[1], open, '') end
+if published then redis.call('HSET', KEYS[1], 'published', version) else hold(open) end
 if not old.json then redis.call('HINCRBY', KEYS[2], 'documents', 1) end
 redis.call('HINCRBY', KEYS[2], 'entities', ARGV[3] - (old.entities or 0))
 if tonumber(ARGV[4]) > 0 then redis.call('EXPIRE', KEYS[1], ARGV[4]) else redis.call('PERSIST', KEYS[1]) end
@@ -115,13 +128,13 @@ if not later(place(unpack(mark)), new) then
 end
 if old.version == version then return unchanged(old, open, published) end
 if old.version and later(old.place, new) then
-  return {'superseded', redis.call('HEXISTS', KEYS[1], open) == 1 and newest(old)}
+  return barred(old, open, 'superseded')
 end
 if not old.version then redis.call('DEL', KEYS[1]) end
 redis.call('HDEL', KEYS[1], 'json', 'entities')
 redis.call('HSET', KEYS[1], 'version', version, 'erased', '1')
 position(KEYS[1])
-if published then redis.call('HSET', KEYS[1], 'published', version) else redis.call('HSET', KEYS[1], open, '') end
+if published then redis.call('HSET', KEYS[1], 'published', version) else hold(open) end
 if old.json then
   redis.call('HINCRBY', KEYS[2], 'documents', -1)
   redis.call('HINCRBY', KEYS[2], 'entities', 0 - (old.entities or 0)) -- not -0, which is no integer
@@ -140,7 +153,7 @@ local now = read(KEYS[1])
 if not now.version then return 0 end
 if now.version ~= ARGV[2] then return newest(now) end
 redis.call('HSET', KEYS[1], 'published', ARGV[2])
-redis.call('HDEL', KEYS[1], 'open:' .. ARGV[1])
+release('open:' .. ARGV[1])
 return 1
 """
 )

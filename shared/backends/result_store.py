@@ -4,9 +4,9 @@ Keys; the part in braces determines the slot in a cluster:
 
     bb:{<bucket>}:d:<document>       hash: `json`, the result at the latest source position; `entities`, how many it
                                      has; `version`, a digest of position and extraction key; the position's parts;
-                                     `published`, the version last published; `open:<version>`, for each version
-                                     whose publication has begun and is not known to have ended. Where the latest
-                                     version is an erasure, `erased` instead of `json` and `entities`
+                                     `published`, the version last published; `open:<version>`, how many have begun
+                                     to publish a version and are not known to have ended.
+                                     Where the latest version is an erasure, `erased` instead of `json` and `entities`
     bb:{<bucket>}:e:<document>       hash: position of the last erasure, also where a later version is stored
     bb:{<bucket>}:i:<document>       set of the index keys under which the document may be found; `swept` of the
                                      document counts how often those of no use were removed
