@@ -68,6 +68,12 @@ def refusal(error: BaseException) -> StoreError | None:
                 "BIOBRACKET_REDIS_CA the certificate of the CA that signed it, and in BIOBRACKET_REDIS a host that it "
                 "is for"
             )
+        if isinstance(cause, ssl.SSLEOFError):  # it stops, or it refuses a client that was already writing
+            return StoreError(
+                "redis: the server ended the encrypted connection; see that it runs and, if it asks for client "
+                "certificates, set BIOBRACKET_REDIS_CERTIFICATE and BIOBRACKET_REDIS_KEY to one that it trusts",
+                retryable=True,
+            )
         if isinstance(cause, ssl.SSLError):
             if "CERTIFICATE" in (cause.reason or ""):
                 return _wrong(
