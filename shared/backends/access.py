@@ -78,7 +78,7 @@ REDIS: dict[str, RedisRule] = {
     ),
     "query": RedisRule(
         (*_RESULTS, *_FEEDBACK, *_REMOVALS),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *_ERASE, "zrange", "zrevrangebyscore"),
+        (*_CONNECT, *_SCRIPTS, *_ERASE, "zrevrange", "zrevrangebyscore"),
     ),
     "selection": RedisRule((("R", "bb:{feedback}:*"),), (*_CONNECT, "get", "hmget", "zrangebyscore")),
     "operator": RedisRule(

@@ -106,6 +106,11 @@ class SecureKafka(Kafka):
         with closing(self._admin()) as admin:
             admin.create_acls(rules)
 
+    def settings(self, topics: Settings, **others: Any) -> Settings:
+        """Those of a user who logs in over TLS, with topics (and the rest) of other settings."""
+        given = {"kafka": self.sasl, "kafka_protocol": "SASL_SSL", "kafka_ca": self.authority.file}
+        return topics.model_copy(update=given | others)
+
     def _admin(self) -> Any:
         return KafkaAdminClient(bootstrap_servers=self.address)
 

@@ -12,17 +12,17 @@ from tests.support.certificates import Authority
 from tests.support.secured import SecureRedis
 
 
-def ping(redis: SecureRedis, folder: Path, service: str = "ingest", **others: Any) -> None:
-    store = ResultStore.from_settings(redis.settings(service, folder, **others))
+def ping(server: SecureRedis, folder: Path, service: str = "ingest", **others: Any) -> None:
+    store = ResultStore.from_settings(server.settings(service, folder, **others))
     try:
         store.ping()
     finally:
         store.close()
 
 
-def refused(redis: SecureRedis, folder: Path, **others: Any) -> StoreError:
+def refused(server: SecureRedis, folder: Path, **others: Any) -> StoreError:
     with pytest.raises(StoreError) as failed:
-        ping(redis, folder, **others)
+        ping(server, folder, **others)
     said = str(failed.value)
     assert "\n" not in said
     assert "zq17" not in said
