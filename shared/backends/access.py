@@ -59,8 +59,8 @@ KAFKA: dict[str, tuple[KafkaRule, ...]] = {
 
 _CONNECT = ("ping", "command", "cluster|slots", "cluster|shards", "readonly")
 _SCRIPTS = ("evalsha", "script|load")
-_ERASE = (
-    "del", "expire", "get", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "incr", "persist", "sadd", "set",
+ERASE = (
+    "del", "expire", "get", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "incr", "incrby", "persist", "sadd", "set",
     "smembers", "srem", "unlink", "zadd", "zrangebyscore", "zrem",
 )  # fmt: skip
 _RESULTS = (("RW", "bb:{??}:*"), ("RW", "bb:m:{*"))
@@ -70,7 +70,7 @@ _REMOVALS = (("W", "bb:s:{*"), ("RW", "bb:{erasures}:n"))
 REDIS: dict[str, RedisRule] = {
     "ingest": RedisRule(
         (*_RESULTS, *_FEEDBACK, *_REMOVALS, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *_ERASE, "config|get", "zremrangebyscore"),
+        (*_CONNECT, *_SCRIPTS, *ERASE, "config|get", "zremrangebyscore"),
     ),
     "pipeline": RedisRule(
         (("RW", "bb:s:{*"), ("RW", "bb:{??}:s:*"), ("R", "bb:{erasures}:n"), ("R", "bb:{feedback}:version")),
@@ -78,12 +78,12 @@ REDIS: dict[str, RedisRule] = {
     ),
     "query": RedisRule(
         (*_RESULTS, *_FEEDBACK, *_REMOVALS),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *_ERASE, "zrevrange", "zrevrangebyscore"),
+        (*_CONNECT, *_SCRIPTS, *ERASE, "zrevrange", "zrevrangebyscore"),
     ),
     "selection": RedisRule((("R", "bb:{feedback}:*"),), (*_CONNECT, "get", "hmget", "zrangebyscore")),
     "operator": RedisRule(
         (*_RESULTS, *_FEEDBACK, *_REMOVALS, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *_ERASE, "scan", "zremrangebyscore"),
+        (*_CONNECT, *_SCRIPTS, *ERASE, "scan", "zremrangebyscore"),
     ),
 }
 
@@ -128,7 +128,7 @@ def as_markdown() -> str:
     for service, rules in KAFKA.items():
         for rule in rules:
             name = (
-                "group `BIOBRACKET_INGEST_GROUP`" if rule.resource == GROUP else f"`BIOBRACKET_{rule.resource.upper()}`"
+                "INGEST_GROUP" if rule.resource == GROUP else rule.resource.upper()
             )
             lines.append(f"| {service} | `BIOBRACKET_{name}` | {', '.join(rule.operations)} |")
     lines += ["", "| service | Redis: keys | commands |", "|---|---|---|"]
