@@ -60,7 +60,7 @@ KAFKA: dict[str, tuple[KafkaRule, ...]] = {
 _CONNECT = ("ping", "command", "cluster|slots", "cluster|shards", "readonly")
 _SCRIPTS = ("evalsha", "script|load")
 ERASE = (
-    "del", "expire", "get", "hdel", "hexists", "hget", "hincrby", "hmget", "hset", "incr", "incrby", "persist", "sadd", "set",
+    "del", "expire", "get", "hdel", "hget", "hincrby", "hmget", "hset", "incr", "incrby", "persist", "sadd", "set",
     "smembers", "srem", "unlink", "zadd", "zrangebyscore", "zrem",
 )  # fmt: skip
 _RESULTS = (("RW", "bb:{??}:*"), ("RW", "bb:m:{*"))
@@ -127,9 +127,7 @@ def as_markdown() -> str:
     lines = ["| service | Kafka: topic or group | operations |", "|---|---|---|"]
     for service, rules in KAFKA.items():
         for rule in rules:
-            name = (
-                "INGEST_GROUP" if rule.resource == GROUP else rule.resource.upper()
-            )
+            name = "INGEST_GROUP" if rule.resource == GROUP else rule.resource.upper()
             lines.append(f"| {service} | `BIOBRACKET_{name}` | {', '.join(rule.operations)} |")
     lines += ["", "| service | Redis: keys | commands |", "|---|---|---|"]
     for service, rule_ in REDIS.items():
