@@ -88,7 +88,7 @@ class FetchedTokens(AbstractTokenProvider):  # type: ignore[misc]
                 "BIOBRACKET_KAFKA_PASSWORD or its file, and BIOBRACKET_KAFKA_TOKEN_SCOPE",
                 retryable=False,
             )
-        if answer.status_code != 200:
+        if answer.status_code != 200:  # redirects are not followed: they would take the secret along
             raise _no_token(f"status {answer.status_code}", retryable=True)
         try:
             fields = answer.json()
