@@ -150,7 +150,7 @@ def test_tokens_of_settings(server: TokenServer, authority: Authority, tmp_path:
     assert tokens(settings) is provider
     assert provider.token() == "token-1"
     assert server.asked[0][1] == "Basic " + base64.b64encode(f"ner-ingest:{SECRET}".encode()).decode()
-    with pytest.raises(StreamError, match="certificate does not pass.*BIOBRACKET_KAFKA_TOKEN_CA"):
+    with pytest.raises(StreamError, match=r"certificate does not pass.*BIOBRACKET_KAFKA_TOKEN_CA"):
         tokens(settings.model_copy(update={"kafka_token_ca": None}))
     with pytest.raises(StreamError, match="either BIOBRACKET_KAFKA_TOKEN_FILE"):
         tokens(settings.model_copy(update={"kafka_token_file": file}))
