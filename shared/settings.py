@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     kafka_security: dict[str, SecretStr] = Field(
         default_factory=dict,
-        description="JSON object of further kafka-python client options: proxy_url, client_id, client_rack, "
+        description="JSON object of further kafka-python client options: proxy_url, client_id, "
         "sasl_kerberos_name and the like.",
     )
     kafka_isolation: Literal["read_committed", "read_uncommitted"] = Field(

@@ -24,11 +24,11 @@ def test_every_field_is_described(name: str) -> None:
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOBRACKET_KAFKA", "broker-1:9092,broker-2:9092")
-    monkeypatch.setenv("BIOBRACKET_KAFKA_SECURITY", '{"client_rack": "r1"}')
+    monkeypatch.setenv("BIOBRACKET_KAFKA_SECURITY", '{"client_id": "r1"}')
     monkeypatch.setenv("BIOBRACKET_PARTITIONS", "12")
     settings = Settings()
     assert settings.kafka == "broker-1:9092,broker-2:9092"
-    assert settings.kafka_security == {"client_rack": SecretStr("r1")}
+    assert settings.kafka_security == {"client_id": SecretStr("r1")}
     assert settings.partitions == 12
 
 

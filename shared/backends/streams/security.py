@@ -26,7 +26,7 @@ from shared.settings import Settings
 
 _PROBE_S = 2.0
 _LOGIN_MS = 5_000
-_OPTIONS = ("sasl_kerberos_", "proxy_url", "client_id", "client_rack")
+_OPTIONS = ("sasl_kerberos_", "proxy_url", "client_id")
 _SETTINGS = {
     "security_protocol": "BIOBRACKET_KAFKA_PROTOCOL",
     "sasl_mechanism": "BIOBRACKET_KAFKA_MECHANISM",
@@ -78,7 +78,8 @@ def refusal(error: BaseException, settings: Settings) -> StreamError | None:
         return _wrong(
             "kafka_user", f"the broker does not accept {who} by {settings.kafka_mechanism}", f"correct {names}"
         )
-    if isinstance(error, AuthorizationError):
+    # The producer wraps its own in a message.
+    if isinstance(error, AuthorizationError) or "AuthorizationFailedError" in str(error):
         return StreamError(
             f"kafka: {who} is not authorised for {_resource(error, settings)}; have an administrator of Kafka add the "
             "rule, which `biobracket access kafka` lists, or correct BIOBRACKET_KAFKA_USER",
@@ -214,8 +215,8 @@ def _credentials(settings: Settings) -> dict[str, Any]:
 
 def _resource(error: BaseException, settings: Settings) -> str:
     """What was asked for, by names that stand in settings."""
-    kind = re.sub(r"AuthorizationFailedError$|Error$", "", type(error).__name__)
-    said = str(error)
+    said = f"{type(error).__name__}: {error}"
+    found = re.search(r"(\w+)AuthorizationFailedError", said)
     topics = (settings.topic_documents, settings.topic_entities, settings.topic_dead_letters, settings.topic_feedback)
     named = [topic for topic in topics if re.search(rf"(?<![\w.-]){re.escape(topic)}(?![\w.-])", said)]
     if named:
@@ -223,9 +224,9 @@ def _resource(error: BaseException, settings: Settings) -> str:
     return {
         "Topic": "a topic",
         "Group": "the consumer group (BIOBRACKET_INGEST_GROUP)",
-        "Cluster": "this operation on the cluster",
+        "Cluster": "writing to any topic, or for an operation on the cluster",
         "TransactionalId": "the transactional id",
-    }.get(kind, "this")
+    }.get(found[1] if found else "", "this")
 
 
 def _wrong(setting: str, problem: str, remedy: str) -> StreamError:

@@ -17,10 +17,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider  # type: ignore[import-un
 
 from shared.backends.credentials import client_context, secret
 from shared.errors import StreamError
-from shared.runtime.logs import get_logger
 from shared.settings import Settings
-
-logger = get_logger(__name__)
 
 # The network thread of a client waits for it, and sends no heartbeats.
 _TIMEOUT_S = 3.0
@@ -70,7 +67,6 @@ class FetchedTokens(AbstractTokenProvider):  # type: ignore[misc]
                 except StreamError:
                     if self._now() >= self._valid_until:
                         raise
-                    logger.warning("token_not_renewed")
             return self._token
 
     def _fetch(self) -> None:

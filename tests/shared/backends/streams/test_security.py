@@ -112,10 +112,12 @@ def test_what_is_another_services_is_refused(of: Callable[..., Settings], topics
         ("ingest", topics.topic_documents),
         ("ingest", topics.topic_feedback),
         ("operator", topics.topic_entities),
-        ("reader", topics.topic_entities),
     ):
         said = refusal(lambda service=service, topic=topic: send(of(service), topic))
         assert said.startswith(f"kafka: user-{service} is not authorised for topic {topic}; ")
+    # Who may write to no topic at all is refused before one is named.
+    said = refusal(lambda: send(of("reader"), topics.topic_entities))
+    assert said.startswith("kafka: user-reader is not authorised for writing to any topic")
     for service, topic in (("query", topics.topic_documents), ("ingest", topics.topic_entities)):
 
         def scan(service: str = service, topic: str = topic) -> None:
@@ -231,6 +233,6 @@ def test_settings_that_do_not_fit_together(given: dict[str, Any], says: str) -> 
 
 
 def test_further_options_are_passed_on() -> None:
-    settings = Settings(kafka_security={"client_rack": SECRET})
-    assert security_options(settings) == {"security_protocol": "PLAINTEXT", "client_rack": SECRET}
+    settings = Settings(kafka_security={"client_id": SECRET})
+    assert security_options(settings) == {"security_protocol": "PLAINTEXT", "client_id": SECRET}
     assert SECRET not in repr(settings)
