@@ -10,6 +10,7 @@ from pydantic_settings import SettingsError
 from typer.core import TyperGroup
 
 from services.cli import (
+    access,
     convert,
     dead_letters,
     demo,
@@ -55,6 +56,7 @@ cli = typer.Typer(
 )
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
+cli.add_typer(access.access, name="access")
 cli.add_typer(keys.keys, name="keys")
 cli.add_typer(encryption.encryption, name="encryption")
 cli.add_typer(dead_letters.dead_letters, name="dead-letters")

@@ -39,8 +39,6 @@ from typing import Any, Literal
 
 import redis
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -56,6 +54,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from shared.backends.agreement import Agreement
 from shared.backends.mention_index import SETTLED_MS, MentionIndex
+from shared.backends.redis_login import login, refusal
 from shared.backends.result_scripts import ERASE, PUBLISHED, PUT, RESERVE, SWEEP, SWEPT
 from shared.backends.segment_traces import SegmentTraces
 from shared.backends.stored_results import (
@@ -406,8 +405,10 @@ def connect(settings: Settings, *, cache: bool = False) -> Any:
     factory = redis.RedisCluster if settings.redis_cluster and not cache else redis.Redis
     with translated():
         try:
+            url, options = login(settings, cache=cache)
             return factory.from_url(
-                (settings.redis_cache if cache else settings.redis).get_secret_value(),
+                url,
+                **options,
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,
             )
@@ -435,9 +436,10 @@ def translated() -> Iterator[None]:
                 "(BIOBRACKET_REDIS_CACHE)",
                 retryable=True,
             ) from None
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         raise StoreError(
             f"redis: {type(error).__name__}; check that BIOBRACKET_REDIS names a running server and its password, and "
             "BIOBRACKET_REDIS_CLUSTER whether it is a cluster, or start the embedded one with `biobracket up`",
-            retryable=isinstance(error, _RETRYABLE)
-            and not isinstance(error, (AuthenticationError, AuthorizationError)),
+            retryable=isinstance(error, _RETRYABLE),
         ) from None
