@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -123,6 +124,8 @@ class Ingest:
             raise RuntimeError("ingest: the consumer ended; this replica's log has the cause")
         if stalled := self._consumer.stalled():
             raise RuntimeError(f"ingest: {stalled}")
+        with suppress(StoreError):  # it is asked again
+            await asyncio.to_thread(self._feedback.expire)
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when it stops a replica: lets documents in flight finish and commits their offsets."""

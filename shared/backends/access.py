@@ -65,25 +65,36 @@ ERASE = (
 )  # fmt: skip
 _RESULTS = (("RW", "bb:{??}:*"), ("RW", "bb:m:{*"))
 _FEEDBACK = (("RW", "bb:{feedback}:*"),)
+# By which keys names are made and values sealed: noted by who may look at values, read by the others.
+_NOTED = (("RW", "bb:keys"),)
+_NOTE = (("R", "bb:keys"),)
+_LOOK = ("scan", "hscan")
 _REMOVALS = (("W", "bb:s:{*"), ("RW", "bb:{erasures}:n"))
 
 REDIS: dict[str, RedisRule] = {
     "ingest": RedisRule(
-        (*_RESULTS, *_FEEDBACK, *_REMOVALS, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *ERASE, "config|get", "zremrangebyscore"),
+        (*_RESULTS, *_FEEDBACK, *_REMOVALS, *_NOTED, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
+        (*_CONNECT, *_SCRIPTS, *ERASE, *_LOOK, "config|get", "zremrangebyscore"),
     ),
     "pipeline": RedisRule(
-        (("RW", "bb:s:{*"), ("RW", "bb:{??}:s:*"), ("R", "bb:{erasures}:n"), ("R", "bb:{feedback}:version")),
+        (
+            *(("RW", "bb:s:{*"), ("RW", "bb:{??}:s:*")),
+            *(("R", "bb:{erasures}:n"), ("R", "bb:{feedback}:version"), *_NOTE),
+        ),  # type: ignore[arg-type]
         (*_CONNECT, "expire", "get", "sadd", "set"),
     ),
     "query": RedisRule(
-        (*_RESULTS, *_FEEDBACK, *_REMOVALS),  # type: ignore[arg-type]
+        (*_RESULTS, *_FEEDBACK, *_REMOVALS, *_NOTE),  # type: ignore[arg-type]
         (*_CONNECT, *_SCRIPTS, *ERASE, "zrevrange", "zrevrangebyscore"),
     ),
-    "selection": RedisRule((("R", "bb:{feedback}:*"),), (*_CONNECT, "get", "hmget", "zrangebyscore")),
+    "selection": RedisRule(
+        (("R", "bb:{feedback}:*"), *_NOTE),  # type: ignore[arg-type]
+        (*_CONNECT, "get", "hmget", "zrangebyscore"),
+    ),
     "operator": RedisRule(
-        (*_RESULTS, *_FEEDBACK, *_REMOVALS, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *ERASE, "scan", "zremrangebyscore"),
+        (*_RESULTS, *_FEEDBACK, ("RW", "bb:s:{*"), ("RW", "bb:{erasures}:n"), *_NOTED, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
+        # `encryption rotate` swaps by `eval`.
+        (*_CONNECT, *_SCRIPTS, *ERASE, *_LOOK, "eval", "zremrangebyscore"),
     ),
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from redis.exceptions import NoPermissionError
+
 from shared.backends.vault import PLAIN, SealError, Vault
 from shared.errors import StoreError
 
@@ -32,13 +34,19 @@ class Agreement:
         self._made = False
 
     def check(self) -> None:
-        """:class:`KeysRefused` where the keys differ; raises what the Redis client does. Asks the store once."""
+        """:class:`KeysRefused` where the keys differ; raises what the Redis client does. Asks the store once.
+
+        A user who may not look for values leaves it to others to note their keys.
+        """
         if self._made:
             return
         own = self._vault.fingerprint
         told = self._client.get(KEY)
         if told is None:
-            self._look()
+            try:
+                self._look()
+            except NoPermissionError:
+                return
             self._client.set(KEY, own, nx=True)
             told = self._client.get(KEY)
         # Emptied meanwhile it is None: then the next to come notes its own.

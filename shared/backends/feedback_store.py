@@ -189,7 +189,6 @@ class FeedbackStore:
     def version(self) -> int:
         """Increases with each change; 0 before the first."""
         with self._used():
-            self._expire()
             return int(self._client.get(_KEYS[2]) or 0)
 
     def changes(self, since: int = 0) -> Changes:
@@ -240,18 +239,19 @@ class FeedbackStore:
         args = [id_, _milliseconds(time.time() if at is None else at), int(at is not None)]
         return bool(self._undo(keys=_KEYS, args=args))
 
-    def _expire(self) -> None:
-        """Withdraws feedback that is older than its time to live; one process looks once an hour."""
+    def expire(self) -> None:
+        """Withdraws feedback that is older than its time to live. Call it time and again: it looks once an hour."""
         if not self._feedback_ttl or time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_S
-        if not self._client.set(_EXPIRING, "", nx=True, ex=_LOOK_S):
-            return
-        limit = _milliseconds(time.time() - self._feedback_ttl)
-        for id_, value in self._client.hscan_iter(_KEYS[0], count=_PAGE):
-            given, _, sealed = value.partition(b" ")
-            if sealed and int(given) < limit and self._withdraw(id_, int(given) / 1000):
-                self._client.zadd(_GONE, {id_: _milliseconds(time.time())})
+        with self._used():
+            if not self._client.set(_EXPIRING, "", nx=True, ex=_LOOK_S):
+                return
+            limit = _milliseconds(time.time() - self._feedback_ttl)
+            for id_, value in self._client.hscan_iter(_KEYS[0], count=_PAGE):
+                given, _, sealed = value.partition(b" ")
+                if sealed and int(given) < limit and self._withdraw(id_, int(given) / 1000):
+                    self._client.zadd(_GONE, {id_: _milliseconds(time.time())})
 
     def _samples(self) -> Iterator[tuple[bytes, str]]:
         """A stored value and its place, if there is one: of a store whose keys were not noted."""

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import redis
 
-from shared.backends import access
+from shared.backends import access, agreement, vault
 from shared.backends.eviction import refuse_eviction
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.halt_store import HaltStore
+from shared.backends.resealing import reseal
 from shared.backends.result_store import ResultStore
 from shared.errors import StoreError
 from shared.messages import Entity, Erasure, Extraction, SourcePosition, entity_id
@@ -25,6 +26,8 @@ from shared.settings import Settings
 from tests.support.secured import SecureRedis
 
 ROOT = Path(__file__).resolve().parents[3]
+LASTING = {"segment_ttl": 0, "erasure_ttl": 0}
+EXPIRING = {"result_ttl": 60, "erasure_ttl": 1, "feedback_ttl": 9}
 # Of a cluster's client; the others are of every client.
 CLUSTER = {"command", "cluster|slots", "cluster|shards", "readonly"}
 
@@ -78,6 +81,10 @@ def ingest(stores: Stores) -> None:
     assert stores.feedback.put(feedback("a").feedback(now=1.0))
     assert stores.feedback.undo("a", 2.0)
     assert not stores.results.erased("d", place(1))
+    stores.feedback.expire()
+    # The first to come to a store of an earlier release.
+    stores.results._client.delete(agreement.KEY)
+    ResultStore.from_settings(stores.settings).close()
     erasure = Erasure(document_id="d", source=place(12))
     assert stores.results.erase(erasure).outcome == "written"
     assert stores.results.published(erasure, erasure) is None
@@ -125,6 +132,7 @@ def operator(stores: Stores) -> None:
     stores.results.put(extraction(21, "fever"), published=True)
     stores.results.erase(Erasure(document_id="d", source=place(22)), published=True)
     stores.feedback.erase("d", 22.0)
+    reseal(stores.settings)
     assert stores.halts.halted() == "why"
     assert stores.halts.lift()
 
@@ -187,7 +195,9 @@ def _mentions(text: str) -> str:
 @pytest.mark.parametrize("service", access.REDIS)
 def test_a_service_does_its_work_with_its_rules(opened: Callable[..., Stores], service: str, expiring: bool) -> None:
     stocked(opened)
-    lives = {"result_ttl": 60, "erasure_ttl": 60} if expiring else {"segment_ttl": 0, "erasure_ttl": 0}
+    lives = (
+        {"result_ttl": 60, "erasure_ttl": 60, "feedback_ttl": 9} if expiring else {"segment_ttl": 0, "erasure_ttl": 0}
+    )
     WORK[service](opened(service, **lives))
 
 
@@ -198,7 +208,10 @@ def test_a_service_has_no_command_that_it_does_not_use(
     with redis.Redis.from_url(secure_redis.url) as admin:
         for service in access.REDIS:
             found: set[str] = set()
-            for lives in ({"segment_ttl": 0, "erasure_ttl": 0}, {"result_ttl": 60, "erasure_ttl": 1}):
+            for lives in (
+                {"segment_ttl": 0, "erasure_ttl": 0},
+                {"result_ttl": 60, "erasure_ttl": 1, "feedback_ttl": 9},
+            ):
                 admin.flushall()
                 admin.script_flush()
                 stocked(opened)
@@ -208,7 +221,26 @@ def test_a_service_has_no_command_that_it_does_not_use(
                 found |= used()
             superfluous = set(access.REDIS[service].commands) - found - CLUSTER
             everything |= {(service, command) for command in superfluous}
-    assert everything == {(service, "ping") for service in access.REDIS if service != "query"}
+    rotates = {("operator", "eval")}  # see the next test
+    assert everything - rotates == {(service, "ping") for service in access.REDIS if service != "query"}
+
+
+def test_an_operator_rotates_keys(opened: Callable[..., Stores], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    vault.create(keys)
+    opened("ingest", encryption_keys=keys).results.put(extraction())
+    vault.use(keys, vault.add(keys))
+    assert reseal(opened("operator", encryption_keys=keys).settings).sealed == 1
+
+
+def test_who_may_not_look_leaves_it_to_others_to_note_keys(opened: Callable[..., Stores], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    vault.create(keys)
+    early = opened("query", encryption_keys=keys)
+    assert early.results.get("d") is None
+    opened("ingest")
+    with pytest.raises(StoreError, match="BIOBRACKET_ENCRYPTION_KEYS"):
+        early.results.get("d")
 
 
 def test_what_is_another_services_is_refused(opened: Callable[..., Stores]) -> None:
@@ -223,7 +255,6 @@ def test_what_is_another_services_is_refused(opened: Callable[..., Stores]) -> N
         ("query", lambda s: s.results.get_segments(["s"])),
         ("query", lambda s: list(s.results.results())),
         ("ingest", lambda s: s.results.get_segments(["s"])),
-        ("operator", lambda s: s.results.get_segments(["s"])),
     )
     for service, call in refused:
         with pytest.raises(StoreError, match="not authorised") as failed:
