@@ -87,7 +87,7 @@ def int8_products() -> dict[str, Int8]:
 
 def rates(cache: Path) -> dict[str, float]:
     """GFLOP/s of one core, for float32, bfloat16 and each of :func:`int8_products`; measured once per machine."""
-    parts = (torch.__version__, sorted(torch.cpu.get_capabilities().items()))
+    parts = (torch.__version__, sorted(torch.cpu.get_capabilities().items()), list(int8_products()), _SHAPE)
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def make(file: Path) -> None:
