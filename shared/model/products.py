@@ -24,6 +24,10 @@ from torch import Tensor
 from shared.model.file_cache import build_once
 
 _SHAPE = (128, 640, 1536)  # T, K, N
+_ATTENTION, _TIMES = (
+    (32, 256, 160),
+    4,
+)  # what attention multiplies meanwhile, and how often: four hundredths of the work
 _SECONDS = 0.1  # that each product is measured for
 _FLOATS = ("float32", "bfloat16")
 
@@ -87,7 +91,7 @@ def int8_products() -> dict[str, Int8]:
 
 def rates(cache: Path) -> dict[str, float]:
     """GFLOP/s of one core, for float32, bfloat16 and each of :func:`int8_products`; measured once per machine."""
-    parts = (torch.__version__, sorted(torch.cpu.get_capabilities().items()))
+    parts = (torch.__version__, sorted(torch.cpu.get_capabilities().items()), list(int8_products()))
     digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 
     def make(file: Path) -> None:
@@ -126,17 +130,33 @@ def _measured() -> dict[str, float]:
         for name in _FLOATS:
             one, other = (torch.ones(*shape, dtype=getattr(torch, name)) for shape in ((tokens, inner), (outer, inner)))
             found[name] = _rate(partial(F.linear, one, other))
-        one, other = (torch.ones(*shape, dtype=torch.int8) for shape in ((tokens, inner), (inner, outer)))
         for name, product in int8_products().items():
-            out = torch.empty(tokens, outer, dtype=product.dtype)
-            found[name] = _rate(partial(product.linear, one, product.packed(other), out))
+            found[name] = _rate(_layer(product))
         return found
     finally:
         torch.set_num_threads(threads)
 
 
+def _layer(product: Int8) -> Callable[[], None]:
+    """What of a layer is multiplied in int8."""
+
+    def drawn(tokens: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
+        one, other = (torch.ones(*shape, dtype=torch.int8) for shape in ((tokens, inner), (inner, outer)))
+        return one, other, torch.empty(tokens, outer, dtype=product.dtype)
+
+    rows, weight, out = drawn(*_SHAPE)
+    packed, attention = product.packed(weight), drawn(*_ATTENTION)
+
+    def run() -> None:
+        product.linear(rows, packed, out)
+        for _ in range(_TIMES):
+            product.multiply(*attention)
+
+    return run
+
+
 def _rate(run: Callable[[], object]) -> float:
-    """GFLOP/s of a product of ``_SHAPE``, by this thread's own time: others may use the core too."""
+    """GFLOP/s of what multiplies ``_SHAPE``, by this thread's own time: others may use the core too."""
     run()  # which prepares it
     tokens, inner, outer = _SHAPE
     spent, best = 0.0, float("inf")
