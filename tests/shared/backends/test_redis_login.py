@@ -39,6 +39,8 @@ def test_a_changed_password_counts_for_the_next_connection(secure_redis: SecureR
     right = file.read_text()
     store = ResultStore.from_settings(settings)
     file.write_text("zq17")
+    store.ping()  # by the connection that there is
+    store._client.connection_pool.disconnect()
     with pytest.raises(StoreError, match="does not accept user and password") as failed:
         store.ping()
     assert not failed.value.retryable
