@@ -27,7 +27,7 @@ _SHAPE = (128, 640, 1536)  # T, K, N
 _ATTENTION, _TIMES = (
     (32, 256, 160),
     4,
-)  # what attention multiplies meanwhile, and how often: four hundredths of the work
+)  # of attention beside it, and how often: 4 % of the work
 _SECONDS = 0.1  # that each product is measured for
 _FLOATS = ("float32", "bfloat16")
 
