@@ -266,7 +266,7 @@ class _Trainer:
         history = self._now.history
         measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
         scores = self._measured() if self._config.measure_every and not measured else None
-        if scores is not None or self._now.losses:  # of a run that ended between two reports
+        if scores is not None or (self._now.losses and not history):  # of a run shorter than the first report
             self._record(self._rate, None, scores)
         self._save(last=True)
 

@@ -91,11 +91,11 @@ def test_it_learns_and_reports_every_ten_steps(tmp_path):
     torch.testing.assert_close(weights(tmp_path), TARGET, atol=0.1, rtol=0)
 
 
-def test_steps_after_the_last_report_are_reported_at_the_end(tmp_path):
-    lines = trained(Regression(), FolderCheckpoints(tmp_path / "checkpoint"), max_tokens=1500)
-    assert [(line.step, line.dev) for line in lines][1:] == [(15, None)]
-    assert lines[-1].learning_rate > 0
-    assert read_state(tmp_path / "checkpoint")[0]["history"][-1]["step"] == 15
+def test_a_run_shorter_than_the_first_report_has_a_line(tmp_path):
+    (line,) = trained(Regression(), FolderCheckpoints(tmp_path / "checkpoint"), max_tokens=500)
+    assert (line.step, line.dev) == (5, None)
+    assert line.learning_rate > 0
+    assert [each["step"] for each in read_state(tmp_path / "checkpoint")[0]["history"]] == [5]
 
 
 class Interrupted(FolderCheckpoints):
