@@ -266,8 +266,9 @@ class _Trainer:
         history = self._now.history
         measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
         scores = self._measured() if self._config.measure_every and not measured else None
-        if scores is not None or (self._now.losses and not history):  # of a run shorter than the first report
-            self._record(self._rate, None, scores)
+        short = bool(self._now.losses) and not history  # the run ended before the first report
+        if short or scores is not None:
+            self._record(self._rate, self._dev_loss() if short else None, scores)
         self._save(last=True)
 
     def _step(self, groups: Iterator[Any], rate: float) -> tuple[float, int]:

@@ -93,7 +93,8 @@ def test_it_learns_and_reports_every_ten_steps(tmp_path):
 
 def test_a_run_shorter_than_the_first_report_has_a_line(tmp_path):
     (line,) = trained(Regression(), FolderCheckpoints(tmp_path / "checkpoint"), max_tokens=500)
-    assert (line.step, line.dev) == (5, None)
+    assert line.step == 5
+    assert line.dev is not None
     assert line.learning_rate > 0
     assert [each["step"] for each in read_state(tmp_path / "checkpoint")[0]["history"]] == [5]
 
