@@ -34,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,7 +76,6 @@ _GREEDY = ("vllm", "vllm_speculative", "copy_greedy")  # without candidates beyo
 _TOGETHER = 16
 _BASELINES = ("paper", "vllm", "vllm_candidates", "encoder")
 _WARM_UP = 3  # segments, one of each corpus
-_SHAPES = ((768, 768), (768, 3072), (3072, 768))  # of an encoder's products
 
 Span = tuple[int, int, int, str]  # segment, start, end, type
 Tag = Callable[[Sequence[TagRequest]], list[TaggedLine]]
@@ -208,9 +208,10 @@ def engine(name: str, settings: Settings) -> tuple[Tag, Callable[[], None]]:
     if name == "encoder":
         from benchmarks.encoder import Encoder, configuration
         from shared.model.base_model import load_tokenizer
+        from shared.model.products import fastest_float
 
         torch.set_num_threads(cpus())
-        dtype = torch.bfloat16 if rate("bfloat16", _SHAPES) > rate("float32", _SHAPES) else torch.float32
+        dtype = getattr(torch, fastest_float(settings.cache))
         return Encoder(load_tokenizer(settings), configuration(), dtype).tag, lambda: None
     return Generate(settings, 1 if name == "paper" else _TOGETHER).tag, lambda: None
 
@@ -222,7 +223,7 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Ta
     from shared.model.base_model import base_folder, load_tokenizer
 
     # Here: vLLM's processes import this module, and do not start with what it loads.
-    from shared.model.int8 import native
+    from shared.model.products import fastest_float
 
     with torch.device("meta"):
         body = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base_folder(settings))).get_decoder()
@@ -230,8 +231,8 @@ def floor(settings: Settings, requests: Sequence[TagRequest], lines: Sequence[Ta
     per_token = 2 * sum(layer.weight.numel() for layer in layers)
     needed = _needed(load_tokenizer(settings), requests, lines)
     rates = {
-        kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]])
-        for kind in ("bfloat16", *(["int8"] if native() else []))
+        kind: rate(kind, [(layer.in_features, layer.out_features) for layer in layers[:7]], settings.cache)
+        for kind in (fastest_float(settings.cache), "int8")
     }
     best = max(rates.values())
     return {
@@ -265,21 +266,26 @@ def _ranges(pieces: Pieces, line: TaggedLine) -> list[tuple[int, int, str]]:
     ]
 
 
-def rate(kind: str, shapes: Sequence[tuple[int, int]], tokens: int = 512) -> float:
+def rate(kind: str, shapes: Sequence[tuple[int, int]], cache: Path, tokens: int = 512) -> float:
     """GFLOP/s of products of the layers' shapes, a thread a core, each at its own: how the engine works."""
-    cores = cpus()
-    made = []
+    from shared.model.products import fastest_int8
+
+    cores, int8 = cpus(), fastest_int8(cache)
+    made: list[Callable[[], object]] = []
     for inner, outer in shapes:
         one, other = torch.ones(tokens, inner), torch.ones(inner, outer)
-        dtype = getattr(torch, kind)
-        product = torch._int_mm if kind == "int8" else torch.mm  # noqa: SLF001
-        made.append((one.to(dtype), other.to(dtype), product))
+        if kind == "int8":
+            packed, out = int8.packed(other.to(torch.int8)), torch.empty(tokens, outer, dtype=int8.dtype)
+            made.append(partial(int8.linear, one.to(torch.int8), packed, out))
+        else:
+            dtype = getattr(torch, kind)
+            made.append(partial(torch.mm, one.to(dtype), other.to(dtype)))
 
     def work(times: int) -> None:
         torch.set_num_threads(1)
         for _ in range(times):
-            for one, other, product in made:
-                product(one, other)
+            for product in made:
+                product()
 
     with ThreadPoolExecutor(cores) as pool:
         list(pool.map(work, [3] * cores))

@@ -14,13 +14,14 @@ from pathlib import Path
 from services.generation.config import GenerationConfig
 from services.generation.engine import Engine, TagRequest
 from services.generation.engines import load
-from services.line_file import LineFile
+from services.line_file import LineFile, LineFileError
 from services.parsing.brackets import parse_lines
 from services.pipeline.assembly import Pipeline, SegmentCache
 from services.pipeline.config import PipelineConfig
 from services.selection.batching import Batcher
 from services.selection.config import SelectionConfig
 from services.selection.selector import Selector
+from shared.backends.vault import vault
 from shared.messages import Candidate, Document, Extraction, Parsed, Segment, Selected, TaggedLine
 from shared.model.folders import adapter_folder
 from shared.model.revision import generator_revision
@@ -74,7 +75,7 @@ class Extractor:
             model_revision=model_revision(settings),
             generator_revision=generator_revision(settings),
             guidelines=guidelines_of(adapter_folder(settings)),
-            cache=LineFile(lines) if lines else None,
+            cache=_line_file(lines, settings) if lines else None,
         )
 
     def extract(
@@ -152,3 +153,11 @@ class Extractor:
             return list(await asyncio.gather(*(one(document) for document in documents)))
         finally:
             executor.shutdown()
+
+
+def _line_file(path: Path, settings: Settings) -> LineFile:
+    if settings.store_text == "none":
+        raise LineFileError(
+            "lines: would hold text, but BIOBRACKET_STORE_TEXT is none; leave the file out, or unset that"
+        )
+    return LineFile(path, vault(settings))

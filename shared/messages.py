@@ -17,6 +17,8 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0, description="From 0 to 1.")
 Offset = Annotated[int, Field(ge=0, description="Unicode code points from the start; an end is exclusive.")]
 
 MAX_ID_CHARS = 512  # a Redis key and a Kafka key stay small; ids of this field (PMIDs, encounter numbers) are far below
+TEXT_NOT_STORED = "text-not-stored"
+"""Warning of a stored result whose entities have no text, and a hash of it instead: ``store_text``."""
 MAX_TYPES = 64  # the names of all types stand in the prompt of every segment
 
 
@@ -36,7 +38,8 @@ def encodable(value: str) -> str:
 class Message(BaseModel):
     """Base of every message. ``v`` is the schema version; a reader refuses a version it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inputs are hidden in errors, which end up in logs.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     v: Literal[1] = Field(default=1, description="Schema version of the message.")
 
@@ -223,7 +226,10 @@ class Entity(OpenMessage):
     id: str = Field(description="Stable within the document: `<type>:<start>-<end>`.")
     start: Offset
     end: Offset
-    text: str = Field(description="What stands between the offsets, as it stands there.")
+    text: str = Field(
+        description="What stands between the offsets, as it stands there; empty in a result that was stored without "
+        "text (`text-not-stored`)."
+    )
     type: str = Field(description="Entity type key.")
     confidence: Probability = Field(description="Calibrated probability that the mention is right.")
     generator_confidence: Probability = Field(description="Probability of the mention by the generator alone.")

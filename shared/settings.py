@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+KafkaProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+KafkaMechanism = Literal["SCRAM-SHA-512", "SCRAM-SHA-256", "PLAIN", "OAUTHBEARER", "GSSAPI", "AWS_MSK_IAM"]
+
 
 def _cache_home() -> Path:
     return Path.home() / ".cache" / "biobracket"
@@ -28,11 +31,55 @@ class Settings(BaseSettings):
     # Inputs are hidden in errors: a refused Redis URL holds a password.
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_", extra="ignore", hide_input_in_errors=True)
 
+    # Who connects
+    service: str = Field(
+        default="operator",
+        pattern=r"^[a-z][a-z0-9_-]*$",
+        description="What `{service}` stands for in a user and in the path of a password, token, certificate or key of "
+        "Kafka and Redis. Services use their own names instead (`ingest`, `pipeline`, `query`, `selection`); this is "
+        "for commands.",
+    )
+
     # Streams
     kafka: str = Field(default="127.0.0.1:9092", description="Kafka bootstrap servers as `host:port`, comma-separated.")
-    kafka_security: dict[str, str] = Field(
+    kafka_protocol: KafkaProtocol = Field(
+        default="PLAINTEXT",
+        description="How to speak to Kafka: `SSL` and `SASL_SSL` encrypt, `SASL_SSL` and `SASL_PLAINTEXT` log in.",
+    )
+    kafka_ca: Path | None = Field(
+        default=None, description="PEM file of the certificates that brokers are checked by; empty: the system's."
+    )
+    kafka_certificate: Path | None = Field(
+        default=None, description="PEM file of a client certificate for Kafka, with those between it and its CA."
+    )
+    kafka_key: Path | None = Field(
+        default=None, description="PEM file of the client certificate's private key, without a password."
+    )
+    kafka_mechanism: KafkaMechanism = Field(
+        default="SCRAM-SHA-512", description="SASL mechanism to log in to Kafka by."
+    )
+    kafka_user: str = Field(default="", description="User of Kafka; with `kafka_token_url`, the id of the client.")
+    kafka_password: SecretStr = Field(
+        default=SecretStr(""), description="Password of the user; with `kafka_token_url`, the secret of the client."
+    )
+    kafka_password_file: Path | None = Field(
+        default=None, description="File with such a password, in place of `kafka_password`; read by each new client."
+    )
+    kafka_token_file: Path | None = Field(
+        default=None,
+        description="OAUTHBEARER: file with a token, which something else renews; read at each connection.",
+    )
+    kafka_token_url: str = Field(
+        default="", description="OAUTHBEARER: https URL where tokens are fetched by the client credentials grant."
+    )
+    kafka_token_scope: str = Field(default="", description="OAUTHBEARER: scope to ask `kafka_token_url` for.")
+    kafka_token_ca: Path | None = Field(
+        default=None, description="PEM file of the certificates to trust for `kafka_token_url`; empty: the system's."
+    )
+    kafka_security: dict[str, SecretStr] = Field(
         default_factory=dict,
-        description="JSON object of additional kafka-python client options, e.g. security_protocol, sasl_mechanism.",
+        description="JSON object of further kafka-python client options: proxy_url, client_id, "
+        "sasl_kerberos_name and the like.",
     )
     kafka_isolation: Literal["read_committed", "read_uncommitted"] = Field(
         default="read_committed",
@@ -56,11 +103,28 @@ class Settings(BaseSettings):
     # Store
     redis: SecretStr = Field(
         default=SecretStr("redis://127.0.0.1:6379/0"),
-        description="Redis or Valkey URL, its password percent-encoded; with redis_cluster, any node of the cluster.",
+        description="Redis or Valkey URL, its password percent-encoded; `rediss://USER@HOST:6379/0` encrypts; with "
+        "redis_cluster, any node of the cluster.",
+    )
+    redis_password_file: Path | None = Field(
+        default=None, description="File with the password for `redis`, in place of one in the URL."
     )
     redis_cache: SecretStr = Field(
         default=SecretStr(""),
         description="URL of a single server for the cached segments, which may evict; empty: with the results.",
+    )
+    redis_cache_password_file: Path | None = Field(
+        default=None, description="File with the password for `redis_cache`, in place of one in the URL."
+    )
+    redis_ca: Path | None = Field(
+        default=None,
+        description="PEM file of the certificates that servers at `rediss://` are checked by; empty: the system's.",
+    )
+    redis_certificate: Path | None = Field(
+        default=None, description="PEM file of a client certificate for Redis, with those between it and its CA."
+    )
+    redis_key: Path | None = Field(
+        default=None, description="PEM file of the client certificate's private key, without a password."
     )
     redis_cluster: bool = Field(default=False, description="Whether the URL names a Redis Cluster.")
     result_ttl: int = Field(default=0, ge=0, description="Seconds a result is kept in Redis; 0: forever.")
@@ -71,6 +135,20 @@ class Settings(BaseSettings):
         description="Seconds that the mark of an erased document is kept, which holds no text: longer than the "
         "retention of the topics of documents, dead letters and feedback, out of which the document could come back; "
         "0: forever.",
+    )
+
+    feedback_ttl: int = Field(
+        default=0, ge=0, description="Seconds that reviewers' feedback is kept, by the time it was given; 0: forever."
+    )
+    encryption_keys: Path | None = Field(
+        default=None,
+        description="File of the keys that values in Redis are encrypted with, made by `biobracket encryption create`; "
+        "values are not encrypted if unset.",
+    )
+    store_text: Literal["all", "none"] = Field(
+        default="all",
+        description="With `none` Redis keeps offsets, types and hashes, but neither mentions' texts and metadata nor "
+        "cached segments, and feedback is refused.",
     )
 
     # HTTP
@@ -138,11 +216,42 @@ class Settings(BaseSettings):
         default="text", pattern="^(text|json)$", description="`text` or `json`, one record per line."
     )
 
-    @field_validator("http_key")
+    @field_validator("http_key", "kafka_key", "redis_key")
     @classmethod
     def _has_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        if (value is None) != (info.data.get("http_certificate") is None):
-            raise ValueError("certificate and key are needed together; set BIOBRACKET_HTTP_CERTIFICATE as well as this")
+        other = (info.field_name or "").replace("_key", "_certificate")
+        if (value is None) != (info.data.get(other) is None):
+            raise ValueError(f"certificate and key are needed together; set BIOBRACKET_{other.upper()} as well as this")
+        return value
+
+    @field_validator("kafka_user")
+    @classmethod
+    def _can_be_sent(cls, value: str) -> str:
+        if re.search(r"[=,\0]", value):
+            raise ValueError("holds a comma or an equals sign, which kafka-python cannot send; name another user")
+        return value
+
+    @field_validator("kafka_password_file")
+    @classmethod
+    def _is_the_only_password(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("kafka_password"):
+            raise ValueError("there is a BIOBRACKET_KAFKA_PASSWORD as well; unset one of the two")
+        return value
+
+    @field_validator("kafka_token_url")
+    @classmethod
+    def _is_https(cls, value: str) -> str:
+        if value and not re.fullmatch(r"https://[^\s/?#@]+(/[^\s#@]*)?", value):
+            raise ValueError("is no https URL; write https://login.example.org/token, without user and password")
+        return value
+
+    @field_validator("redis_password_file", "redis_cache_password_file")
+    @classmethod
+    def _has_no_other_password(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        other = (info.field_name or "").removesuffix("_password_file")
+        url = info.data.get(other)
+        if value is not None and url is not None and urlsplit(url.get_secret_value()).password is not None:
+            raise ValueError(f"BIOBRACKET_{other.upper()} holds a password as well; take it out, as redis://user@host")
         return value
 
     @field_validator("http_url")
@@ -159,11 +268,15 @@ class Settings(BaseSettings):
             _check_redis(value.get_secret_value())
         return value
 
+    def of_service(self, value: str | Path) -> str:
+        """A user or a path, in which ``{service}`` is the name of the service."""
+        return str(value).replace("{service}", self.service)
 
-@lru_cache(maxsize=1)
-def settings() -> Settings:
-    """The settings of this process, read once from the environment."""
-    return Settings()
+
+@lru_cache
+def settings(service: str | None = None) -> Settings:
+    """The settings of this process, read once from the environment; ``service``: the service that asks."""
+    return Settings() if service is None else Settings(service=service)
 
 
 def problem(error: SettingsError | ValidationError) -> str | None:

@@ -79,8 +79,10 @@ class RunConfig(_Frozen):
 
     workers: int = Field(default=1, ge=1, description="Data-parallel worker processes.")
     gpu: bool = Field(default=False, description="Whether each worker has a GPU.")
-    precision: Literal["bfloat16", "float32"] = Field(
-        default="bfloat16", description="Precision of weights and products; the optimiser always uses float32."
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="Precision of weights and products; `auto` takes bfloat16 on a GPU, else what the CPU multiplies "
+        "faster. The optimiser always uses float32.",
     )
     compile: bool = Field(
         default=False,

@@ -10,9 +10,11 @@ from pydantic_settings import SettingsError
 from typer.core import TyperGroup
 
 from services.cli import (
+    access,
     convert,
     dead_letters,
     demo,
+    encryption,
     evaluate,
     extract,
     forget,
@@ -54,7 +56,9 @@ cli = typer.Typer(
 )
 cli.add_typer(train.train, name="train")
 cli.add_typer(index.index, name="index")
+cli.add_typer(access.access, name="access")
 cli.add_typer(keys.keys, name="keys")
+cli.add_typer(encryption.encryption, name="encryption")
 cli.add_typer(dead_letters.dead_letters, name="dead-letters")
 cli.add_typer(recovery.audit, name="audit")
 for command in (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.console import DataOption, JsonOption, attached_settings, fail, out
+from services.cli.console import DataOption, JsonOption, attached_settings, fail, out, warn
 
 if TYPE_CHECKING:
     pass
@@ -22,6 +22,7 @@ def get(
     from services.cli.rendering import entities_table
     from shared.backends.result_store import ResultStore
     from shared.errors import StoreError
+    from shared.messages import TEXT_NOT_STORED
 
     try:
         store = ResultStore.from_settings(attached_settings(data))
@@ -34,6 +35,8 @@ def get(
             "id: no result is stored for this document; check the identifier; a document that was just sent takes a "
             "moment, and one that cannot be processed is in the dead-letters topic"
         )
+    if TEXT_NOT_STORED in extraction.warnings:
+        warn("the store keeps no text (BIOBRACKET_STORE_TEXT): mentions are shown by their offsets alone")
     if as_json:
         sys.stdout.write(extraction.model_dump_json(indent=2) + "\n")
     else:

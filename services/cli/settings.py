@@ -14,7 +14,6 @@ from pydantic_settings import BaseSettings
 
 from services.cli.console import classes, configs, out
 
-_SECRET_NAMES = ("password", "secret", "token", "keyfile", "key_password")
 _MASK = "********"
 _HEAD = """\
 # Settings
@@ -111,6 +110,5 @@ def _shown(value: object) -> str:
     if isinstance(value, SecretStr):
         return _MASK
     if isinstance(value, dict):
-        masked = {k: _MASK if any(s in k.lower() for s in _SECRET_NAMES) else v for k, v in value.items()}
-        return json.dumps(masked)
+        return json.dumps({name: _shown(item) for name, item in value.items()})
     return "" if value is None else str(value)

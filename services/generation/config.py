@@ -46,8 +46,8 @@ class GenerationConfig(ComputeReplicaConfig):
     )
     dtype: Literal["auto", "int8", "bfloat16", "float32"] = Field(
         default="auto",
-        description="Number format of the weights; `auto` takes int8 on a CPU with int8 instructions, else bfloat16 if "
-        "the device supports it.",
+        description="Number format of the weights; `auto` takes bfloat16 on a GPU, and on a CPU what it multiplies "
+        "fastest.",
     )
     candidate_floor: float = Field(
         default=0.2,

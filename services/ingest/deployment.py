@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -86,20 +87,20 @@ class Ingest:
     """Consumes documents for as long as the replica lives. ``pipeline`` is the handle of the pipeline service."""
 
     def __init__(self, pipeline: DeploymentHandle[Any]) -> None:
-        logs.configure(settings())
+        logs.configure(settings("ingest"))
         _check_store()
         self._pipeline = pipeline
-        self._store = ResultStore.from_settings(settings())
-        self._feedback = FeedbackStore.from_settings(settings())
-        self._halts = HaltStore(settings(), _CONFIG.group)
-        self._trail = AuditTrail.from_settings(settings())
+        self._store = ResultStore.from_settings(settings("ingest"))
+        self._feedback = FeedbackStore.from_settings(settings("ingest"))
+        self._halts = HaltStore(settings("ingest"), _CONFIG.group)
+        self._trail = AuditTrail.from_settings(settings("ingest"))
         self._consumer = Consumer(
             open_source=self._open_source,
             open_sink=self._open_sink,
             store=self._store,
             process=self._process,
             feedback=self._feedback,
-            settings=settings(),
+            settings=settings("ingest"),
             config=_CONFIG,
             halts=self._halts,
             transient=TRANSIENT,
@@ -123,6 +124,8 @@ class Ingest:
             raise RuntimeError("ingest: the consumer ended; this replica's log has the cause")
         if stalled := self._consumer.stalled():
             raise RuntimeError(f"ingest: {stalled}")
+        with suppress(StoreError):  # it is asked again
+            await asyncio.to_thread(self._feedback.expire)
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when it stops a replica: lets documents in flight finish and commits their offsets."""
@@ -135,13 +138,13 @@ class Ingest:
             self._trail.close()
 
     def _open_sink(self) -> Sink:
-        ensure_topics(settings())
-        return Sink(settings())
+        ensure_topics(settings("ingest"))
+        return Sink(settings("ingest"))
 
     def _open_source(self, on_revoked: Callback) -> Source:
-        topics = [settings().topic_documents, settings().topic_feedback]
+        topics = [settings("ingest").topic_documents, settings("ingest").topic_feedback]
         return Source(
-            settings(),
+            settings("ingest"),
             _CONFIG.group,
             topics,
             attempts=_CONFIG.attempts,
@@ -163,7 +166,7 @@ def _membership(config: IngestConfig, rank: int) -> Membership:
 def _check_store() -> None:
     """StoreError where the store would lose results by itself. What cannot be found out now keeps nobody waiting."""
     try:
-        if not refuse_eviction(settings()):
+        if not refuse_eviction(settings("ingest")):
             logs.get_logger(__name__).warning("eviction_unknown")
     except StoreError as error:
         if not error.retryable:

@@ -38,16 +38,16 @@ class PipelineService:
     def __init__(
         self, generation: DeploymentHandle[Any], parsing: DeploymentHandle[Any], selection: DeploymentHandle[Any]
     ) -> None:
-        logs.configure(settings())
+        logs.configure(settings("pipeline"))
         self._generation = generation
         self._parsing = parsing
         self._selection = selection
         # Serve does not count requests on their way to a replica: in a burst, one can get twice the share of others.
         self._turns = asyncio.Semaphore(_CONFIG.requests_in_flight)
-        self._store = ResultStore.from_settings(settings())
-        self._feedback = FeedbackStore.from_settings(settings())
+        self._store = ResultStore.from_settings(settings("pipeline"))
+        self._feedback = FeedbackStore.from_settings(settings("pipeline"))
         self._watch = SelectionWatch(self._basis, self._feedback.version, _CONFIG.state_s)
-        local = LocalCache(_CONFIG.local_cache_mib * 2**20, settings().segment_ttl)
+        local = LocalCache(_CONFIG.local_cache_mib * 2**20, settings("pipeline").segment_ttl)
         removals = RemovalWatch(self._store.removals, local, _CONFIG.state_s)
         loop = asyncio.get_running_loop()
         self._watching = [loop.create_task(watch) for watch in (self._watch.run(), removals.run())]
@@ -57,10 +57,10 @@ class PipelineService:
             parse=self._parse,
             select=self._select,
             cache=self._store,
-            model_revision=model_revision(settings()),
-            generator_revision=generator_revision(settings()),
+            model_revision=model_revision(settings("pipeline")),
+            generator_revision=generator_revision(settings("pipeline")),
             config=_CONFIG,
-            group=partial(asked_together, guidelines=guidelines_of(adapter_folder(settings()))),
+            group=partial(asked_together, guidelines=guidelines_of(adapter_folder(settings("pipeline")))),
             state=self._watch,
             trace=self._store.trace_segments,
             local=local,

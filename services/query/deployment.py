@@ -44,15 +44,15 @@ class Query:
     def __init__(
         self, pipeline: DeploymentHandle[Any], generation: DeploymentHandle[Any], ingest: DeploymentHandle[Any]
     ) -> None:
-        configure(settings())
+        configure(settings("query"))
         _refuse_strangers()
         self._pipeline = pipeline
         self._generation = generation
         self._ingest = ingest
-        self._store = ResultStore.from_settings(settings())
-        self._feedback = FeedbackStore.from_settings(settings())
-        self._trail = AuditTrail.from_settings(settings())
-        self._eraser = Eraser(settings(), self._store, self._feedback)
+        self._store = ResultStore.from_settings(settings("query"))
+        self._feedback = FeedbackStore.from_settings(settings("query"))
+        self._trail = AuditTrail.from_settings(settings("query"))
+        self._eraser = Eraser(settings("query"), self._store, self._feedback)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray Serve calls this after the constructor."""

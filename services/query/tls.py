@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn.config
 
-from services.query.auth.watched_file import state_of
+from shared.backends.watched_file import state_of
 from shared.runtime.logs import get_logger
 
 HOOK = "services.query.tls.reload_certificates"

@@ -23,10 +23,10 @@ class Selection:
     """Decides which candidates are entities, in batches across documents."""
 
     def __init__(self) -> None:
-        configure(settings())
+        configure(settings("selection"))
         give_way()
-        feedback = FeedbackStore.from_settings(settings())
-        self._selector = Selector.load(settings(), config=_CONFIG, feedback=feedback)
+        feedback = FeedbackStore.from_settings(settings("selection"))
+        self._selector = Selector.load(settings("selection"), config=_CONFIG, feedback=feedback)
         # The number of threads is a thread's own. The libraries are loaded by now, if this selector needs them.
         self._executor = ThreadPoolExecutor(
             max_workers=1,

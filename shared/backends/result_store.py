@@ -14,9 +14,12 @@ Keys; the part in braces determines the slot in a cluster:
     bb:{<bucket>}:n                  hash of counters: `documents`, `entities`
     bb:m:{<text>}, bb:m:{<text>}:<type>  ids of the documents that mention a text (as a type), by time of writing
     bb:s:{<segment>}                 a cached segment, opaque bytes
+    bb:keys                          see shared.backends.agreement
 
 `<document>`, `<version>`, `<text>` and `<segment>` are digests: keys contain no clinical text. The bucket is the first
-two hex digits of the document's digest, so a document and its counters share a slot and change atomically.
+two hex digits of the document's digest, so a document and its counters share a slot and change atomically. With
+encryption (shared.backends.vault) `json` and segments are sealed, digests are keyed, and members of the index are
+digests. What scripts compare is not sealed: versions, positions, counts.
 
 The index is a hint: readers check every mention against the document's result, so answers are correct even if a writer
 died half-way. An erasure needs more: an index key is in the document's set before the document can be found under it,
@@ -28,7 +31,6 @@ never results. Segments may be on a server of their own.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,10 +38,7 @@ from itertools import islice
 from typing import Any, Literal
 
 import redis
-from pydantic import ValidationError
 from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
@@ -53,9 +52,23 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from shared.backends.mention_index import SETTLED_MS, MentionIndex, keys_of
+from shared.backends.agreement import Agreement
+from shared.backends.mention_index import SETTLED_MS, MentionIndex
+from shared.backends.redis_login import login, refusal
 from shared.backends.result_scripts import ERASE, PUBLISHED, PUT, RESERVE, SWEEP, SWEPT
 from shared.backends.segment_traces import SegmentTraces
+from shared.backends.stored_results import (
+    StoredResults,
+    beside,
+    counter_key,
+    document_key,
+    member_key,
+    parts,
+    position,
+    result_place,
+    segment_key,
+)
+from shared.backends.vault import PLAIN, SealError, Vault, vault
 from shared.errors import StoreError
 from shared.messages import Erasure, Extraction, Mention, SourcePosition
 from shared.settings import Settings
@@ -93,18 +106,30 @@ class ResultStore:
     """The store of one deployment. Thread-safe; every method may block on the network and raise :class:`StoreError`."""
 
     def __init__(
-        self, client: Any, cache: Any = None, *, result_ttl: int = 0, segment_ttl: int = 0, erasure_ttl: int = 0
+        self,
+        client: Any,
+        cache: Any = None,
+        *,
+        result_ttl: int = 0,
+        segment_ttl: int = 0,
+        erasure_ttl: int = 0,
+        vault: Vault = PLAIN,
+        with_text: bool = True,
     ) -> None:
         """``client``: a redis-py client that returns bytes; times to live in seconds, 0 for no expiry.
 
-        ``cache``: one for the cached segments, if they are on a server of their own.
+        ``cache``: one for the cached segments, if they are on a server of their own. ``with_text``: see `store_text`.
         """
         self._client = client
         self._cache = client if cache is None else cache
+        self._vault = vault
+        self._with_text = with_text
+        self._form = StoredResults(vault, with_text=with_text)
+        self._agreement = Agreement(client, vault, self._samples)
         self._result_ttl = result_ttl
         self._segment_ttl = segment_ttl
         self._erasure_ttl = erasure_ttl
-        self._index = MentionIndex(client, result_ttl)
+        self._index = MentionIndex(client, result_ttl, vault)
         self._traces = SegmentTraces(client, self._cache, segment_ttl)
         self._reserve = client.register_script(RESERVE)
         self._write = client.register_script(PUT)
@@ -115,16 +140,21 @@ class ResultStore:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ResultStore:
-        """The store configured by ``redis``, ``redis_cluster``, ``redis_cache`` and the times to live."""
+        """The store that the settings name. StoreError where its keys are not those of ``encryption_keys``."""
         client = connect(settings)
         cache = connect(settings, cache=True) if settings.redis_cache.get_secret_value() else None
-        return cls(
+        store = cls(
             client,
             cache,
             result_ttl=settings.result_ttl,
             segment_ttl=settings.segment_ttl,
             erasure_ttl=settings.erasure_ttl,
+            vault=vault(settings),
+            with_text=settings.store_text == "all",
         )
+        with translated():
+            store._agreement.check_at_start()
+        return store
 
     def put(self, extraction: Extraction, *, published: bool = False) -> Write:
         """Write a result and index its mentions, unless one at a later source position is stored.
@@ -138,30 +168,36 @@ class ResultStore:
 
         ``published``: the result comes from where results are published.
         """
-        document = _document_key(extraction.document_id)
-        version, place = _version(extraction), _parts(extraction.source)
-        new = keys_of(extraction)
+        document = document_key(extraction.document_id, self._vault)
+        version, place = self._form.version(extraction), parts(extraction.source)
+        new = self._form.index_keys(extraction)
         expires = self._result_ttl and self._result_ttl + SETTLED_MS // 1000
-        value, entities = extraction.model_dump_json(), len(extraction.entities)
-        with translated():
+        value, entities = self._form.write(extraction, document), len(extraction.entities)
+        with self._used():
             outcome: bytes = b"again"
             while outcome == b"again":
-                swept = self._reserve(keys=[document, _beside(document, "i")], args=[version, *place, expires, *new])
+                swept = self._reserve(keys=[document, beside(document, "i")], args=[version, *place, expires, *new])
                 if swept is not None:  # else it is not written, most likely: no need to index it
                     self._index.add(extraction.document_id, new)
                 outcome, stored = self._write(
-                    keys=[document, _counter_key(document), _beside(document, "e")],
+                    keys=[document, counter_key(document), beside(document, "e")],
                     args=[version, value, entities, self._result_ttl, *place, int(published), swept or b"-"],
                 )
             if outcome == b"written":
                 if stored is not None:
-                    self._sweep(extraction.document_id, new | _keys_in(stored))
+                    self._sweep(extraction.document_id, new | (self._form.index_keys_in(stored, document) or set()))
                 return Write("written", None if published else extraction)
             if outcome != b"unchanged":
                 self._sweep(extraction.document_id, new)
             if outcome == b"erased":
-                self._traces.remove(_beside(document, "s"))
-        unpublished = None if published else _newest(extraction.document_id, stored)
+                self._traces.remove(beside(document, "s"))
+            unpublished: Extraction | Erasure | None
+            if published or stored is None:
+                unpublished = None
+            elif outcome == b"unchanged" and not self._with_text:  # what is stored is this, without its text
+                unpublished = extraction
+            else:
+                unpublished = self._form.newest(extraction.document_id, document, stored)
         return Write(outcome.decode(), unpublished)  # type: ignore[arg-type]
 
     def erase(self, erasure: Erasure, *, published: bool = False) -> Write:
@@ -171,27 +207,28 @@ class ResultStore:
         it is published, as :meth:`put` says. It has no text, and expires after ``erasure_ttl``. A later version stays,
         and may lose cached segments, which costs time only. ``unpublished`` of a mark is an :class:`Erasure`.
         """
-        document = _document_key(erasure.document_id)
-        with translated():
+        document = document_key(erasure.document_id, self._vault)
+        with self._used():
             outcome, stored = self._erase(
-                keys=[document, _counter_key(document), _beside(document, "e")],
-                args=[_version(erasure), self._erasure_ttl, *_parts(erasure.source), int(published)],
+                keys=[document, counter_key(document), beside(document, "e")],
+                args=[self._form.version(erasure), self._erasure_ttl, *parts(erasure.source), int(published)],
             )
             written = outcome == b"written"
-            self._sweep(erasure.document_id, _keys_in(stored) if written and stored is not None else set())
-            self._traces.remove(_beside(document, "s"))
+            replaced = self._form.index_keys_in(stored, document) if written and stored is not None else None
+            self._sweep(erasure.document_id, replaced or set())
+            self._traces.remove(beside(document, "s"))
         if published or written:
             return Write(outcome.decode(), None if published else erasure)
-        return Write(outcome.decode(), _newest(erasure.document_id, stored))
+        return Write(outcome.decode(), self._form.newest(erasure.document_id, document, stored))
 
     def erased(self, document_id: str, source: SourcePosition) -> bool:
         """Whether a document was erased at this position or later. Then its cached segments are removed once more."""
-        document = _document_key(document_id)
-        with translated():
-            mark = self._client.hmget(_beside(document, "e"), "topic", "topic_id", "partition", "offset", "time")
-            gone = mark[0] is not None and not source.later_than(_position(mark))
+        document = document_key(document_id, self._vault)
+        with self._used():
+            mark = self._client.hmget(beside(document, "e"), "topic", "topic_id", "partition", "offset", "time")
+            gone = mark[0] is not None and not source.later_than(position(mark))
             if gone:
-                self._traces.remove(_beside(document, "s"))
+                self._traces.remove(beside(document, "s"))
         return gone
 
     def published(self, own: Extraction | Erasure, what: Extraction | Erasure) -> Extraction | Erasure | None:
@@ -199,20 +236,20 @@ class ResultStore:
 
         Returns what has to be published now, since a later one was stored meanwhile; None if the newest one is out.
         """
-        key = _document_key(own.document_id)
-        with translated():
-            newest = self._note(keys=[key], args=[_version(own), _version(what)])
+        key = document_key(own.document_id, self._vault)
+        with self._used():
+            newest = self._note(keys=[key], args=[self._form.version(own), self._form.version(what)])
         if newest == 0:  # the server lost it
             return (self.erase(own) if isinstance(own, Erasure) else self.put(own)).unpublished
-        return None if newest == 1 else _newest(own.document_id, newest)
+        return None if newest == 1 else self._form.newest(own.document_id, key, newest)
 
     def get(self, document_id: str) -> Extraction | None:
         """The newest result of a document. StoreError where another version of biobracket wrote it."""
-        with translated():
-            raw = self._client.hget(_document_key(document_id), "json")
+        with self._used():
+            raw = self._client.hget(document_key(document_id, self._vault), "json")
         if raw is None:
             return None
-        extraction = _parse(raw)
+        extraction = self._form.read(raw, document_key(document_id, self._vault))
         if extraction is None:
             raise StoreError(
                 "redis: the stored result is not of this version of biobracket; process the document again, "
@@ -223,69 +260,70 @@ class ResultStore:
 
     def newest(self, document_ids: Sequence[str]) -> list[Extraction | Erasure | None]:
         """The newest result of each document, or its erasure; None where none is of this version of biobracket."""
-        with translated(), self._client.pipeline(transaction=False) as pipe:
-            for document_id in document_ids:
-                fields = ("json", "erased", "topic", "topic_id", "partition", "offset", "time")
-                pipe.hmget(_document_key(document_id), *fields)
-            found = pipe.execute()
-        return [
-            _newest(document_id, place if erased else raw)
-            for document_id, (raw, erased, *place) in zip(document_ids, found, strict=True)
-        ]
+        with self._used():
+            return self._newest([(id_, document_key(id_, self._vault)) for id_ in document_ids])
 
     def results(self) -> Iterator[Extraction]:
         """Every stored result, in no order; those of another version of biobracket are left out.
 
         What is written meanwhile may be missing.
         """
-        with translated():
+        with self._used():
             keys = self._client.scan_iter(match="bb:{??}:d:*", count=_SCAN)
             while some := list(islice(keys, _PAGE)):
                 with self._client.pipeline(transaction=False) as pipe:
                     for key in some:
                         pipe.hget(key, "json")
                     found = pipe.execute()
-                yield from (each for raw in found if raw is not None and (each := _parse(raw)) is not None)
+                for key, raw in zip(some, found, strict=True):
+                    if raw is not None and (each := self._form.read(raw, key.decode())) is not None:
+                        yield each
 
     def mentions(self, text: str, type: str | None = None, limit: int = 100) -> list[Mention]:
         """At most ``limit`` mentions of a text, most recently written documents first.
 
         Case and surrounding white space are ignored. ``type``: a canonical key, or None for all types.
         """
-        with translated():
-            return self._index.find(text, type, limit, self.newest)
+        with self._used():
+            return self._index.find(
+                text, type, limit, lambda members: self._newest([(m, member_key(m, self._vault)) for m in members])
+            )
 
     def get_segments(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The cached bytes of each key, in the order of ``keys``; None where there are none."""
-        if not keys:
-            return []
-        with translated(), self._cache.pipeline(transaction=False) as pipe:
-            for key in keys:
-                pipe.get(_segment_key(key))
-            return list(pipe.execute())
+        """The cached bytes of each key, in the order of ``keys``; None where there are none that can be opened."""
+        if not keys or not self._with_text:
+            return [None] * len(keys)
+        names = [segment_key(key, self._vault) for key in keys]
+        with self._used(), self._cache.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.get(name)
+            found = pipe.execute()
+        return [None if raw is None else self._opened(raw, name) for raw, name in zip(found, names, strict=True)]
 
     def put_segments(self, segments: Mapping[str, bytes]) -> None:
-        """Caches the bytes of each key for ``segment_ttl`` seconds."""
-        if not segments:
+        """Caches the bytes of each key for ``segment_ttl`` seconds; nothing where no text is kept."""
+        if not segments or not self._with_text:
             return
-        with translated(), self._cache.pipeline(transaction=False) as pipe:
+        with self._used(), self._cache.pipeline(transaction=False) as pipe:
             for key, value in segments.items():
-                pipe.set(_segment_key(key), value, ex=self._segment_ttl or None)
+                name = segment_key(key, self._vault)
+                pipe.set(name, self._vault.seal(value, name), ex=self._segment_ttl or None)
             pipe.execute()
 
     def trace_segments(self, document_id: str, keys: Sequence[str]) -> None:
         """Notes that what is cached under these keys holds text of a document."""
-        with translated():
-            self._traces.note(_beside(_document_key(document_id), "s"), map(_segment_key, keys))
+        with self._used():
+            names = [segment_key(key, self._vault) for key in keys]
+            self._traces.note(beside(document_key(document_id, self._vault), "s"), names)
 
     def removals(self) -> int:
         """Changes whenever cached segments are removed; what is cached elsewhere then has to go as well."""
-        with translated():
+        with self._used():
             return self._traces.removals()
 
     def counts(self) -> dict[str, int]:
         """``documents`` and ``entities`` of the newest results; with ``result_ttl``, expired ones still count."""
-        with translated(), self._client.pipeline(transaction=False) as pipe:
+        with self._used(), self._client.pipeline(transaction=False) as pipe:
             for bucket in _BUCKETS:
                 pipe.hmget(f"bb:{{{bucket}}}:n", "documents", "entities")
             counters = pipe.execute()
@@ -296,7 +334,7 @@ class ResultStore:
 
     def ping(self) -> None:
         """Raises StoreError if the store cannot be reached."""
-        with translated():
+        with self._used():
             self._client.ping()
 
     def close(self) -> None:
@@ -306,20 +344,51 @@ class ResultStore:
             if self._cache is not self._client:
                 self._cache.close()
 
+    @contextmanager
+    def _used(self) -> Iterator[None]:
+        """As :func:`translated`, once it is known that the store's keys are this process's."""
+        with translated():
+            self._agreement.check()
+            yield
+
+    def _newest(self, documents: Sequence[tuple[str, str]]) -> list[Extraction | Erasure | None]:
+        """The newest of each document, by id and key."""
+        with self._client.pipeline(transaction=False) as pipe:
+            for _, key in documents:
+                pipe.hmget(key, "json", "erased", "topic", "topic_id", "partition", "offset", "time")
+            found = pipe.execute()
+        return [
+            self._form.newest(document_id, key, place if erased else raw)
+            for (document_id, key), (raw, erased, *place) in zip(documents, found, strict=True)
+        ]
+
+    def _opened(self, raw: bytes, name: str) -> bytes | None:
+        try:
+            return self._vault.open(raw, name)
+        except SealError:  # damaged, or of a key that is gone: it is made again
+            return None
+
+    def _samples(self) -> Iterator[tuple[bytes, str]]:
+        """A stored value and its place, if there is one: of a store whose keys were not noted."""
+        for key in self._client.scan_iter(match="bb:{??}:d:*", count=_SCAN):
+            if (raw := self._client.hget(key, "json")) is not None:
+                yield raw, result_place(key.decode())
+                return
+
     def _sweep(self, document_id: str, also: set[str]) -> None:
         """Removes a document from where its newest result does not mention it: its index keys, and ``also`` these.
 
         A later version may be about to be stored, and be found there. It reserves its index keys again where a sweep
         began or ended meanwhile; and where it is stored before the sweep has ended, the sweep puts back what it took.
         """
-        document = _document_key(document_id)
-        keys = [document, _beside(document, "i")]
+        document = document_key(document_id, self._vault)
+        keys = [document, beside(document, "i")]
         taken: set[str] = set()
         while True:
             version, raw, noted = self._begin_sweep(keys=keys)
-            if raw is not None and _parse(raw) is None:  # of another version of biobracket, which knows what it has
+            kept = set() if raw is None else self._form.index_keys_in(raw, document)
+            if kept is None:  # of another version of biobracket, which knows what it has
                 return
-            kept = set() if raw is None else _keys_in(raw)
             stale = ({key.decode() for key in noted} | also) - kept
             back = taken & kept
             if not stale and not back:
@@ -336,8 +405,10 @@ def connect(settings: Settings, *, cache: bool = False) -> Any:
     factory = redis.RedisCluster if settings.redis_cluster and not cache else redis.Redis
     with translated():
         try:
+            url, options = login(settings, cache=cache)
             return factory.from_url(
-                (settings.redis_cache if cache else settings.redis).get_secret_value(),
+                url,
+                **options,
                 socket_timeout=_SOCKET_TIMEOUT_S,
                 socket_connect_timeout=_CONNECT_TIMEOUT_S,
             )
@@ -365,75 +436,10 @@ def translated() -> Iterator[None]:
                 "(BIOBRACKET_REDIS_CACHE)",
                 retryable=True,
             ) from None
+        if (refused := refusal(error)) is not None:
+            raise refused from None
         raise StoreError(
             f"redis: {type(error).__name__}; check that BIOBRACKET_REDIS names a running server and its password, and "
             "BIOBRACKET_REDIS_CLUSTER whether it is a cluster, or start the embedded one with `biobracket up`",
-            retryable=isinstance(error, _RETRYABLE)
-            and not isinstance(error, (AuthenticationError, AuthorizationError)),
+            retryable=isinstance(error, _RETRYABLE),
         ) from None
-
-
-def _parse(raw: bytes) -> Extraction | None:
-    try:
-        return Extraction.model_validate_json(raw)
-    except ValidationError:
-        return None
-
-
-def _newest(document_id: str, told: bytes | Sequence[bytes] | None) -> Extraction | Erasure | None:
-    """What a script tells of the newest version: JSON, or the position of an erasure."""
-    if told is None or isinstance(told, bytes):
-        return None if told is None else _parse(told)
-    return Erasure(document_id=document_id, source=_position(told))
-
-
-def _position(parts: Sequence[bytes]) -> SourcePosition:
-    topic, topic_id, partition, offset, time_ms = parts
-    return SourcePosition(
-        topic=topic.decode(),
-        topic_id=topic_id.decode(),
-        partition=int(partition),
-        offset=int(offset),
-        timestamp_ms=int(time_ms),
-    )
-
-
-def _version(what: Extraction | Erasure) -> str:
-    if isinstance(what, Erasure):  # without the id of the topic, which not everybody who erases is told
-        topic, _, *numbers = _parts(what.source)
-        return _digest("\x1f".join(map(str, ("erased", topic, *numbers))))
-    place = "" if what.source is None else "\x1f".join(map(str, _parts(what.source)))
-    return _digest(f"{place}\x1e{what.key}")
-
-
-def _parts(source: SourcePosition | None) -> tuple[str, str, int, int, int]:
-    if source is None:
-        return "", "", 0, 0, 0
-    return source.topic, source.topic_id, source.partition, source.offset, source.timestamp_ms
-
-
-def _keys_in(raw: bytes) -> set[str]:
-    extraction = _parse(raw)
-    return set() if extraction is None else keys_of(extraction)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _document_key(document_id: str) -> str:
-    digest = _digest(document_id)
-    return f"bb:{{{digest[:2]}}}:d:{digest}"
-
-
-def _counter_key(document_key: str) -> str:
-    return document_key.partition("}")[0] + "}:n"
-
-
-def _beside(document_key: str, kind: str) -> str:
-    """A key of the same document, in the same slot."""
-    return document_key.replace("}:d:", f"}}:{kind}:")
-
-
-def _segment_key(key: str) -> str:
-    return f"bb:s:{{{_digest(key)}}}"

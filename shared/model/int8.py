@@ -1,4 +1,4 @@
-"""Gemma 3 in int8 (W8A8) on a CPU, which multiplies int8 twice as fast as bfloat16.
+"""Gemma 3 in int8 (W8A8) on a CPU, which multiplies int8 twice as fast as its fastest floats.
 
 Weights have one static scale per output channel, activations one dynamic scale per token. Some input channels are much
 larger than the rest for every token and would leave those few of the 256 levels: their magnitude is moved into the
@@ -25,6 +25,7 @@ from shared.model import int8_kernels as kernels
 from shared.model.attention import Block
 from shared.model.body import Packed
 from shared.model.cache import Cache
+from shared.model.products import MOST, TORCH, Int8
 
 # SmoothQuant's alpha, the share of an input channel's magnitude that moves into the weights. Of 0, 0.3, 0.5, 0.65 and
 # 0.8 this gave the layers of Gemma 3 270M the least error overall, 0.9 to 2.3 % of their output's norm; without
@@ -33,16 +34,10 @@ _ALPHA = 0.65
 # The same for keys and queries; of 0.3, 0.5, 0.7 and none this gave the final hidden states the least error.
 _KEY_ALPHA = 0.3
 _EPSILON = 1e-5
-FORMAT = 3  # of the cached weights; raise it when their meaning changes
+FORMAT = 4  # of the cached weights; raise it when their meaning changes
 # Tokens per matrix product of a layer: enough to be fast, few enough that the results stay in the CPU's cache.
 _ROWS = 512
 _MULTIPLE = 16  # rows of a product are padded to a multiple: oneDNN prepares its kernels per shape
-
-
-def native() -> bool:
-    """Whether this CPU has int8 dot-product instructions."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_vnni") or has.get("avx_vnni") or has.get("amx_int8"))
 
 
 def supports(config: Any) -> bool:
@@ -58,7 +53,7 @@ def supports(config: Any) -> bool:
 class _Linear(NamedTuple):
     """Quantised weights of one or more linear layers with the same input."""
 
-    weight: Tensor  # (in, out), int8
+    weight: Any  # (in, out), int8, packed for the products of this machine
     scale: NDArray[np.float32]  # (out,)
     smooth: NDArray[np.float32]  # (in,): factors that the inputs are multiplied by
 
@@ -66,10 +61,10 @@ class _Linear(NamedTuple):
 class _Layer:
     """One layer's weights. Smoothing factors are folded into the norm before a product, where there is one."""
 
-    def __init__(self, weights: Mapping[str, Tensor], prefix: str, kind: str) -> None:
+    def __init__(self, weights: Mapping[str, Tensor], prefix: str, kind: str, product: Int8) -> None:
         def linear(name: str) -> _Linear:
             weight, scale, smooth = (weights[f"{prefix}{name}.{part}"] for part in _Linear._fields)
-            return _Linear(weight, scale.numpy(), smooth.numpy())
+            return _Linear(product.packed(weight), scale.numpy(), smooth.numpy())
 
         def norm(name: str) -> NDArray[np.float32]:
             found: NDArray[np.float32] = weights[f"{prefix}{name}"].numpy()
@@ -115,14 +110,14 @@ class _Workspace(threading.local):
 class Int8Body:
     """A quantised model, see the module and :class:`shared.model.body.Body`. Thread-safe."""
 
-    def __init__(self, config: Any, weights: Mapping[str, Tensor]) -> None:
-        """``weights``: what :func:`quantised` made from a model of this configuration."""
+    def __init__(self, config: Any, weights: Mapping[str, Tensor], product: Int8 = TORCH) -> None:
+        """``weights``: what :func:`quantised` made from a model of this configuration; ``product``: how to multiply."""
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
-        self.config = config
+        self.config, self.product = config, product
         self.embedding = weights["embedding"]
         kinds = enumerate(config.layer_types)
-        self._layers = [_Layer(weights, f"{index}.", kind) for index, kind in kinds]
+        self._layers = [_Layer(weights, f"{index}.", kind, product) for index, kind in kinds]
         self._norm = weights["norm"]
         self._epsilon = np.float32(config.rms_norm_eps)
         self._heads, self._groups = config.num_attention_heads, config.num_key_value_heads
@@ -190,11 +185,10 @@ class Int8Body:
             self._rotations[kind] = table
         return table[positions]
 
-    def _product(self, linear: _Linear, rows: Tensor) -> NDArray[np.int32]:
+    def _product(self, linear: _Linear, rows: Tensor) -> NDArray[Any]:
         """``rows`` (T, in), int8, T a multiple of ``_MULTIPLE``, to (T, out), valid until the next product."""
-        out = self._workspace.tensor("product", (len(rows), linear.weight.shape[1]), torch.int32)
-        torch._int_mm(rows, linear.weight, out=out)  # noqa: SLF001 - torch has no public int8 product
-        found: NDArray[np.int32] = out.numpy()
+        out = self._workspace.tensor("product", (len(rows), len(linear.scale)), self.product.dtype)
+        found: NDArray[Any] = self.product.linear(rows, linear.weight, out).numpy()
         return found
 
     def _project(
@@ -236,9 +230,9 @@ class Int8Body:
     ) -> None:
         """The rest of a layer after attention: updates ``hidden``, and writes the next layer's inputs and scales."""
         work, epsilon = self._workspace, self._epsilon
-        heads = work.tensor("heads", (_ROWS, layer.out.weight.shape[0]), torch.int8)
+        heads = work.tensor("heads", (_ROWS, len(layer.out.smooth)), torch.int8)
         middle = work.tensor("middle", (_ROWS, hidden.shape[1]), torch.int8)
-        inner = work.tensor("inner", (_ROWS, layer.down.weight.shape[0]), torch.int8)
+        inner = work.tensor("inner", (_ROWS, len(layer.down.smooth)), torch.int8)
         one, other = np.empty(_ROWS, np.float32), np.empty(_ROWS, np.float32)
         for rows, padded in _chunks(len(places)):
             n, m = rows.stop - rows.start, padded.stop - padded.start
@@ -292,7 +286,7 @@ class _Attention:
     def __init__(
         self, body: Int8Body, work: _Workspace, cache: Cache, blocks: Sequence[Block], slots: Sequence[int]
     ) -> None:
-        config = body.config
+        config, dtype, self._multiply = body.config, body.product.dtype, body.product.multiply
         groups, size = config.num_key_value_heads, config.head_dim
         together = config.num_attention_heads // groups
         self._scaling = np.float32(config.query_pre_attn_scalar**-0.5)
@@ -323,10 +317,10 @@ class _Attention:
         queries = work.tensor("queries", (row, size), torch.int8)
         self.queries = queries.numpy()
         self.query_scale = work.tensor("query scale", (row,), torch.float32).numpy()
-        attended = work.tensor("attended", (row, size), torch.int32)
+        attended = work.tensor("attended", (row, size), dtype)
         self._attended = attended.numpy()
         self._attended_scale = work.tensor("attended scale", (row,), torch.float32).numpy()
-        products, weights = work.tensor("scores", (scores,), torch.int32), work.tensor("weights", (scores,), torch.int8)
+        products, weights = work.tensor("scores", (scores,), dtype), work.tensor("weights", (scores,), torch.int8)
         self._scores, self._weights = products.numpy(), weights.numpy()
         self._parts: list[tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
         for (first, padded, begin, stride), region in zip(sizes, regions, strict=True):
@@ -345,9 +339,9 @@ class _Attention:
             )
 
     def attend(self, layer: int, kind: str) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Attention's output in a layer, int32 of shape (rows, D), and the scale of each row."""
+        """Attention's output in a layer, integers of shape (rows, D), and the scale of each row."""
         for queries, scores, _, _, keys, _ in self._parts:
-            torch._int_mm(queries, keys[layer], out=scores)  # noqa: SLF001 - torch has no public int8 product
+            self._multiply(queries, keys[layer], scores)
         kernels.softmax_quantise(
             self._scores,
             self._regions,
@@ -359,7 +353,7 @@ class _Attention:
             self._attended_scale,
         )
         for _, _, weights, attended, _, values in self._parts:
-            torch._int_mm(weights, values[layer], out=attended)  # noqa: SLF001
+            self._multiply(weights, values[layer], attended)
         return self._attended, self._attended_scale
 
 
@@ -406,7 +400,8 @@ def _linear(linears: Sequence[nn.Linear], peaks: Tensor) -> dict[str, Tensor]:
     sizes = weight.abs().amax(0).clamp_(min=_EPSILON)
     factors = peaks.float().clamp(min=_EPSILON) ** _ALPHA / sizes ** (1 - _ALPHA)
     weight = _rotated(weight * factors)
-    scale = weight.abs().amax(1).clamp_(min=_EPSILON) / 127
+    # Neighbours together within 7 bits, see MOST, with room for rounding: half a bit less than each for itself.
+    scale = weight.abs().unflatten(1, (-1, 2)).sum(2).amax(1).clamp_(min=_EPSILON) / (MOST - 1)
     rounded = (weight / scale[:, None]).round().to(torch.int8)
     return {"weight": rounded.t().contiguous(), "scale": scale, "smooth": 1 / factors}
 

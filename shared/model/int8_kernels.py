@@ -3,12 +3,12 @@
 Each kernel makes one pass over the tokens and does everything a token needs while its numbers are in the CPU's cache;
 separate tensor operations would write them out and read them back after every step. All release the GIL.
 
-Throughout, T is the number of tokens. ``acc`` (T, n) is an int32 product of int8 activations and weights; ``scale``
-(T,) holds the activations' scales, one per token, ``weight_scale`` (n,) the weights', one per output channel: element
-(t, i) stands for ``acc[t, i] * scale[t] * weight_scale[i]``. ``out`` (T, n) receives int8 activations and ``out_scale``
-(T,) their scales. Inputs of a linear layer are rotated by a Hadamard matrix (:func:`_hadamard`) before they are
-quantised, as in QuaRot (Ashkboos et al. 2024, arXiv 2404.00456); its weights are rotated to match when they are
-quantised.
+Throughout, T is the number of tokens. ``acc`` (T, n) is a product of int8 activations and weights, integers in int32 or
+float32; ``scale`` (T,) holds the activations' scales, one per token, ``weight_scale`` (n,) the weights', one per output
+channel: element (t, i) stands for ``acc[t, i] * scale[t] * weight_scale[i]``. ``out`` (T, n) receives int8 activations
+and ``out_scale`` (T,) their scales. Inputs of a linear layer are rotated by a Hadamard matrix (:func:`_hadamard`)
+before they are quantised, as in QuaRot (Ashkboos et al. 2024, arXiv 2404.00456); its weights are rotated to match when
+they are quantised.
 
 Loops run over slices from index 0: with an index that could be negative, the compiler would suspect neighbouring arrays
 of aliasing and fall back to a loop that rounds differently.
@@ -172,7 +172,7 @@ def _query_row(place, head, group):  # type: ignore[no-untyped-def]
 def softmax_quantise(  # type: ignore[no-untyped-def]
     scores, regions, masks, query_scale, kv_scale, scaling, weights, out_scale
 ):
-    """Softmax of int32 attention scores, times the scales of the values, quantised into ``weights``.
+    """Softmax of integer attention scores, times the scales of the values, quantised into ``weights``.
 
     A region, a row of ``regions`` (n, 9), is one block's queries of one key head: offset of its scores, its first
     query row, its number of rows, of tokens and of keys, the stride between two rows of scores, its first cache slot,

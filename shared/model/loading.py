@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") -> Any:
     """The base model with an adapter merged into its weights, set to packed attention, on the GPU if there is one.
 
-    ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 where the hardware has it, else float32.
+    ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 on a GPU, else the one that the CPU multiplies faster.
     """
     import torch
 
+    from shared.model import products
     from shared.model.attention import use_packed_attention
     from shared.model.base_model import load_base
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        cpu = torch.cpu.get_capabilities()
-        native = device == "cuda" or cpu.get("amx_bf16") or cpu.get("avx512_bf16")
-        dtype = "bfloat16" if native else "float32"
+        dtype = "bfloat16" if device == "cuda" else products.fastest_float(settings.cache)
     model = load_base(settings, torch.float32)
     if folder is not None:
         from peft import PeftModel
@@ -48,24 +47,26 @@ def load_body(
 ) -> Body:
     """The base model with an adapter merged into it, for inference.
 
-    ``dtype``: as in :func:`load_merged`, or `int8`, which `auto` also chooses on a CPU with int8 instructions if the
-    base supports it. The model is quantised once, calibrated by running ``example``, and kept in the cache folder under
-    ``revision``, which identifies what is merged into the base. Raises ValueError where `int8` is not supported.
+    ``dtype``: as in :func:`load_merged`, or `int8`, which `auto` also chooses on a CPU that multiplies int8 faster than
+    floats if the base supports it. The model is quantised once, calibrated by running ``example``, and kept in the
+    cache folder under ``revision``, which identifies what is merged into the base. Raises ValueError where `int8` is
+    not supported.
     """
     import torch
     from safetensors.torch import load_file, save_file
     from transformers import AutoConfig
 
+    from shared.model import products
     from shared.model.base_model import base_folder
     from shared.model.body import Packed
-    from shared.model.int8 import FORMAT, Int8Body, native, quantised, supports
+    from shared.model.int8 import FORMAT, Int8Body, quantised, supports
 
     base = base_folder(settings)
     config = AutoConfig.from_pretrained(base)
     possible = not torch.cuda.is_available() and supports(config)
     if dtype == "int8" and not possible:
         raise ValueError("dtype: int8 needs Gemma 3 and a CPU; set it to auto")
-    if dtype != "int8" and not (dtype == "auto" and possible and native()):
+    if dtype != "int8" and not (dtype == "auto" and possible and products.prefers_int8(settings.cache)):
         return Packed(load_merged(settings, folder, dtype))
 
     def make(file: Path) -> None:
@@ -73,7 +74,7 @@ def load_body(
         save_file(quantised(packed, lambda: example(packed)), file)
 
     file = settings.cache / f"int8-{FORMAT}-{revision}-{_files(Path(base))}.safetensors"
-    return Int8Body(config, load_file(build_once(file, make)))
+    return Int8Body(config, load_file(build_once(file, make)), products.fastest_int8(settings.cache))
 
 
 def _files(folder: Path) -> str:

@@ -94,9 +94,9 @@ def check(settings: Settings, told: dict[str, list[str | None]]) -> None:
 
 
 def _key(document_id: str, kind: str) -> str:
-    from shared.backends.result_store import _beside, _document_key
+    from shared.backends.stored_results import beside, document_key
 
-    return _beside(_document_key(document_id), kind)
+    return beside(document_key(document_id), kind)
 
 
 @pytest.mark.slow

@@ -321,9 +321,9 @@ class States(RuleBasedStateMachine):
         return list(self.client.scan_iter(match=pattern))
 
     def _keys_of(self, store: ResultStore, document_id: str, kind: str) -> list[bytes]:
-        from shared.backends.result_store import _document_key
+        from shared.backends.stored_results import document_key
 
-        return self._keys(_document_key(document_id).replace("}:d:", f"}}:{kind}:"))
+        return self._keys(document_key(document_id).replace("}:d:", f"}}:{kind}:"))
 
 
 @pytest.fixture(params=["valkey", "redis"])

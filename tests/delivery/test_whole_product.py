@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from services.cli import cli
 from services.ingest.config import IngestConfig
-from shared.backends import result_store
+from shared.backends import stored_results
 from shared.backends.records import Record
 from shared.backends.streams.scan import Lag, Scan
 from shared.backends.streams.sink import Sink
@@ -122,7 +122,7 @@ def test_ingest_scales_and_dies_and_every_document_is_there(
                 sink.send(elsewhere.topic_entities, record.key, record.value, record.headers)
     monkeypatch.setenv("BIOBRACKET_TOPIC_ENTITIES", elsewhere.topic_entities)
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
-        assert client.delete(result_store._document_key(lost.key.decode()))
+        assert client.delete(stored_results.document_key(lost.key.decode()))
     named = f"missing: {lost.topic}, partition {lost.partition}, offset {lost.offset}"
     one_less = f"{said}{DOCUMENTS:,} records, {DOCUMENTS - 1:,} results, 0 dead letters, 1 missing"
     assert audit() == (1, [named, one_less])

@@ -8,7 +8,7 @@ import json
 import pytest
 import redis
 
-from shared.backends import mention_index, result_store
+from shared.backends import mention_index, stored_results
 from shared.backends.result_store import ResultStore
 from shared.backends.streams.sink import Sink
 from shared.messages import Document, Extraction
@@ -74,7 +74,7 @@ def test_each_fault_is_found(settings: Settings) -> None:
         first = sent[1]
         (served,) = store.newest([first.id])
         assert served is not None
-        key = result_store._document_key(first.id)
+        key = stored_results.document_key(first.id)
         raw = client.hget(key, "json")
         client.hset(key, "json", served.model_copy(update={"text_sha256": "0" * 64}).model_dump_json())
         assert judge(settings, expected, expected).stale == 2
@@ -88,9 +88,9 @@ def test_each_fault_is_found(settings: Settings) -> None:
         client.restore(index, 0, kept_index)
         assert judge(settings, expected, expected).lost == 0
 
-        client.hincrby(result_store._counter_key(result_store._document_key(last.id)), "documents", 1)
+        client.hincrby(stored_results.counter_key(stored_results.document_key(last.id)), "documents", 1)
         assert judge(settings, expected, expected).doubled == 2
-        client.delete(result_store._document_key(last.id))
+        client.delete(stored_results.document_key(last.id))
     assert judge(settings, expected, expected).lost == 1
     store.close()
 

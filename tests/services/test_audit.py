@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from services.audit import Audit, AuditCounts, since_ms
 from services.cli import cli
 from services.ingest.admission import admit
-from shared.backends import result_store
+from shared.backends import result_store, stored_results
 from shared.backends.records import Headers, Record, position_of, replay_headers
 from shared.backends.streams.scan import Scan
 from shared.backends.streams.sink import Sink
@@ -72,7 +72,7 @@ def process(settings: Settings, values: list[bytes], *lost: str) -> None:
     asyncio.run(consume(consumer, len(values)))
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
         for id_ in lost:
-            assert client.delete(result_store._document_key(id_))
+            assert client.delete(stored_results.document_key(id_))
 
 
 def records(settings: Settings) -> list[Record]:
@@ -118,14 +118,14 @@ def test_what_never_came_out_is_named_and_heals(settings: Settings, run: Callabl
 def test_either_place_will_do_and_only_the_version_itself(settings: Settings) -> None:
     process(settings, [document(n) for n in range(8)])
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
-        client.delete(result_store._document_key("d-1"))  # it is on the topic
+        client.delete(stored_results.document_key("d-1"))  # it is on the topic
         newer = json.dumps({"id": "d-2", "text": "another"}).encode()
         produce(settings, [newer])
         consumer = make(settings, extract)
         consumer._open_sink = lambda: Forgetful(settings, "d-2")  # it is in the store
         asyncio.run(consume(consumer, 1))
         assert count(settings) == (AuditCounts(9, 9), [])
-        client.delete(result_store._document_key("d-2"))
+        client.delete(stored_results.document_key("d-2"))
     # The older version in both places is no result of the newer one.
     kept = result_store.ResultStore.from_settings(settings)
     kept.put(asyncio.run(extract(admit(document(2)))))
@@ -148,7 +148,7 @@ def test_an_older_version_is_never_sent_behind_a_newer_one(settings: Settings) -
     asyncio.run(consume(consumer, 3))
     assert count(settings) == (AuditCounts(3, 1, superseded=2), [])
     with redis.Redis.from_url(settings.redis.get_secret_value()) as client:
-        client.delete(result_store._document_key(LOST))
+        client.delete(stored_results.document_key(LOST))
     counts, missing = count(settings, resend=True)
     assert counts == AuditCounts(3, missing=3, resent=3)
     assert [offset for _, offset in missing] == [0, 1, 2]

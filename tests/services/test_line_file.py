@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from services.line_file import LineFile, LineFileError
+from shared.backends import vault
 from shared.errors import StoreError
 
 
@@ -43,3 +44,24 @@ def test_a_file_that_fails_later_is_a_cache_that_does_not_answer(tmp_path):
         lines.get_segments(["key"])
     with pytest.raises(StoreError, match="name another"):
         lines.put_segments({"key": b"value"})
+
+
+def test_lines_are_encrypted_where_there_are_keys(tmp_path):
+    vault.create(tmp_path / "keys")
+    own = vault.KeyedVault(tmp_path / "keys")
+    LineFile(tmp_path / "lines", own).put_segments({"digest-of-it": b"a cold room", "other": b"a warm one"})
+    kept = b"".join(file.read_bytes() for file in tmp_path.glob("lines*"))
+    assert b"room" not in kept
+    assert b"digest-of-it" not in kept
+    assert LineFile(tmp_path / "lines", own).get_segments(["other", "digest-of-it", "no"]) == [
+        b"a warm one",
+        b"a cold room",
+        None,
+    ]
+    # Neither without keys nor at another place: then a line is generated again.
+    assert LineFile(tmp_path / "lines").get_segments(["digest-of-it"]) == [None]
+    with sqlite3.connect(tmp_path / "lines") as database:
+        (_, line), (other, _) = database.execute("SELECT key, line FROM lines").fetchall()
+        database.execute("UPDATE lines SET line = ? WHERE key = ?", (line, other))
+    database.close()
+    assert LineFile(tmp_path / "lines", own).get_segments(["digest-of-it", "other"]).count(None) == 1

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from pydantic_settings import SettingsError
 
 from services.ingest.config import IngestConfig
 from shared.messages import Document
-from shared.settings import Settings, problem
+from shared.settings import Settings, problem, settings
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -23,17 +24,32 @@ def test_every_field_is_described(name: str) -> None:
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOBRACKET_KAFKA", "broker-1:9092,broker-2:9092")
-    monkeypatch.setenv("BIOBRACKET_KAFKA_SECURITY", '{"security_protocol": "SSL"}')
+    monkeypatch.setenv("BIOBRACKET_KAFKA_SECURITY", '{"client_id": "r1"}')
     monkeypatch.setenv("BIOBRACKET_PARTITIONS", "12")
     settings = Settings()
     assert settings.kafka == "broker-1:9092,broker-2:9092"
-    assert settings.kafka_security == {"security_protocol": "SSL"}
+    assert settings.kafka_security == {"client_id": SecretStr("r1")}
     assert settings.partitions == 12
 
 
-def test_the_password_of_the_store_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIOBRACKET_REDIS", "redis://:hunter2@store:6379/0")
-    assert "hunter2" not in repr(Settings())
+    monkeypatch.setenv("BIOBRACKET_REDIS_CACHE", "redis://:hunter2@store:6379/0")
+    monkeypatch.setenv("BIOBRACKET_KAFKA_PASSWORD", "hunter2")
+    monkeypatch.setenv("BIOBRACKET_KAFKA_SECURITY", '{"proxy_url": "socks5://u:hunter2@proxy:1080"}')
+    for shown in (repr(Settings()), str(Settings()), str(Settings().model_dump()), Settings().model_dump_json()):
+        assert "hunter2" not in shown
+
+
+def test_a_service_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().of_service("ner-{service}") == "ner-operator"
+    monkeypatch.setenv("BIOBRACKET_SERVICE", "producer")
+    settings.cache_clear()
+    try:
+        assert settings().of_service("ner-{service}") == "ner-producer"
+        assert settings("ingest").of_service(Path("/secrets/{service}")) == "/secrets/ingest"
+    finally:
+        settings.cache_clear()
 
 
 def test_a_bad_value_names_the_field(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +114,11 @@ def test_what_is_no_address_of_a_store_is_refused(url: str) -> None:
         (Settings, "BIOBRACKET_KAFKA_SECURITY", "[]", "dictionary"),
         (Settings, "BIOBRACKET_PARTITIONS", "0", "greater than or equal to 1"),
         (Settings, "BIOBRACKET_REDIS", "redis://:zq17#@store", "percent-encode"),
+        (Settings, "BIOBRACKET_KAFKA_PROTOCOL", "zq17", "SASL_SSL"),
+        (Settings, "BIOBRACKET_KAFKA_USER", "zq17,b", "name another user"),
+        (Settings, "BIOBRACKET_KAFKA_KEY", "zq17", "set BIOBRACKET_KAFKA_CERTIFICATE"),
+        (Settings, "BIOBRACKET_REDIS_KEY", "zq17", "set BIOBRACKET_REDIS_CERTIFICATE"),
+        (Settings, "BIOBRACKET_KAFKA_TOKEN_URL", "http://zq17", "no https URL"),
         (IngestConfig, "BIOBRACKET_INGEST_MAX_DOCUMENTS", "zq17", "valid integer"),
     ],
 )
@@ -114,6 +135,14 @@ def test_a_setting_that_cannot_be_read_is_told_in_one_line(
     assert "or unset it for " in said
     assert "\n" not in said
     assert "zq17" not in said
+
+
+def test_two_passwords_are_one_too_many() -> None:
+    with pytest.raises(ValidationError, match="BIOBRACKET_KAFKA_PASSWORD as well"):
+        Settings(kafka_password="zq17", kafka_password_file="file")
+    for name in ("redis", "redis_cache"):
+        with pytest.raises(ValidationError, match=f"BIOBRACKET_{name.upper()} holds a password"):
+            Settings(**{name: "redis://u:zq17@store", f"{name}_password_file": "file"})
 
 
 def test_other_errors_are_no_problem_of_a_setting() -> None:

@@ -49,28 +49,7 @@ class Kafka(Broker):
             shutil.rmtree(logs, ignore_errors=True)
             self._controller = _free_port()
         controller = f"127.0.0.1:{self._controller}"
-        settings = {
-            "process.roles": "broker,controller",
-            "node.id": 1,
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
-            "controller.listener.names": "CONTROLLER",
-            "controller.quorum.bootstrap.servers": controller,
-            "log.dirs": logs.resolve(),
-            "auto.create.topics.enable": "false",
-            "log.message.timestamp.after.max.ms": 2**63 - 1,  # as brokers before 3.6: times in microseconds come in
-            "message.max.bytes": Settings().max_message_bytes + 65536,
-            # One broker has room for one replica.
-            **{f"{kind}.topic.replication.factor": 1 for kind in ("offsets", "share.coordinator.state")},
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
-            "share.coordinator.state.topic.min.isr": 1,
-            # Fewer partitions are sooner there.
-            "offsets.topic.num.partitions": 4,
-            "transaction.state.log.num.partitions": 4,
-            "group.initial.rebalance.delay.ms": 0,
-        }
+        settings = self._properties(controller)
         properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         if new:
             arguments = ["format", "--standalone", "--cluster-id", _CLUSTER, "--config", properties.name]
@@ -85,6 +64,31 @@ class Kafka(Broker):
             except (subprocess.SubprocessError, OSError) as error:
                 raise ServerError(f"kafka: cannot format {logs}: {getattr(error, 'stderr', b'') or error}") from error
         return [*self._java(512), "kafka.Kafka", properties.name]
+
+    def _properties(self, controller: str) -> dict[str, object]:
+        """What it is configured by; ``controller``: its address as one."""
+        return {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.bootstrap.servers": controller,
+            "log.dirs": (self.data / "logs").resolve(),
+            "auto.create.topics.enable": "false",
+            "log.message.timestamp.after.max.ms": 2**63 - 1,  # as brokers before 3.6: times in microseconds come in
+            "message.max.bytes": Settings().max_message_bytes + 65536,
+            # One broker has room for one replica.
+            **{f"{kind}.topic.replication.factor": 1 for kind in ("offsets", "share.coordinator.state")},
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "share.coordinator.state.topic.min.isr": 1,
+            # Fewer partitions are sooner there.
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.num.partitions": 4,
+            "group.initial.rebalance.delay.ms": 0,
+        }
 
     def _ready(self) -> bool:
         ready = super()._ready()

@@ -10,14 +10,15 @@ import redis
 from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
+from shared.backends import agreement
 from shared.settings import Settings
 
 
 class Target:
     """A server or cluster under test."""
 
-    def __init__(self, url: str, *, cluster: bool) -> None:
-        self.settings = Settings(redis=SecretStr(url), redis_cluster=cluster)
+    def __init__(self, url: str, *, cluster: bool, keys: Path | None = None) -> None:
+        self.settings = Settings(redis=SecretStr(url), redis_cluster=cluster, encryption_keys=keys)
         self.client: Any = (redis.RedisCluster if cluster else redis.Redis).from_url(url)
 
     def everywhere(self, *command: str) -> None:
@@ -27,7 +28,8 @@ class Target:
             self.client.execute_command(*command)
 
     def keys(self) -> list[bytes]:
-        return list(self.client.scan_iter())
+        """All keys but the one that says how they are made."""
+        return [key for key in self.client.scan_iter() if key != agreement.KEY.encode()]
 
 
 def node(folder: Path) -> Valkey:

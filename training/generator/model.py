@@ -11,6 +11,7 @@ from torch import Tensor
 
 from shared.model.attention import use_packed_attention
 from shared.model.base_model import EMBEDDED, EMBEDDED_HUB_ID, load_base, load_tokenizer
+from shared.model.products import fastest_float
 from shared.settings import Settings
 from training.config import ConfigError, GeneratorConfig, RunConfig
 from training.generator import low_rank
@@ -43,9 +44,9 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
     if config.tuning == "lora":
         return lora(config, settings, device)
     if config.tuning == "qlora":  # already on its device
-        base = use_packed_attention(load_base(settings, _dtype(config), four_bit=True))
+        base = use_packed_attention(load_base(settings, _dtype(config, settings), four_bit=True))
         return _with_adapter(base.requires_grad_(False), config)
-    model = use_packed_attention(load_base(settings, _dtype(config))).to(device).requires_grad_(False)
+    model = use_packed_attention(load_base(settings, _dtype(config, settings))).to(device).requires_grad_(False)
     if config.init is not None:
         from peft import PeftModel
 
@@ -60,7 +61,7 @@ def build(config: GeneratorConfig, settings: Settings, device: torch.device) -> 
 
 def lora(config: RunConfig, settings: Settings, device: torch.device) -> Any:
     """The base model on a device, with an adapter that requires gradients."""
-    base = use_packed_attention(load_base(settings, _dtype(config))).to(device)
+    base = use_packed_attention(load_base(settings, _dtype(config, settings))).to(device)
     return _with_adapter(base.requires_grad_(False), config)
 
 
@@ -82,12 +83,15 @@ def _with_adapter(base: Any, config: RunConfig) -> Any:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.requires_grad_(True)
-            parameter.data = parameter.data.to(_dtype(config))
+            parameter.data = parameter.data.to(base.dtype)
     return model
 
 
-def _dtype(config: RunConfig) -> torch.dtype:
-    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.precision]
+def _dtype(config: RunConfig, settings: Settings) -> torch.dtype:
+    name: str = config.precision
+    if name == "auto":
+        name = "bfloat16" if config.gpu else fastest_float(settings.cache)
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[name]
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
@@ -113,6 +117,6 @@ def write_difference(
     weights: Mapping[str, Tensor], config: GeneratorConfig, folder: Path, settings: Settings
 ) -> dict[str, float]:
     """The difference between the given weights and the base as an adapter; returns its entry in the manifest."""
-    model, kept = low_rank.adapter(load_base(settings, _dtype(config)), weights, config.export_rank)
+    model, kept = low_rank.adapter(load_base(settings, _dtype(config, settings)), weights, config.export_rank)
     write_model(model, weights_of(model), folder, settings)
     return {"kept": round(kept, 4)}

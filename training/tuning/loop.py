@@ -227,6 +227,7 @@ class _Trainer:
                 raise TrainingError("graphs: there is no GPU to record the steps of; set it to false")
             self._graphed = GraphedSteps(task.objective, self._optimizer, task.updated, config.clip)
         self._now = _RunState()
+        self._rate = 0.0
         self._best: dict[str, Tensor] = {}  # weights with the best scores; empty before the first measurement
 
     def resume(self) -> None:
@@ -248,7 +249,7 @@ class _Trainer:
         while (done := now.done(config)) < 1.0:
             if config.patience and now.worse >= config.patience:
                 break
-            rate = learning_rate(config, now.step, done)
+            self._rate = rate = learning_rate(config, now.step, done)
             loss, tokens = self._step(groups, rate)
             self._count(loss, tokens, before + time.monotonic() - begun)
             measure = bool(config.measure_every) and now.step % config.measure_every == 0
@@ -264,8 +265,10 @@ class _Trainer:
         # Decided by the history, which all workers have, so that it also holds for a run that had already ended.
         history = self._now.history
         measured = history and history[-1]["step"] == self._now.step and history[-1]["f1"] is not None
-        if self._config.measure_every and not measured and (scores := self._measured()) is not None:
-            self._record(0.0, None, scores)
+        scores = self._measured() if self._config.measure_every and not measured else None
+        short = bool(self._now.losses) and not history  # the run ended before the first report
+        if short or scores is not None:
+            self._record(self._rate, self._dev_loss() if short else None, scores)
         self._save(last=True)
 
     def _step(self, groups: Iterator[Any], rate: float) -> tuple[float, int]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jwt
 
 from services.query.auth.callers import AuthenticationError, Unavailable
-from services.query.auth.watched_file import WatchedFile
+from shared.backends.watched_file import WatchedFile
 from shared.runtime.logs import get_logger
 
 logger = get_logger(__name__)

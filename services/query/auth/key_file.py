@@ -7,15 +7,11 @@ of milliseconds that anybody could make the server spend.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
-import os
 import re
 import secrets
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +20,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 
 from services.query.auth.callers import AuthenticationError, Caller, Rejected, Unavailable
 from services.query.auth.scopes import SCOPES, Scope
-from services.query.auth.watched_file import WatchedFile
+from shared.backends.secret_file import locked, write
+from shared.backends.watched_file import WatchedFile
 
 PREFIX = "bbk_"
 _SECRET_BYTES = 32
@@ -115,7 +112,7 @@ def create(path: Path, caller: str, scopes: Sequence[Scope], days: int, now: dat
             "that will use the key, such as ward-3.viewer"
         )
     secret, salt = secrets.token_urlsafe(_SECRET_BYTES), secrets.token_bytes(16)
-    with _locked(path):
+    with locked(path):
         kept = _read(path, missing_ok=True)
         identifier = secrets.token_hex(6)
         while any(identifier == key.id for key in kept.keys):
@@ -129,7 +126,7 @@ def create(path: Path, caller: str, scopes: Sequence[Scope], days: int, now: dat
             created=now,
             expires=now + timedelta(days=days) if days else None,
         )
-        _write(path, ApiKeys(keys=(*kept.keys, key)))
+        write(path, ApiKeys(keys=(*kept.keys, key)).model_dump_json(indent=2) + "\n")
     return f"{PREFIX}{key.id}_{secret}", key
 
 
@@ -138,7 +135,7 @@ def revoke(path: Path, identifier: str, now: datetime) -> ApiKey:
 
     Raises :class:`AuthenticationError` where there is none, OSError where the file cannot be written.
     """
-    with _locked(path):
+    with locked(path):
         kept = _read(path)
         found = next((key for key in kept.keys if key.id == identifier), None)
         if found is None:
@@ -146,7 +143,8 @@ def revoke(path: Path, identifier: str, now: datetime) -> ApiKey:
         if found.revoked is not None:
             return found
         revoked = found.model_copy(update={"revoked": now})
-        _write(path, ApiKeys(keys=tuple(revoked if key is found else key for key in kept.keys)))
+        keys = ApiKeys(keys=tuple(revoked if key is found else key for key in kept.keys))
+        write(path, keys.model_dump_json(indent=2) + "\n")
     return revoked
 
 
@@ -189,29 +187,3 @@ def _read(path: Path, *, missing_ok: bool = False) -> ApiKeys:
         if missing_ok and isinstance(error, FileNotFoundError):
             return ApiKeys()
         raise _unusable(path, error) from None
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps other commands from writing between this one's reading and writing."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path.with_name(f".{path.name}.lock"), os.O_WRONLY | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, keys: ApiKeys) -> None:
-    """In one step and for the owner alone: a service never reads half a file, nobody else the hashes."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(keys.model_dump_json(indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

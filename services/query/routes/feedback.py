@@ -20,6 +20,7 @@ from services.query.errors import (
 )
 from services.query.routes.identifiers import PathId
 from shared.entity_types import TYPES
+from shared.errors import DocumentError
 from shared.messages import MAX_ID_CHARS
 from shared.selection.feedback import MAX_TEXT, Feedback, FeedbackPage, NewFeedback
 
@@ -66,7 +67,10 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
         dependencies=[requires("feedback")],
         summary="Accept or reject a mention",
         responses={
-            409: {"model": Failure, "description": "Newer feedback on the mention is already stored."},
+            409: {
+                "model": Failure,
+                "description": "Newer feedback on the mention is already stored, or no text is kept here.",
+            },
             422: {"model": Failure, "description": "A field is wrong."},
         },
     )
@@ -77,7 +81,11 @@ def router(store: FeedbackBackend, max_page: int) -> APIRouter:
         """
         feedback = given.feedback(time.time())
         http.state.subject = feedback.id
-        if not store.put(feedback):
+        try:
+            stored = store.put(feedback)
+        except DocumentError as error:
+            raise ApiError(409, error.field, error.problem, error.remedy) from None
+        if not stored:
             raise ApiError(
                 409,
                 "time",

@@ -13,14 +13,15 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from kafka import KafkaAdminClient  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CommitFailedError,
     FencedInstanceIdError,
     IllegalGenerationError,
     InconsistentGroupProtocolError,
     InvalidSessionTimeoutError,
+    KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     MessageSizeTooLargeError,
     RebalanceInProgressError,
     RecordListTooLargeError,
@@ -30,6 +31,7 @@ from kafka.errors import (  # type: ignore[import-untyped]
 from kafka.structs import OffsetAndMetadata, TopicPartition  # type: ignore[import-untyped]
 
 from shared.backends.records import Partition, Record, milliseconds
+from shared.backends.streams.security import handshake_problem, login_problem, refusal, security_options
 from shared.errors import Fenced, MixedAssignors, Rebalancing, StreamError
 from shared.settings import Settings
 
@@ -44,7 +46,7 @@ COMMIT_MS = 10_000
 # What a record gains over its value: key, headers of a dead letter and framing.
 OVERHEAD_BYTES = 64 * 1024
 FETCH_BYTES = 50 * 2**20
-_SECURITY = ("security_protocol", "sasl_", "ssl_", "proxy_url", "client_id", "client_rack")
+_UNREACHABLE = (KafkaConnectionError, KafkaTimeoutError)
 _REBALANCING = (CommitFailedError, IllegalGenerationError, RebalanceInProgressError, UnknownMemberIdError)
 
 
@@ -71,21 +73,11 @@ def positions(offsets: Mapping[Partition, int]) -> dict[Any, Any]:
 
 
 def client_options(settings: Settings) -> dict[str, Any]:
-    """Client options of consumer, producer and admin client alike."""
-    known = {name for name in KafkaAdminClient.DEFAULT_CONFIG if name.startswith(_SECURITY)}
-    unknown = sorted(set(settings.kafka_security) - known)
-    if unknown:
-        raise StreamError(
-            f"kafka_security: no such option: {', '.join(unknown)}; BIOBRACKET_KAFKA_SECURITY takes "
-            f"{', '.join(sorted(known))}",
-            retryable=False,
-        )
-    words = {"true": True, "false": False}
-    security = {name: words.get(value.lower(), value) for name, value in settings.kafka_security.items()}
+    """Client options of consumer, producer and admin client alike. StreamError where settings do not fit together."""
     return {
         "bootstrap_servers": [server.strip() for server in settings.kafka.split(",")],
         "bootstrap_timeout_ms": CONNECT_MS,
-        **security,
+        **security_options(settings),
     }
 
 
@@ -100,6 +92,10 @@ class translated:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (KafkaError, OSError)):
+            if isinstance(error, _UNREACHABLE):
+                problem = handshake_problem(self._settings) or login_problem(self._settings)
+                if problem is not None:
+                    raise problem from None
             # `from None`: kafka-python's messages can carry records.
             raise stream_error(error, self._settings) from None
 
@@ -131,8 +127,10 @@ def stream_error(error: BaseException, settings: Settings) -> StreamError:
             "group.min.session.timeout.ms and group.max.session.timeout.ms",
             retryable=False,
         )
+    if (refused := refusal(error, settings)) is not None:
+        return refused
     return StreamError(
         f"kafka: {type(error).__name__} from {settings.kafka}; see that BIOBRACKET_KAFKA names a running broker "
-        "and BIOBRACKET_KAFKA_SECURITY what it asks for, or start the embedded one with `biobracket up`",
+        "and BIOBRACKET_KAFKA_PROTOCOL what it speaks, or start the embedded one with `biobracket up`",
         retryable=isinstance(error, (RetriableError, OSError)),
     )

@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from shared.backends.halt_store import HaltStore
 from shared.backends.records import Record, origin
 from shared.backends.result_store import ResultStore
 from shared.backends.streams import client
-from shared.backends.streams.scan import Lag
+from shared.backends.streams.scan import Lag, Scan
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Membership, Source
 from shared.backends.streams.topics import ensure_topics
@@ -378,6 +378,23 @@ def test_feedback_without_a_time_counts_from_its_arrival(settings: Settings, giv
 
 
 OPINION = {"id": "o", "text": "a cold room", "start": 2, "end": 6, "type": "disease", "accepted": False}
+
+
+def test_feedback_is_a_dead_letter_where_no_text_is_kept(settings: Settings) -> None:
+    settings = settings.model_copy(update={"store_text": "none"})
+    produce(settings, [document(0)])
+    with closing(Sink(settings)) as sink:
+        sink.send(settings.topic_feedback, b"o", json.dumps(OPINION).encode()).result(PATIENCE_S)
+    consumer = make(settings, extract)
+
+    async def work() -> None:
+        async with running(consumer):
+            await until(lambda: consumer.status().dead_lettered == 1)
+
+    asyncio.run(work())
+    with closing(Scan(settings, settings.topic_dead_letters)) as scan:
+        (letter,) = [record for records in scan.read() for record in records]
+    assert dict(letter.headers)["biobracket.field"] == b"text"
 
 
 def test_feedback_reaches_the_store(settings: Settings) -> None:

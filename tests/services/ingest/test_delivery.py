@@ -24,10 +24,10 @@ from pydantic import SecretStr
 from services.audit_trail import AuditTrail, Verified, verify
 from services.embedded.servers import Valkey
 from services.ingest.delivery import Delivery, record_bytes
-from shared.backends import result_store as module
 from shared.backends.feedback_store import FeedbackStore
 from shared.backends.records import Headers, Record, erasure_of, place_headers
 from shared.backends.result_store import ResultStore
+from shared.backends.stored_results import document_key
 from shared.errors import DocumentError, StoreError
 from shared.messages import Document, Erasure, Extraction, SourcePosition
 from shared.runtime.metrics import SUPERSEDED, unobserved
@@ -153,7 +153,7 @@ def test_the_last_version_is_served_and_comes_last(store: ResultStore, data: st.
         newest = version(offsets[-1])
         assert store.get("d") == newest
         assert topic.revisions()[-1] == (offsets[-1], "r")
-        fields = store._client.hgetall(module._document_key("d"))
+        fields = store._client.hgetall(document_key("d"))
         assert sum(int(count) for name, count in fields.items() if name.startswith(b"open:")) <= 3 - crashes
 
     asyncio.run(run())

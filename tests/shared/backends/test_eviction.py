@@ -55,10 +55,9 @@ def test_a_server_that_does_not_tell_is_unknown(target: Target) -> None:
         pytest.skip("users are kept on each node")
     name, password = "teller", "secret-word"
     target.client.execute_command("ACL", "SETUSER", name, "on", f">{password}", "~*", "+@all", "-config")
-    url = target.settings.redis.get_secret_value()
-    address = url.rpartition("@")[2]
-    settings = target.settings.model_copy(update={"redis": SecretStr(f"redis://{name}:{password}@{address}")})
-    assert not refuse_eviction(settings)
+    place = target.client.get_connection_kwargs()
+    url = f"redis://{name}:{password}@{place['host']}:{place['port']}"
+    assert not refuse_eviction(Settings(redis=SecretStr(url)))
     target.client.execute_command("ACL", "DELUSER", name)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 
 from shared.backends.feedback_store import FeedbackStore
-from shared.errors import StoreError
+from shared.errors import DocumentError, StoreError
 from shared.selection.feedback import Feedback, NewFeedback
+from shared.settings import Settings
 from tests.support.servers import Target
 
 TEXT = "The patient was kept in a cold room."
@@ -140,11 +143,8 @@ def test_following_the_changes_gives_what_is_stored(target: Target, history: lis
     store.close()
 
 
-def test_an_unreachable_store_names_the_setting(target: Target) -> None:
-    settings = target.settings.model_copy(update={"redis_cluster": False})
-    away = FeedbackStore.from_settings(
-        settings.model_copy(update={"redis": type(settings.redis)("redis://127.0.0.1:1")})
-    )
+def test_an_unreachable_store_names_the_setting() -> None:
+    away = FeedbackStore.from_settings(Settings(redis=SecretStr("redis://127.0.0.1:1")))
     with pytest.raises(StoreError, match="BIOBRACKET_REDIS"):
         away.version()
 
@@ -181,10 +181,43 @@ def test_what_is_left_of_erased_feedback_expires(target: Target) -> None:
     assert 0 < target.client.ttl(mark) <= 100
     store.put(feedback("again", 7.0, document_id="one"))
     # As if it had been long ago.
-    target.client.zadd("bb:{feedback}:gone", {"a": 1, "again": 1})
+    target.client.zadd("bb:{feedback}:gone", {store._member(id_): 1 for id_ in ("a", "again")})
     store.erase("another", at=5.0)
-    assert target.client.hkeys("bb:{feedback}:items") == [b"again"]
-    assert target.client.zrange("bb:{feedback}:changes", 0, -1) == [b"again"]
+    assert target.client.hkeys("bb:{feedback}:items") == [store._member("again")]
+    assert target.client.zrange("bb:{feedback}:changes", 0, -1) == [store._member("again")]
     assert not target.client.exists("bb:{feedback}:gone")
     assert ids(store) == ["again"]
+    store.close()
+
+
+def test_feedback_expires_by_the_time_it_was_given(target: Target) -> None:
+    target.everywhere("FLUSHALL")
+    store = FeedbackStore.from_settings(target.settings.model_copy(update={"feedback_ttl": 3600}))
+    now = time.time()
+    for id_, at in (("old", now - 3700), ("young", now - 3500), ("undone", now - 3700)):
+        store.put(feedback(id_, at))
+    store.undo("undone")
+    assert ids(store) == ["young", "old"]
+    before = int(target.client.get("bb:{feedback}:version"))
+    again = FeedbackStore.from_settings(target.settings.model_copy(update={"feedback_ttl": 3600}))
+    again.expire()
+    assert again.version() == before + 1
+    assert 0 < target.client.ttl("bb:{feedback}:expiring") <= 3600
+    assert ids(again) == ["young"]
+    assert not again.put(feedback("old", now - 3700))  # a record read twice
+    assert again.put(feedback("old", now))
+    changed = again.version()
+    store.expire()
+    assert store.version() == changed  # somebody has looked within the hour
+    for each in (store, again):
+        each.close()
+
+
+def test_without_text_there_is_no_feedback(target: Target) -> None:
+    target.everywhere("FLUSHALL")
+    store = FeedbackStore.from_settings(target.settings.model_copy(update={"store_text": "none"}))
+    with pytest.raises(DocumentError, match="BIOBRACKET_STORE_TEXT"):
+        store.put(feedback("a"))
+    assert ids(store) == []
+    assert not store.undo("a")
     store.close()

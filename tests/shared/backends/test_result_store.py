@@ -16,9 +16,9 @@ from pydantic import SecretStr
 
 from services.embedded.servers import Valkey
 from shared.backends import mention_index
-from shared.backends import result_store as module
 from shared.backends.mention_index import keys_of
 from shared.backends.result_store import ResultStore, Write
+from shared.backends.stored_results import document_key, result_place
 from shared.errors import StoreError
 from shared.messages import Entity, Extraction, SourcePosition, entity_id
 from shared.settings import Settings
@@ -211,7 +211,7 @@ def test_a_publication_is_open_while_one_of_its_publishers_is_at_it(store: Resul
 def test_a_publication_noted_by_an_earlier_release(store: ResultStore, target: Target) -> None:
     old, new = (_extraction("d", revision, source=_at(n)) for n, revision in enumerate(("old", "new")))
     store.put(old)
-    key = module._document_key("d")
+    key = document_key("d", store._vault)
     (open_,) = (name for name in target.client.hkeys(key) if name.startswith(b"open:"))
     target.client.hset(key, open_, "")
     _publish(store, new, [])
@@ -233,7 +233,7 @@ def test_old_versions_leave_nothing_behind(store: ResultStore, target: Target) -
     for n in range(50):
         _publish(store, _extraction("d", "r", (f"fever {n}", "disease"), source=_at(n)), [])
     assert len(target.keys()) == 5  # the document, its index keys and counters, and an index with and without type
-    fields = target.client.hkeys(module._document_key("d"))
+    fields = target.client.hkeys(document_key("d", store._vault))
     assert not [name for name in fields if name.startswith(b"open:")]
     assert len(fields) == 10
     assert len(store.mentions("fever 49")) == 1
@@ -299,7 +299,7 @@ def test_mentions_respect_the_limit_across_pages(store: ResultStore, monkeypatch
 
 def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store: ResultStore) -> None:
     extraction = _extraction("d", "r", ("fever", "disease"))
-    store._index.add("d", keys_of(extraction))
+    store._index.add("d", keys_of(extraction, store._vault))
     assert store.mentions("fever") == []
     assert store.put(extraction).outcome == "written"
     assert len(store.mentions("fever")) == 1
@@ -308,8 +308,8 @@ def test_a_writer_that_dies_half_way_leaves_nothing_visible_and_can_retry(store:
 def test_stale_entries_are_dropped_when_read(
     store: ResultStore, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store._index.add("gone", keys_of(_extraction("gone", "r", ("fever", "disease"))))
-    index = mention_index._key("fever", None)
+    store._index.add("gone", keys_of(_extraction("gone", "r", ("fever", "disease")), store._vault))
+    index = mention_index._key(store._vault.name("mention", "fever"), None)
     store.mentions("fever")
     assert target.client.zcard(index) == 1
     monkeypatch.setattr(mention_index, "SETTLED_MS", -1000)
@@ -394,7 +394,8 @@ def test_a_full_server_refuses_and_recovers(store: ResultStore, target: Target) 
 
 
 def test_a_result_of_another_version_is_refused(store: ResultStore, target: Target) -> None:
-    target.client.hset(module._document_key("d"), "json", b'{"v": 99, "text": "fever"}')
+    key = document_key("d", store._vault)
+    target.client.hset(key, "json", store._vault.seal(b'{"v": 99, "text": "fever"}', result_place(key)))
     with pytest.raises(StoreError, match="version") as refused:
         store.get("d")
     assert not refused.value.retryable

@@ -13,6 +13,7 @@ from shared.model.attention import Block, use_packed_attention
 from shared.model.body import Packed
 from shared.model.int8 import Int8Body, quantised, supports
 from shared.model.masks import both_ways, causal, sliding
+from shared.model.products import MOST, int8_products
 from tests.support.tiny import make_tiny_model
 
 WINDOW = 6
@@ -33,9 +34,15 @@ def model(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def bodies(model):
+def quantised_bodies(model):
     packed = Packed(model)
-    return packed, made(packed)
+    return packed, dict(zip(int8_products(), made(packed), strict=True))
+
+
+@pytest.fixture(params=int8_products())
+def bodies(quantised_bodies, request):
+    packed, made = quantised_bodies
+    return packed, made[request.param]
 
 
 @torch.inference_mode()
@@ -43,7 +50,7 @@ def made(packed):
     torch.manual_seed(0)
     ids = torch.randint(3, 200, (300,)).tolist()
     weights = quantised(packed, lambda: packed(ids, list(range(300)), [block(0, 300)], [299]))
-    return Int8Body(packed.config, weights)
+    return [Int8Body(packed.config, weights, product) for product in int8_products().values()]
 
 
 def error(got, expected):
@@ -148,6 +155,21 @@ def test_threads_do_not_interfere(bodies):
     with ThreadPoolExecutor(4) as pool:
         for got, ids in zip(pool.map(one, texts), texts, strict=True):
             torch.testing.assert_close(got, one(ids), atol=2e-2, rtol=0)
+
+
+@torch.inference_mode()
+def test_all_machines_give_the_same_states(quantised_bodies):
+    ids = torch.randint(3, 200, (40,)).tolist()
+    first, *others = (body(ids, list(range(40)), [block(0, 40)], range(40)) for body in quantised_bodies[1].values())
+    for states in others:
+        torch.testing.assert_close(states, first, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_neighbouring_weights_are_within_the_limit():
+    torch.manual_seed(0)
+    weight = int8._linear([nn.Linear(64, 48, bias=False)], torch.ones(64))["weight"].int().abs()
+    assert weight.unflatten(0, (-1, 2)).sum(1).max() in range(MOST - 2, MOST + 1)
 
 
 def test_only_gemma_3_is_supported(bodies, model, tmp_path):

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from shared.model import int8
+from shared.model import products
 from shared.model.attention import Block
 from shared.model.body import Packed
 from shared.model.int8 import Int8Body
-from shared.model.loading import load_body
+from shared.model.loading import load_body, load_merged
 from shared.model.masks import causal
 from shared.settings import Settings
 from tests.support.tiny import make_tiny_model
@@ -45,11 +45,19 @@ def test_which_dtypes_give_an_int8_body(tmp_path: Path, monkeypatch: pytest.Monk
         Settings(base_model=str(make_tiny_model(tmp_path / name, architecture=name)), adapter="", cache=tmp_path / "c")
         for name in ("gemma3", "qwen3")
     )
-    for native in (True, False):
-        monkeypatch.setattr(int8, "native", lambda native=native: native)
-        assert isinstance(body(gemma, "auto"), Int8Body if native else Packed)
+    for fast in (True, False):
+        monkeypatch.setattr(products, "prefers_int8", lambda _, fast=fast: fast)
+        assert isinstance(body(gemma, "auto"), Int8Body if fast else Packed)
         assert isinstance(body(gemma, "int8"), Int8Body)
         assert isinstance(body(gemma, "bfloat16"), Packed)
         assert isinstance(body(other, "auto"), Packed)
     with pytest.raises(ValueError, match=r"^dtype: int8 needs Gemma 3"):
         body(other, "int8")
+
+
+def test_the_fastest_float_is_taken_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(base_model=str(make_tiny_model(tmp_path / "b")), adapter="", cache=tmp_path / "c")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("float32", "bfloat16"):
+        monkeypatch.setattr(products, "fastest_float", lambda _, name=name: name)
+        assert load_merged(settings, None).dtype == getattr(torch, name)

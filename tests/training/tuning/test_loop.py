@@ -91,6 +91,14 @@ def test_it_learns_and_reports_every_ten_steps(tmp_path):
     torch.testing.assert_close(weights(tmp_path), TARGET, atol=0.1, rtol=0)
 
 
+def test_a_run_shorter_than_the_first_report_has_a_line(tmp_path):
+    (line,) = trained(Regression(), FolderCheckpoints(tmp_path / "checkpoint"), max_tokens=500)
+    assert line.step == 5
+    assert line.dev is not None
+    assert line.learning_rate > 0
+    assert [each["step"] for each in read_state(tmp_path / "checkpoint")[0]["history"]] == [5]
+
+
 class Interrupted(FolderCheckpoints):
     """Interrupts the run after its second checkpoint."""
 

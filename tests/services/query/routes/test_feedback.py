@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from shared.backends.feedback_store import FeedbackStore
+from shared.settings import Settings
 from tests.support.http import SECRET, World, assert_problem
 
 
@@ -69,3 +71,13 @@ def test_older_feedback_does_not_replace_newer(reviewed: World) -> None:
 )
 def test_wrong_feedback(reviewed: World, body: Any, field: str) -> None:
     assert_problem(reviewed.client.post("/v1/feedback", json=body), 422, field)
+
+
+def test_where_no_text_is_kept_there_is_no_feedback(settings: Settings) -> None:
+    with closing(FeedbackStore.from_settings(settings.model_copy(update={"store_text": "none"}))) as store:
+        world = World(store)
+        with world.client:
+            refused = world.client.post("/v1/feedback", json=REJECTED)
+            assert_problem(refused, 409, "text")
+            assert "BIOBRACKET_STORE_TEXT" in refused.text
+            assert world.client.get("/v1/feedback").json()["feedback"] == []

@@ -14,6 +14,7 @@ import pytest
 from kafka import KafkaProducer
 
 from shared.backends.records import Record
+from shared.backends.streams.client import client_options
 from shared.backends.streams.scan import Scan
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Source
@@ -29,7 +30,7 @@ LARGE = os.urandom(700_000).hex().encode()
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_codec_is_read(stream: Settings, source: Callable[..., Source], codec: str) -> None:
-    producer = KafkaProducer(bootstrap_servers=stream.kafka, compression_type=codec, max_request_size=2**24)
+    producer = KafkaProducer(**client_options(stream), compression_type=codec, max_request_size=2**24)
     values = [b"CD28", "患者 😀".encode(), LARGE]
     for value in values:
         producer.send(stream.topic_documents, value, key=b"k").get(PATIENCE_S)

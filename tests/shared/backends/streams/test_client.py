@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import SecretStr
 
 from shared.backends.streams import client
 from shared.backends.streams.sink import Sink
@@ -14,7 +15,9 @@ def test_no_broker_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "CONNECT_MS", 300)
     settings = Settings(
         kafka="127.0.0.1:1",
-        kafka_security={"sasl_plain_username": "u", "sasl_plain_password": "secret-word"},
+        kafka_protocol="SASL_SSL",
+        kafka_user="u",
+        kafka_password=SecretStr("secret-word"),
     )
     for call in (
         lambda: ensure_topics(settings),
@@ -30,6 +33,6 @@ def test_no_broker_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(StreamError, match="sasl_word") as failed:
-        Sink(Settings(kafka_security={"sasl_word": "secret-word"}))
+        Sink(Settings(kafka_security={"sasl_word": SecretStr("secret-word")}))
     assert not failed.value.retryable
     assert "secret-word" not in str(failed.value)

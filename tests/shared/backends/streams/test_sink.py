@@ -64,7 +64,7 @@ def test_a_dead_letter_can_be_replayed(stream: Settings, sink: Sink, source: Cal
     (record,) = read(source(), 1)
     headers = dead_letter_headers(record, "not_json")
     sink.send(stream.topic_dead_letters, record.key, record.value, headers).result(PATIENCE_S)
-    dead = Source(stream, "dead", [stream.topic_dead_letters])
+    dead = Source(stream, f"g-{stream.topic_documents}", [stream.topic_dead_letters])
     (letter,) = read(dead, 1)
     dead.close()
     assert (letter.key, letter.value) == (record.key, record.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.query.auth.watched_file import WatchedFile
+from shared.backends.watched_file import WatchedFile
 
 
 def test_a_change_counts_at_the_next_use_and_nothing_is_parsed_twice(tmp_path: Path) -> None:
