@@ -81,7 +81,8 @@ def test_each_fault_is_found(settings: Settings) -> None:
         client.hset(key, "json", raw)
         # The index of mentions has lost one.
         (entity, *_) = served.entities
-        index = mention_index._key(mention_index._normal(entity.text), entity.type)
+        name = store._vault.name("mention", mention_index._normal(entity.text))
+        index = mention_index._key(name, entity.type)
         kept_index = client.dump(index)
         client.delete(index)
         assert judge(settings, expected, expected).lost > 0

@@ -52,7 +52,7 @@ class SecureKafka(Kafka):
         keys.write_bytes(self.issuer.jwks())
         self.sasl, self.mtls = (f"127.0.0.1:{_free_port()}" for _ in range(2))
         listeners = f"ADMIN://{self.address},SASL://{self.sasl},MTLS://{self.mtls}"
-        of = "listener.name.sasl"
+        listener = "listener.name.sasl"
         return super()._properties(controller) | {
             "listeners": f"{listeners},CONTROLLER://{controller}",
             "advertised.listeners": listeners,
@@ -65,19 +65,19 @@ class SecureKafka(Kafka):
             "ssl.truststore.type": "PEM",
             "ssl.truststore.location": self.authority.file.resolve(),
             "listener.name.mtls.ssl.client.auth": "required",
-            f"{of}.sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN,OAUTHBEARER",
-            f"{of}.scram-sha-512.sasl.jaas.config": f"{_JAAS}.scram.ScramLoginModule required;",
-            f"{of}.plain.sasl.jaas.config": f"{_JAAS}.plain.PlainLoginModule required "
+            f"{listener}.sasl.enabled.mechanisms": "SCRAM-SHA-512,PLAIN,OAUTHBEARER",
+            f"{listener}.scram-sha-512.sasl.jaas.config": f"{_JAAS}.scram.ScramLoginModule required;",
+            f"{listener}.plain.sasl.jaas.config": f"{_JAAS}.plain.PlainLoginModule required "
             f'user_{PLAIN_USER}="{PLAIN_PASSWORD}";',
-            f"{of}.oauthbearer.sasl.jaas.config": f"{_JAAS}.oauthbearer.OAuthBearerLoginModule required;",
-            f"{of}.oauthbearer.sasl.server.callback.handler.class": f"{_JAAS}.oauthbearer."
+            f"{listener}.oauthbearer.sasl.jaas.config": f"{_JAAS}.oauthbearer.OAuthBearerLoginModule required;",
+            f"{listener}.oauthbearer.sasl.server.callback.handler.class": f"{_JAAS}.oauthbearer."
             "OAuthBearerValidatorCallbackHandler",
             # Kafka 4.1's default checks no signature, issuer or audience.
             "sasl.oauthbearer.jwt.validator.class": f"{_JAAS}.oauthbearer.BrokerJwtValidator",
-            f"{of}.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
-            f"{of}.oauthbearer.sasl.oauthbearer.expected.audience": self.issuer.audience,
-            f"{of}.oauthbearer.sasl.oauthbearer.expected.issuer": self.issuer.name,
-            f"{of}.oauthbearer.connections.max.reauth.ms": 3_600_000,
+            f"{listener}.oauthbearer.sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
+            f"{listener}.oauthbearer.sasl.oauthbearer.expected.audience": self.issuer.audience,
+            f"{listener}.oauthbearer.sasl.oauthbearer.expected.issuer": self.issuer.name,
+            f"{listener}.oauthbearer.connections.max.reauth.ms": 3_600_000,
         }
 
     def _java(self, megabytes: int) -> list[str]:

@@ -188,7 +188,7 @@ def stocked(opened: Callable[..., Stores]) -> None:
 def _mentions(text: str) -> str:
     from shared.backends.mention_index import _key
 
-    return _key(text, None)
+    return _key(vault.PLAIN.name("mention", text), None)
 
 
 @pytest.mark.parametrize("expiring", [False, True])
