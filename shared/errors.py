@@ -38,6 +38,19 @@ class ExemplarError(ValueError):
     """Exemplars or an index are unusable; the message names the file or field and the remedy, never a mention."""
 
 
+class FormatError(ValueError):
+    """A result cannot be written in a format. In the three parts of :class:`DocumentError`, without document text."""
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
 class BackendError(Exception):
     """A backend refused or could not be reached.
 

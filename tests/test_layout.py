@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("services", "shared", "training", "benchmarks")
+SOURCES = ("biobracket", "services", "shared", "training", "benchmarks")
 # Tests of a package as a whole.
 PACKAGE = "test_package.py"
 # An interface has no code of its own; fields of a service are held by tests/services/cli/test_settings.py.

@@ -1,0 +1,1 @@
+"""Writers of extractions, one module per format; :mod:`shared.formats.registry` names them all."""
