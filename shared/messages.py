@@ -36,7 +36,8 @@ def encodable(value: str) -> str:
 class Message(BaseModel):
     """Base of every message. ``v`` is the schema version; a reader refuses a version it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Inputs are clinical text: an error that one is refused with must not quote it.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     v: Literal[1] = Field(default=1, description="Schema version of the message.")
 
