@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from services.query.auth.callers import AuthenticationError, Caller, Rejected, Unavailable
 from services.query.auth.scopes import SCOPES, Scope
 from services.query.auth.watched_file import WatchedFile
+from shared.errors import first_problem
 
 PREFIX = "bbk_"
 _SECRET_BYTES = 32
