@@ -24,10 +24,9 @@ from torch import Tensor
 from shared.model.file_cache import build_once
 
 _SHAPE = (128, 640, 1536)  # T, K, N
-_ATTENTION, _TIMES = (
-    (32, 256, 160),
-    4,
-)  # of attention beside it, and how often: 4 % of the work
+# What attention multiplies beside it, and how often: 4 % of the work.
+_ATTENTION = (32, 256, 160)
+_TIMES = 4
 _SECONDS = 0.1  # that each product is measured for
 _FLOATS = ("float32", "bfloat16")
 
