@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -29,34 +24,14 @@ from shared.backends.result_store import ResultStore
 from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
 from shared.settings import Settings
+from tests.support.clusters import Running, served
 from tests.support.commands import PATIENCE_S, Command
-from tests.support.marker import Marker, free_port
+from tests.support.marker import Marker
 from tests.support.tiny import make_tiny_model
 
 pytestmark = pytest.mark.slow
 
 DOCUMENTS = 3
-
-
-class Running:
-    """A deployment, and where it leaves traces: folders by name."""
-
-    def __init__(self, settings: Settings, folders: Mapping[str, Path], descendants: Callable[[], list[int]]) -> None:
-        self.settings = settings
-        self.folders = folders
-        self._descendants = descendants
-        self.url = f"http://{settings.http_host}:{settings.http_port}"
-
-    def replica(self, service: str) -> int:
-        """A process of a service."""
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            for pid in self._descendants():
-                with suppress(psutil.Error):
-                    if psutil.Process(pid).cmdline()[0].startswith(f"ray::ServeReplica:biobracket:{service}"):
-                        return pid
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +62,7 @@ def embedded(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
             "ray": Path(watchdog.cmdline()[-1]),
             "output": folder,
         }
-        yield Running(settings, folders, lambda: [p.pid for p in command.descendants()])
+        yield Running(settings, folders, command.descendants)
         assert command.send(signal.SIGTERM) == []
     finally:
         command.process.kill()
@@ -95,77 +70,21 @@ def embedded(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
 
 
 @contextmanager
-def served(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
-    """``ray start`` and ``serve run``, as on a cluster, with servers of its own."""
+def joined(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
+    """``serve run``, with servers of its own."""
     with Broker(folder / "broker") as broker, Valkey(folder / "valkey") as valkey:
-        # A socket's path is limited to 107 bytes.
-        ray = Path(tempfile.mkdtemp(prefix="bbr-", dir="/tmp"))
-        port, http = free_port(), free_port()
-        names = {**given, "AUDIT": str(folder / "audit"), "KAFKA": broker.url, "REDIS": valkey.url}
-        names |= {"HTTP_PORT": str(http), "INGEST_INSTANCE": "", "INGEST_SESSION_S": "6", "INGEST_MAX_REPLICAS": "1"}
-        own = {name: value for name, value in os.environ.items() if not name.startswith("BIOBRACKET_")}
-        own |= {f"BIOBRACKET_{name}": value for name, value in names.items()}
-        own |= {"PYTHONPATH": os.pathsep.join(sys.path), "RAY_USAGE_STATS_ENABLED": "0"}
-        own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        config = folder / "serve.yaml"
-        config.write_text(
-            f"http_options: {{host: 127.0.0.1, port: {http}}}\n"
-            "applications:\n- {name: biobracket, route_prefix: /, import_path: 'services.app:app'}\n"
-        )
-        head = ["ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
-        head += [f"--temp-dir={ray}", "--num-cpus=24", "--include-dashboard=false", "--object-store-memory=200000000"]
-        serve = ["ray.serve.scripts", "run", f"--address=127.0.0.1:{port}", str(config)]
-        with (folder / "output").open("wb") as output:
-            started: list[subprocess.Popen[bytes]] = []
 
-            def start(module: str, *arguments: str) -> None:
-                call = f"from {module} import cli; cli({list(arguments)!r})"
-                started.append(subprocess.Popen([sys.executable, "-c", call], env=own, stdout=output, stderr=output))
+        def settings(http: int) -> Settings:
+            return Settings(
+                kafka=broker.url,
+                redis=SecretStr(valkey.url),
+                http_port=http,
+                encryption_keys=Path(given["ENCRYPTION_KEYS"]),
+            )
 
-            try:
-                start(*head)
-                deadline = time.monotonic() + PATIENCE_S
-                while not (ray / "session_latest" / "sockets" / "raylet").exists():
-                    assert started[0].poll() is None, (folder / "output").read_text()
-                    assert time.monotonic() < deadline
-                    time.sleep(0.5)
-                start(*serve)
-                settings = Settings(
-                    kafka=broker.url,
-                    redis=SecretStr(valkey.url),
-                    http_port=http,
-                    encryption_keys=Path(given["ENCRYPTION_KEYS"]),
-                )
-                while not _ready(http):
-                    assert [each.poll() for each in started] == [None, None], (folder / "output").read_text()
-                    assert time.monotonic() < deadline, (folder / "output").read_text()
-                    time.sleep(1)
-                folders = {"data": folder / "valkey", "audit": folder / "audit", "ray": ray, "output": folder}
-                yield Running(
-                    settings,
-                    folders,
-                    lambda: [p.pid for p in _below(started)],
-                )
-            finally:
-                left = _below(started)
-                for process in reversed(started):
-                    process.terminate()
-                for process in started:
-                    process.wait(60)
-                for each in psutil.wait_procs(left, 30)[1]:
-                    each.kill()
-                shutil.rmtree(ray, ignore_errors=True)
-
-
-def _below(processes: Iterable[subprocess.Popen[bytes]]) -> list[psutil.Process]:
-    alive = (psutil.Process(each.pid) for each in processes if each.poll() is None)
-    return [p for each in alive for p in each.children(recursive=True)]
-
-
-def _ready(port: int) -> bool:
-    with suppress(httpx.HTTPError):
-        return httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30, trust_env=False).status_code == 200
-    return False
+        names = {**given, "KAFKA": broker.url, "REDIS": valkey.url}
+        with served(folder, names, folder / "valkey", settings) as running:
+            yield running
 
 
 def plant(marker: Marker, running: Running) -> None:
@@ -251,7 +170,7 @@ def plant(marker: Marker, running: Running) -> None:
     with closing(ResultStore.from_settings(settings)) as store:  # it came out, and is found
         found = [store.get(f"{word}/{n}") for n in range(DOCUMENTS)]
     assert all(each is not None and each.metadata == {word: word} for each in found)
-    while not _ready(settings.http_port):
+    while not running.ready():
         time.sleep(1)
     answer = httpx.get(f"{running.url}/v1/feedback", timeout=60, trust_env=False).json()["feedback"]
     assert {each["id"] for each in answer} == {word, f"{word}-2"}
@@ -303,7 +222,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
     assert not marker.traces(Marker().text.encode() + base64.b64encode(os.urandom(10_000)))
 
 
-@pytest.mark.parametrize("start", [embedded, served])
+@pytest.mark.parametrize("start", [embedded, joined])
 def test_nothing_of_a_planted_word_is_left(
     tmp_path: Path, given: dict[str, str], start: Callable[..., Running]
 ) -> None:

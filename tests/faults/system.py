@@ -153,6 +153,12 @@ class System:
         with closing(Lag(self.settings, IngestConfig().group, self.settings.topic_documents)) as lag:
             return bool(_lag(lag))
 
+    def results(self) -> int:
+        """How many documents have one; 0 while Redis is away."""
+        with closing(ResultStore.from_settings(self.settings)) as store, suppress(StoreError):
+            return store.counts()["documents"]
+        return 0
+
     def drained(self) -> None:
         """Waits until the group has committed everything that there is."""
         with closing(Lag(self.settings, IngestConfig().group, self.settings.topic_documents)) as lag:

@@ -38,6 +38,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow]
 
 SOAK = int(os.environ.get("BIOBRACKET_FAULTS_SOAK", "20000"))
 FEWEST_KILLS = 5
+BETWEEN_KILLS = 300  # results
 AWAY_S = 60.0
 CODECS = ("gzip", "snappy", "lz4", "zstd")
 
@@ -214,8 +215,11 @@ def test_a_soak(system: System) -> None:
         system.kill_server(system.redis)  # durable from here on
         rebuild(system.settings)
         while len(kills) < FEWEST_KILLS or not over.is_set() or system.busy():
+            before = system.results()
             over.wait(1)
             time.sleep(chosen.uniform(8, 15))
+            # A slow machine is killed less often, else it would do nothing but start.
+            system.until(lambda done=before + BETWEEN_KILLS: system.results() >= done or not system.busy())  # type: ignore[misc]
             name = chosen.choice(["ingest", "generation", "selection", "pipeline", "redis", "kafka"])
             kills.append(name)
             if name in ("redis", "kafka"):

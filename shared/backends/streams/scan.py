@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from kafka import KafkaAdminClient, KafkaConsumer  # type: ignore[import-untyped]
@@ -49,14 +50,17 @@ class Lag:
     def __init__(self, settings: Settings, group: str, topic: str) -> None:
         self._settings = settings
         self._group = group
-        with translated(settings):
+        with translated(settings), ExitStack() as opened:
             self._admin: Any = KafkaAdminClient(**client_options(settings))
+            opened.callback(self._admin.close)
             self._consumer: Any = KafkaConsumer(
                 **client_options(settings), enable_auto_commit=False, fetch_max_wait_ms=FETCH_WAIT_MS
             )
+            opened.callback(self._consumer.close, autocommit=False)
             tolerate_unreadable(self._consumer, 1)
             self._partitions = [TopicPartition(topic, p) for p in self._consumer.partitions_for_topic(topic) or ()]
             self._consumer.assign(self._partitions)
+            opened.pop_all()
 
     def read(self) -> int:
         """Records that the group has not committed yet; a partition it never committed counts from its start."""
@@ -94,16 +98,21 @@ class Scan:
         self._ends: dict[Any, int] = {}
         self._positions: dict[Any, int] = {}
         self._consumer: Any = None
-        with translated(settings):
+        with translated(settings), ExitStack() as opened:
             self._admin: Any = KafkaAdminClient(**client_options(settings))
+            opened.callback(self._admin.close)
             consumer = self._connect()
-            self._partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
-            consumer.close(autocommit=False)
-        if not self._partitions:
-            self.close()
-            raise StreamError(
-                f"kafka: {settings.kafka} has no topic {topic}; see the BIOBRACKET_TOPIC_ settings", retryable=False
-            )
+            try:
+                self._partitions = [TopicPartition(topic, p) for p in consumer.partitions_for_topic(topic) or ()]
+            finally:
+                consumer.close(autocommit=False)
+            if not self._partitions:
+                raise StreamError(
+                    f"kafka: {settings.kafka} has no topic {topic} that this user may see; correct the "
+                    "BIOBRACKET_TOPIC_ settings, or have the rules added that `biobracket access kafka` lists",
+                    retryable=False,
+                )
+            opened.pop_all()
 
     def committed(self, group: str) -> dict[int, int]:
         """The committed offset by partition; one that the group never committed is left out."""
