@@ -155,7 +155,7 @@ class System:
 
     def results(self) -> int:
         """How many documents have one; 0 while Redis is away."""
-        with closing(ResultStore.from_settings(self.settings)) as store, suppress(StoreError):
+        with suppress(StoreError), closing(ResultStore.from_settings(self.settings)) as store:
             return store.counts()["documents"]
         return 0
 
