@@ -201,6 +201,7 @@ def test_the_node_is_killed(system: System) -> None:
     assert run(system, "SIGKILL of the Ray node, then a restart", kill).right
 
 
+@pytest.mark.timeout(2400)  # two cores without VNNI do twenty documents a second beside other work
 def test_a_soak(system: System) -> None:
     chosen = random.Random(7)
     over = threading.Event()
