@@ -30,6 +30,10 @@ class AdapterError(ValueError):
     """An adapter that cannot be used; names the file, the field and the remedy."""
 
 
+class DigestError(ValueError):
+    """A model's file is missing or not the one whose digest is known; names the file and the remedy."""
+
+
 class SelectorError(ValueError):
     """A selector is unusable; the message names the file, the field and the remedy."""
 

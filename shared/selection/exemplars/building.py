@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from shared.errors import ExemplarError
+from shared.model.digests import sha256
 from shared.selection.exemplars.format import (
     BLOCK,
     MANIFEST,
@@ -30,7 +31,6 @@ from shared.selection.exemplars.format import (
     checked,
     first_problem,
     read_manifest,
-    sha256,
 )
 
 FLAT_BELOW = 4096  # an exact search of this many takes a fraction of a millisecond, and IVF needs more to train on

@@ -100,9 +100,3 @@ def first_problem(error: ValidationError) -> str:
     """The field and the problem of the first error, without its input."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from services.generation.engine import TagRequest
 from shared.errors import AdapterError
 from shared.messages import Segment
 from shared.model.base_model import load_base
+from shared.model.digests import write_sums
 from shared.model.scheme import SCHEME_FILE
 from shared.settings import Settings
 from tests.support.lines import mentions
@@ -35,6 +36,7 @@ def adapter(settings, tmp_path_factory):
         )
         if scheme:
             (folder / SCHEME_FILE).write_text(json.dumps({"scheme": scheme}))
+        write_sums(folder)
         return settings.model_copy(update={"adapter": str(folder)})
 
     return make
