@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+from pydantic import ValidationError
+
+# What a member may be called to be quoted: a name that is none of ours can be text of a document.
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Place and problem of the first error, without its input."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    place = ".".join(part if _NAME.fullmatch(part) else "…" for part in parts) or "file"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"  # which pydantic prepends to a validator's message
+
 
 class DocumentError(ValueError):
     """A document that cannot be processed, however often it is retried.

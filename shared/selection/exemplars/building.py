@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 from pydantic import ValidationError
 
-from shared.errors import ExemplarError
+from shared.errors import ExemplarError, first_problem
 from shared.model.digests import sha256
 from shared.selection.exemplars.format import (
     BLOCK,
@@ -29,7 +29,6 @@ from shared.selection.exemplars.format import (
     Manifest,
     TypeCounts,
     checked,
-    first_problem,
     read_manifest,
 )
 

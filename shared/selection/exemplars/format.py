@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import ExemplarError
+from shared.errors import ExemplarError, first_problem
 
 Kind = Literal["flat", "ivf", "hnsw"]
 TypeKey = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$", description="Entity type key; it names files.")]
@@ -94,9 +94,3 @@ def read_manifest(folder: Path, remedy: str) -> Manifest:
         raise ExemplarError(f"{folder}: no index: {MANIFEST} cannot be read ({error.strerror}); {remedy}") from None
     except ValidationError as error:
         raise ExemplarError(f"{folder / MANIFEST}: {first_problem(error)}; {remedy}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The field and the problem of the first error, without its input."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
