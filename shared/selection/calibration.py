@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.errors import first_problem
 from shared.selection.selector_folder import calibration_file, selector_folder
 from shared.settings import Settings
 

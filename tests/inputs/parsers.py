@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from kafka import TopicPartition
+from kafka.errors import CorruptRecordError
 from kafka.record import MemoryRecords, MemoryRecordsBuilder
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, SettingsError
@@ -38,7 +39,7 @@ from services.query.auth.tokens import TokenVerifier
 from shared.backends.records import Record, dead_letter_headers, erasure_of, milliseconds, origin, position_of, replayed
 from shared.backends.streams.batches import UnreadableBatch, _Failures, _PartitionRecords
 from shared.errors import AdapterError, DigestError, DocumentError, ExemplarError, SelectorError
-from shared.messages import Document, Extraction, Segment, TaggedLine, check_offsets
+from shared.messages import Document, Extraction, Segment, TaggedLine
 from shared.model.digests import SUMS, check_sums, sha256, write_sums
 from shared.model.scheme import SCHEME_FILE, Guideline, guidelines_of, write_scheme
 from shared.selection.calibration import Calibration, CalibrationError
@@ -47,7 +48,7 @@ from shared.selection.exemplars.index import ExemplarIndex
 from shared.selection.gazetteer import GAZETTEER_FILE, Gazetteer, WordCounts
 from shared.selection.selector_folder import SELECTOR_FILE, SelectorFile
 from shared.selection.span_encoder import HEAD_FILE, SpanHead, write_head
-from shared.settings import Settings, problem
+from shared.settings import problem
 from shared.text.tagging import decode
 from tests.inputs.generation import MARK
 from tests.support.certificates import Issuer
@@ -220,7 +221,9 @@ _BIOC = {
 _BIOC_XML = f"""<?xml version="1.0" encoding="UTF-8"?><collection><document><id>{MARK}</id><passage><offset>0</offset>
 <text>{TEXT}</text><annotation id="1"><infon key="type">disease</infon><location offset="9" length="4"/>
 <text>{TEXT[9:13]}</text></annotation><sentence><offset>50</offset></sentence></passage></document></collection>"""
-_BRAT = f"{TEXT}\r\nCD28\x1eT1\tdisease 9 13\t{TEXT[9:13]}\nT2\tdrug 9 11;12 13\tx\nR1\tArg1:T1\nT3\tdna 0 2\t{MARK[:2]}\n"
+_BRAT = (
+    f"{TEXT}\r\nCD28\x1eT1\tdisease 9 13\t{TEXT[9:13]}\nT2\tdrug 9 11;12 13\tx\nR1\tArg1:T1\nT3\tdna 0 2\t{MARK[:2]}\n"
+)
 _PUBTATOR = f"17|t|{TEXT}\n17|a|CD28\n17\t9\t13\t{TEXT[9:13]}\tdisease\tD1\n17\tCID\ta\tb\n\n{MARK}|t|x\n"
 _CONLL = f"-DOCSTART- O\n\n# text = x\n{MARK[:2]}\tO\nCD28\tB-dna\nzq17\tI-dna\n\n肺\tS-body\n癌\tE-{MARK[-4:]}\n"
 _CBLUE = [{"text": TEXT, "entities": [{"start_idx": 9, "end_idx": 12, "type": "disease", "entity": TEXT[9:13]}]}]
@@ -513,22 +516,57 @@ def parsers() -> list[Parser]:
     return [
         Parser("Kafka: documents", lambda c, _: admit(c), (DocumentError,), [of_document], _fields(Document)),
         Parser("Kafka: erasures", lambda c, _: admit_erasure(_record(c, None)), (DocumentError,), [MARK.encode()]),
-        Parser("Kafka: feedback", lambda c, _: admit_feedback(c, 1.0), (DocumentError,), [_json(_FEEDBACK)], list(_FEEDBACK)),
+        Parser(
+            "Kafka: feedback",
+            lambda c, _: admit_feedback(c, 1.0),
+            (DocumentError,),
+            [_json(_FEEDBACK)],
+            list(_FEEDBACK),
+        ),
         Parser("Kafka: entities", _entities, (), [_json(_EXTRACTION)], _fields(Extraction)),
-        Parser("Kafka: headers", _header, (), [b"biobracket.topic=t\nbiobracket.partition=0\nbiobracket.offset=1\n"
-               b"biobracket.timestamp-ms=5\nbiobracket.replay-offset=2\nbiobracket.erased-topic=x"]),
-        Parser("Kafka: batches", _batches, (), [_batch(), _batch() * 2]),
+        Parser(
+            "Kafka: headers",
+            _header,
+            (),
+            [
+                b"biobracket.topic=t\nbiobracket.partition=0\nbiobracket.offset=1\n"
+                b"biobracket.timestamp-ms=5\nbiobracket.replay-offset=2\nbiobracket.erased-topic=x"
+            ],
+        ),
+        Parser("Kafka: batches", _batches, (CorruptRecordError,), [_batch(), _batch() * 2]),
         Parser("model: tagged lines", _line, (), [line.encode() for line in _LINES]),
-        Parser("model: labelled rows", lambda c, _: decode(c.decode("latin-1")), (ValueError,), [_LINES[1].encode("gb18030")]),
-        Parser("Redis: decisions", _decision, (ValueError,), [b'{"entities":[],"candidates":1,"repairs":0}'], _fields(SegmentDecision)),
+        Parser(
+            "model: labelled rows",
+            lambda c, _: decode(c.decode("latin-1")),
+            (ValueError,),
+            [_LINES[1].encode("gb18030")],
+        ),
+        Parser(
+            "Redis: decisions",
+            _decision,
+            (ValueError,),
+            [b'{"entities":[],"candidates":1,"repairs":0}'],
+            _fields(SegmentDecision),
+        ),
         *(
             Parser(f"corpora: {said}", functools.partial(_converted, format=format, name=name), (CorpusError,), [seed])  # type: ignore[arg-type]
             for said, format, name, seed in formats
         ),
         Parser("corpora: JSON lines", _corpus, (CorpusError,), [row + b"\n" + row], list(_ROW)),
         Parser("training: candidates", _candidates, (CorpusError,), [candidate + b"\n"], ["text_sha256", "start"]),
-        Parser("training: predictions", _predictions, (predictions.PredictionsError,), [_json(_EXTRACTION)], _fields(Extraction)),
-        Parser("training: configuration", _training, (ConfigError,), [b"minutes: 3\nseed: 1\ncorpora:\n  genia:\n    share: 0.5\n"]),
+        Parser(
+            "training: predictions",
+            _predictions,
+            (predictions.PredictionsError,),
+            [_json(_EXTRACTION)],
+            _fields(Extraction),
+        ),
+        Parser(
+            "training: configuration",
+            _training,
+            (ConfigError,),
+            [b"minutes: 3\nseed: 1\ncorpora:\n  genia:\n    share: 0.5\n"],
+        ),
         *(
             Parser(f"files: {said}", functools.partial(_document_file, name=name), (), seeds)
             for said, name, seeds in [
@@ -543,13 +581,27 @@ def parsers() -> list[Parser]:
         Parser("files: lines", _line_file, (LineFileError,), [b"SQLite format 3\x00" + bytes(100)]),
         Parser("command line: forget --metadata", _chosen, (), [b"ward=7", b'n=[1, "x"]']),
         Parser("credentials: tokens", _token, (Rejected,), [_ISSUER.token().encode()]),
-        Parser("credentials: JWKS", _jwks, (AuthenticationError,), [_ISSUER.jwks(Issuer("rs", "RS256").jwk())], ["keys"]),
+        Parser(
+            "credentials: JWKS", _jwks, (AuthenticationError,), [_ISSUER.jwks(Issuer("rs", "RS256").jwk())], ["keys"]
+        ),
         Parser("credentials: key file", _keys, (AuthenticationError, Rejected), [keys], ["v", "keys"]),
         Parser("credentials: API keys", _api_key, (Rejected,), [key.encode()]),
         Parser("models: scheme.json", _scheme, (AdapterError,), [_made(_scheme_seed)], ["scheme", "guidelines"]),
-        Parser("models: selector.json", _selector, (SelectorError,), [_SELECTOR.model_dump_json().encode()], _fields(SelectorFile)),
+        Parser(
+            "models: selector.json",
+            _selector,
+            (SelectorError,),
+            [_SELECTOR.model_dump_json().encode()],
+            _fields(SelectorFile),
+        ),
         Parser("models: head.safetensors", _head, (SelectorError,), [_made(_head_seed)]),
-        Parser("models: calibration.json", _calibration, (CalibrationError,), [Calibration.default().model_dump_json().encode()], ["types"]),
+        Parser(
+            "models: calibration.json",
+            _calibration,
+            (CalibrationError,),
+            [Calibration.default().model_dump_json().encode()],
+            ["types"],
+        ),
         Parser("models: gazetteer", _gazetteer, (SelectorError,), [_made(_gazetteer_seed)]),
         Parser("models: SHA256SUMS", _sums, (DigestError,), [_made(_sums_seed)]),
         *(

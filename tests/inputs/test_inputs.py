@@ -1,6 +1,6 @@
 """Bad input: whatever a parser is given, it accepts, or refuses by the error that it documents, without quoting it.
 
-`make test` gives each a few hundred inputs, `make inputs` thousands, and prints what became of them; the table is written
+`make test` gives each a few inputs, `make inputs` thousands, and prints what became of them; the table is written
 where `BIOBRACKET_INPUTS_TABLE` says.
 """
 
@@ -15,17 +15,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-import schemathesis
-from hypothesis import strategies as st
 
-from services.query.auth.scopes import SCOPES
-from shared.backends.feedback_store import FeedbackStore
-from shared.settings import Settings
-from tests.inputs.generation import MARK, inputs
+from tests.inputs.generation import inputs
 from tests.inputs.parsers import Parser, leaks, parsers
 from tests.inputs.tally import Tally, table, where
 from tests.services.query.auth.conftest import MakeKey, keys_path, make_key  # noqa: F401 - fixtures
-from tests.support.http import World
 
 FEW, MANY = 60, int(os.environ.get("BIOBRACKET_INPUTS", "2500"))
 EFFORT = [pytest.param(FEW, id="few"), pytest.param(MANY, marks=[pytest.mark.inputs, pytest.mark.slow], id="many")]

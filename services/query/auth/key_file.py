@@ -22,6 +22,7 @@ from services.query.auth.callers import AuthenticationError, Caller, Rejected, U
 from services.query.auth.scopes import SCOPES, Scope
 from shared.backends.secret_file import locked, write
 from shared.backends.watched_file import WatchedFile
+from shared.errors import first_problem
 
 PREFIX = "bbk_"
 _SECRET_BYTES = 32
