@@ -19,11 +19,9 @@ import pytest
 from tests.inputs.generation import inputs
 from tests.inputs.parsers import Parser, leaks, parsers
 from tests.inputs.tally import Tally, table, where
-from tests.services.query.auth.conftest import MakeKey, keys_path, make_key  # noqa: F401 - fixtures
 
 FEW, MANY = 60, int(os.environ.get("BIOBRACKET_INPUTS", "2500"))
 EFFORT = [pytest.param(FEW, id="few"), pytest.param(MANY, marks=[pytest.mark.inputs, pytest.mark.slow], id="many")]
-PROBES = {("GET", "/healthz"), ("GET", "/readyz")}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ What a broker does with noise on its disk depends on where that lies (Apache Kaf
 - in the records, or in what the checksum covers: it hands the batch over, and only its reader can tell;
 - in the batch's length: it cannot find what lies behind, and answers with CORRUPT_MESSAGE, or with nothing at all and
   no error, as at the end of the log;
-- in the format's number: UNKNOWN_SERVER_ERROR;
+- in the format's number: UNKNOWN_SERVER_ERROR, or INVALID_RECORD;
 - in the batch's offset or its leader's epoch, which the checksum leaves out: it hands over records under other offsets.
 
 kafka-python (3.0.12) trusts all of it: it raises, for good; or polls for good; or takes the offsets as they come, and
@@ -29,6 +29,7 @@ from typing import Any
 from kafka.consumer.fetcher import Fetcher  # type: ignore[import-untyped]
 from kafka.errors import (  # type: ignore[import-untyped]
     CorruptRecordError,
+    InvalidRecordError,
     NoError,
     OffsetOutOfRangeError,
     RequestTimedOutError,
@@ -45,7 +46,7 @@ from shared.backends.streams.client import OVERHEAD_BYTES
 
 # What a broker that hands over no bytes is asked at the least, before it is believed that it has none.
 _ASKS = 5
-_BROKEN = (CorruptRecordError.errno, UnknownError.errno)
+_BROKEN = (CorruptRecordError.errno, InvalidRecordError.errno, UnknownError.errno)
 _LENGTH_AT, _MAGIC_AT = 8, 16
 _FRAME_BYTES, _LEAST_BYTES, _HEADER_BYTES = 12, 26, 61  # offset and length; the least batch; what its records follow
 
@@ -247,7 +248,7 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         places = self._places
         pieces = ((raw, _batch(raw)) for raw in _pieces(records._buffer))  # noqa: SLF001
         piece = next(pieces, None)
-        if (gap := places.gap(tp, self.fetch_offset)) is not None and gap.ahead:
+        if (gap := places.gap(tp, self.fetch_offset)) is not None and (gap.ahead or self._passed_over(piece, gap)):
             behind = self._found(piece, gap)
             if behind is None:
                 piece = None
@@ -291,6 +292,17 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             time = batch.max_timestamp if batch is not None and batch.magic == 2 else -1
             yield UnreadableBatch(start, behind - start, problem, time, bytes(raw[: places.longest]))
         self.drain()
+
+    def _passed_over(self, piece: tuple[memoryview, Any] | None, gap: _Gap) -> bool:
+        """Whether the broker, asked for a batch that was wrong, now begins behind it: it has taken it for an earlier one.
+
+        Then there is nothing more to try.
+        """
+        batch = None if piece is None else piece[1]
+        if batch is None or batch.magic < 2 or batch.base_offset <= gap.start:
+            return False
+        gap.ahead = gap.found = batch.base_offset - gap.start
+        return True
 
     def _found(self, piece: tuple[memoryview, Any] | None, gap: _Gap) -> int | None:
         """Where there is something to read behind a gap, once it is certain: a batch, or the end; else None."""
@@ -337,7 +349,7 @@ def _batch(raw: memoryview) -> Any:
         magic = raw[_MAGIC_AT]
         batch = DefaultRecordBatch(raw) if magic == 2 else LegacyRecordBatch(raw, magic) if magic < 2 else None
         return batch if batch is not None and batch.validate_crc() else None
-    except (IndexError, ValueError, struct.error):  # too short for its format
+    except (AssertionError, IndexError, ValueError, struct.error):  # too short for its format
         return None
 
 
