@@ -294,7 +294,7 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         self.drain()
 
     def _passed_over(self, piece: tuple[memoryview, Any] | None, gap: _Gap) -> bool:
-        """Whether the broker, asked for a batch that was wrong, now begins behind it: it has taken it for an earlier one.
+        """Whether the broker, asked for a batch that was wrong, begins behind it: it has taken it for an earlier one.
 
         Then there is nothing more to try.
         """
