@@ -13,9 +13,13 @@ _NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
 def first_problem(error: ValidationError) -> str:
     """Place and problem of the first error, without its input."""
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    parts = [str(part) for part in first["loc"]]
-    place = ".".join(part if _NAME.fullmatch(part) else "…" for part in parts) or "file"
+    place = ".".join(map(quotable, first["loc"])) or "file"
     return f"{place}: {first['msg'].removeprefix('Value error, ')}"  # which pydantic prepends to a validator's message
+
+
+def quotable(name: str | int) -> str:
+    """What an error may say of a member's name."""
+    return str(name) if _NAME.fullmatch(str(name)) else "…"
 
 
 class DocumentError(ValueError):

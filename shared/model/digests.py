@@ -19,7 +19,7 @@ from shared.errors import DigestError
 SUMS = "SHA256SUMS"
 _REMEMBERED = "digests.json"
 _LARGE = 2**24  # bytes; what is smaller is hashed in milliseconds
-_LINE = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\n]+)")
+_LINE = re.compile(r"([0-9a-f]{64}) [ *]([A-Za-z0-9_.+\-]{1,128})")  # names as errors quote them
 # Loading any of these can run code. Only safetensors is read.
 _PICKLES = {".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"}
 

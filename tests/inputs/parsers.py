@@ -233,7 +233,12 @@ _ROW = {"id": MARK, "text": TEXT, "lang": "zh", "entities": [_ENTITY]}
 
 def _corpus(content: bytes, folder: Path) -> Any:
     (folder / "train.jsonl").write_bytes(content)
-    return corpora.read(folder, "train")
+    try:
+        return corpora.read(folder, "train")
+    except CorpusError as error:
+        if str(error).startswith("types: "):
+            return False  # it names labels, which are the corpus's scheme and no text, since they have to be mapped
+        raise
 
 
 def _candidates(content: bytes, folder: Path) -> Any:

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shared.errors import ExemplarError, first_problem
 
 Kind = Literal["flat", "ivf", "hnsw"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
 TypeKey = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$", description="Entity type key; it names files.")]
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -64,7 +65,7 @@ class Manifest(_Frozen):
     encoder: str = Field(pattern=r"^[0-9a-f]{16}$", description="Revision of the span encoder that made the vectors.")
     flat_below: int = Field(ge=0, description="Types with fewer exemplars are flat, whatever the kind.")
     types: dict[TypeKey, TypeCounts] = Field(default={}, description="By entity type key.")
-    files: dict[str, File] = Field(default={}, description="Every other file, by name.")
+    files: dict[FileName, File] = Field(default={}, description="Every other file, by name.")
 
     @property
     def digest(self) -> str:

@@ -177,3 +177,11 @@ def test_no_call_loads_pickles_or_trusts_code() -> None:
 @pytest.mark.parametrize("name", ["gemma-3-270m-biobracket", "gemma-3-270m-biobracket-selector"])
 def test_the_models_that_come_along_are_whole(name: str) -> None:
     check_sums(ROOT / "models" / name)
+
+
+@pytest.mark.parametrize("name", ["患者 zq17.json", "a\x00.json", "a b.json", "x" * 129, "", "../a.json"])
+def test_a_name_that_no_file_of_ours_has_is_refused_by_its_line(tmp_path, name):
+    (tmp_path / SUMS).write_text(f"{'0' * 64}  {name}\n", encoding="utf-8")
+    with pytest.raises(DigestError, match=r"SHA256SUMS: line 1 is no digest and name") as caught:
+        check_sums(tmp_path)
+    assert "zq17" not in str(caught.value)

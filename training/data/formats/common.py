@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from shared.errors import quotable
 from training.data.corpora import CorpusError
 
 Discontinuous = Literal["skip", "cover"]
@@ -70,8 +71,8 @@ class Reading:
     def invalid(self, place: str, error: ValidationError) -> None:
         """Reports an item with a missing or invalid field, like :meth:`bad`."""
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        field_ = ".".join(part for part in first["loc"] if isinstance(part, str)) or "item"
-        where = ".".join(map(str, first["loc"]))
+        field_ = ".".join(quotable(part) for part in first["loc"] if isinstance(part, str)) or "item"
+        where = ".".join(map(quotable, first["loc"]))
         problem = f"{field_}: {first['msg'].lower()}"
         self.bad(f"{place}, {where}" if where else place, problem, "fix it, or choose another --format")
 
