@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults lint types imports bench engines ablation selectors selection burst vllm lock clean
+.PHONY: help setup run test test-faults inputs lint types imports bench engines ablation selectors selection burst vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -35,10 +35,13 @@ run: setup  ## stream the sample notes through Kafka, show their entities read b
 	$(BIN)/biobracket demo $(ARGS)
 
 test: setup  ## every test that needs no GPU; ARGS='-k name' for some
-	$(BIN)/python -m pytest -m 'not gpu and not faults' $(ARGS)
+	$(BIN)/python -m pytest -m 'not gpu and not faults and not inputs' $(ARGS)
 
 test-faults: setup  ## break each part of the product on real Kafka and Redis, and print what became of the documents
 	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
+
+inputs: setup  ## a hundred thousand bad inputs, and what became of them for each parser
+	$(BIN)/python -m pytest -m inputs -s tests/inputs tests/services/query/auth/test_middleware.py $(ARGS)
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

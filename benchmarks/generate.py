@@ -24,7 +24,9 @@ class Generate:
         from transformers import AutoModelForCausalLM
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = AutoModelForCausalLM.from_pretrained(merged_folder(settings), dtype=torch.bfloat16).to(device)
+        self._model = AutoModelForCausalLM.from_pretrained(
+            merged_folder(settings), dtype=torch.bfloat16, use_safetensors=True
+        ).to(device)
         self._tokenizer = load_tokenizer(settings)
         self._tokens = CopyTokens(self._tokenizer)
         self._together = together

@@ -134,5 +134,5 @@ def _agrees(value: Any, text: str) -> bool:
         return value == text
     try:
         return json.dumps(value, sort_keys=True) == json.dumps(json.loads(text), sort_keys=True)
-    except ValueError:
+    except (ValueError, TypeError, RecursionError):
         return False

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
+from pydantic import ValidationError
+
+# What a member may be called to be quoted: a name that is none of ours can be text of a document.
+_NAME = re.compile(r"[A-Za-z0-9_.\-]{1,64}")
+
+
+def first_problem(error: ValidationError) -> str:
+    """Place and problem of the first error, without its input."""
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(map(quotable, first["loc"])) or "file"
+    return f"{place}: {first['msg'].removeprefix('Value error, ')}"  # which pydantic prepends to a validator's message
+
+
+def quotable(name: str | int) -> str:
+    """What an error may say of a member's name."""
+    return str(name) if _NAME.fullmatch(str(name)) else "…"
+
 
 class DocumentError(ValueError):
     """A document that cannot be processed, however often it is retried.
@@ -28,6 +47,10 @@ class Overloaded(RuntimeError):
 
 class AdapterError(ValueError):
     """An adapter that cannot be used; names the file, the field and the remedy."""
+
+
+class DigestError(ValueError):
+    """A model's file is missing or not the one whose digest is known; names the file and the remedy."""
 
 
 class SelectorError(ValueError):

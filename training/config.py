@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from shared.errors import first_problem
+
 CONFIGS = Path(__file__).resolve().parent / "configs"
 DEFAULT = CONFIGS / "gemma-3-270m.yaml"
 
@@ -137,20 +139,20 @@ class RunConfig(_Frozen):
             raise ConfigError(
                 f"config: {file} cannot be read ({error.strerror}); give a YAML file, or one of {CONFIGS.name}/: {ours}"
             ) from None
-        except (yaml.YAMLError, UnicodeDecodeError):
+        except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none is a ValueError
             raise ConfigError(f"config: {file} is not YAML; see {DEFAULT} for one that is") from None
         if not isinstance(given, dict):
             raise ConfigError(f"config: {file} holds no fields; see {DEFAULT} for one that does")
         for override in overrides:
             name, _, value = override.partition("=")
-            _put(given, name.strip().split("."), yaml.safe_load(value))
+            try:
+                _put(given, name.strip().split("."), yaml.safe_load(value))
+            except (yaml.YAMLError, ValueError, RecursionError):
+                raise ConfigError("set: the value of an override is not YAML; write it as minutes=30") from None
         try:
             return cls.model_validate(given)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            message = first["msg"].removeprefix("Value error, ")  # pydantic prepends it to a validator's message
-            raise ConfigError(f"config: {file}: {field}: {message}; see {DEFAULT} and training/config.py") from None
+            raise ConfigError(f"config: {file}: {first_problem(error)}; see {DEFAULT} and training/config.py") from None
 
 
 def _put(given: dict[str, Any], path: list[str], value: Any) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.model.base_model import BaseModelError
+from shared.model.digests import check_sums
 from shared.runtime.cpus import cpus, use_threads
 from shared.runtime.ray_node import on_loopback
 from shared.settings import Settings
@@ -95,10 +96,12 @@ def _train(
 def _check(config: RunConfig, settings: Settings) -> None:
     """Checks corpora, their labels and the initial adapter once, before any worker starts.
 
-    Raises :class:`training.data.corpora.CorpusError` or :class:`training.config.ConfigError`.
+    Raises :class:`training.data.corpora.CorpusError`, :class:`training.config.ConfigError` or
+    :class:`shared.errors.DigestError`.
     """
     if config.init is not None:
         init_folder(config.init)
+        check_sums(config.init, settings.cache)
     mixing.check(config, settings)
 
 

@@ -70,7 +70,7 @@ def fail(message: str) -> NoReturn:
 def clear_errors() -> Iterator[None]:
     """Print errors that name a setting and its remedy without a traceback, and exit."""
     from services.line_file import LineFileError
-    from shared.errors import AdapterError, ExemplarError, SelectorError
+    from shared.errors import AdapterError, DigestError, ExemplarError, SelectorError
     from shared.model.base_model import BaseModelError
     from shared.selection.calibration import CalibrationError
     from training.config import ConfigError, TrainingError
@@ -84,6 +84,7 @@ def clear_errors() -> Iterator[None]:
         CalibrationError,
         ConfigError,
         CorpusError,
+        DigestError,
         ExemplarError,
         LineFileError,
         PredictionsError,

@@ -166,8 +166,9 @@ def _of_values(place: str, content: bytes) -> Iterator[tuple[FileRecord, int]]:
             documents += value if isinstance(value, list) else [value]
     except RecursionError:
         raise _NEITHER from None
-    except json.JSONDecodeError as error:
-        where = f"is not JSON from line {error.lineno} on"
+    except ValueError as error:
+        # A number of thousands of digits is refused without its place.
+        where = f"is not JSON from line {error.lineno} on" if isinstance(error, json.JSONDecodeError) else "is not JSON"
         raise DocumentError("file", where, "write one JSON object a line, or a list of them") from None
     if not all(isinstance(document, dict) for document in documents):
         raise _NEITHER

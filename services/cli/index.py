@@ -101,7 +101,7 @@ def check(folder: IndexOption = None) -> None:
         settings = Settings()
         selector = _selector(settings)
         place = _place(folder, selector)
-        found = ExemplarIndex.load(place, encoder=encoder_revision(settings, selector), check=True)
+        found = ExemplarIndex.load(place, encoder=encoder_revision(settings, selector))
         for _ in found.items():  # raises on a line that cannot be read
             pass
     out.print(f"{place}: {len(found)} exemplars, all intact", highlight=False)
@@ -158,8 +158,9 @@ def _place(given: Path | None, selector: Path) -> Path:
 def _loaded(folder: Path | None) -> tuple[ExemplarIndex, Path]:
     from shared.selection.exemplars.index import ExemplarIndex
 
-    place = folder or _place(None, _selector(Settings()))
-    return ExemplarIndex.load(place, encoder=None), place
+    settings = Settings()
+    place = folder or _place(None, _selector(settings))
+    return ExemplarIndex.load(place, encoder=None, cache=settings.cache), place
 
 
 def _exemplars(

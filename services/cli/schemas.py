@@ -48,6 +48,7 @@ def schemas() -> dict[str, dict[str, Any]]:
             "biobracket.topic-id": {**text, "description": "Hex UUID of that topic; may be empty."},
             "biobracket.partition": number,
             "biobracket.offset": number,
+            "biobracket.span": {**number, "description": "How many offsets it takes, if more than one."},
             "biobracket.timestamp-ms": number,
         },
         "required": [

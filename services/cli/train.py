@@ -95,6 +95,8 @@ def _train(
 def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", split: SplitOption = "train") -> None:
     """Count how often words are mentions, and save the counts with BIOBRACKET_SELECTOR. They hold no text."""
     with clear_errors():
+        from shared.model.digests import write_sums
+        from shared.selection.gazetteer import GAZETTEER_FILE
         from shared.selection.selector_folder import selector_folder
         from training.data.corpora import read_all
         from training.selector.gazetteer import count
@@ -105,6 +107,7 @@ def train_gazetteer(corpora: CorporaOption = "genia,cmeee_v2,bc5cdr,ccks2017", s
             fail("selector: none is set; set BIOBRACKET_SELECTOR to the one that the gazetteer is for")
         gazetteer = count(read_all(corpora, split, settings))
         gazetteer.save(folder)
+        write_sums(folder, GAZETTEER_FILE)
     out.print(f"{len(gazetteer)} different words; saved in {folder}", highlight=False)
 
 
@@ -115,6 +118,7 @@ def train_calibration(
     """Fit confidence and thresholds, and save them with the selector or, without one, with the adapter."""
     with clear_errors():
         from services.extractor import Extractor
+        from shared.model.digests import write_sums
         from shared.selection.calibration import Calibration
         from shared.selection.selector_folder import calibration_file
         from training.data.corpora import documents_of, read_all
@@ -142,6 +146,7 @@ def train_calibration(
             ]
         calibration = fit(observations, gold)
         calibration.save(file)
+        write_sums(file.parent, file.name)
         error = expected_calibration_error(
             [calibration.probability(o.type, o.known) for o in observations],
             [o.correct for o in observations],

@@ -28,6 +28,7 @@ from services.generation.walk import KEY, Walk, after, steps_of
 from shared.entity_types import TYPES
 from shared.messages import TaggedLine
 from shared.model.base_model import load_tokenizer
+from shared.model.digests import check_sums, write_sums
 from shared.model.file_cache import build_once
 from shared.model.folders import adapter_folder
 from shared.model.loading import load_merged
@@ -228,5 +229,8 @@ def merged_folder(settings: Settings) -> Path:
     def make(folder: Path) -> None:
         load_merged(settings, adapter_folder(settings), "bfloat16").to("cpu").save_pretrained(folder)
         load_tokenizer(settings).save_pretrained(folder)
+        write_sums(folder)
 
-    return build_once(settings.cache / f"merged-{generator_revision(settings)}", make)
+    merged = build_once(settings.cache / f"merged-{generator_revision(settings)}-with-sums", make)
+    check_sums(merged, settings.cache)
+    return merged

@@ -6,6 +6,8 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 
+from pydantic import ValidationError
+
 from shared.messages import Entity, Message, Parsed, Segment, check_offsets, entity_id
 
 
@@ -19,7 +21,10 @@ class SegmentDecision(Message):
     @classmethod
     def read(cls, value: bytes, text: str) -> SegmentDecision:
         """The inverse of :meth:`write`. ValueError where the bytes are no decision on this text."""
-        decision = cls.model_validate_json(value)
+        try:
+            decision = cls.model_validate_json(value)
+        except ValidationError:
+            raise ValueError("is no decision of this version") from None
         if not all(check_offsets(text, entity) for entity in decision.entities):
             raise ValueError("entities: do not lie in the text")
         return decision

@@ -77,6 +77,11 @@ class QueryConfig(RequestReplicaConfig):
         description="Whether the server may listen beyond loopback without authentication, because something else "
         "keeps strangers out.",
     )
+    allow_open_ray: bool = Field(
+        default=False,
+        description="Whether Ray may listen beyond loopback without its token authentication, because something else "
+        "keeps strangers out: whoever reaches it runs code.",
+    )
     rate: str = Field(
         default="6000/minute",
         description="Requests that a caller may send a replica, as `NUMBER/second`, `/minute` or `/hour`; more get a "

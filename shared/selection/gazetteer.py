@@ -115,7 +115,7 @@ class Gazetteer:
                 for name in {n.split("/")[1] for n in tensors if n.startswith(f"{what}/")}:
                     by_name[name] = WordCounts(tensors[f"{what}/{name}/keys"], tensors[f"{what}/{name}/counts"])
             return cls(corpora, counts["mentions"], counts["words"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        except (SafetensorError, OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise SelectorError(
                 f"selector: {file} is not a gazetteer; make it again with `biobracket train gazetteer`"
             ) from None

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import SelectorError
+from shared.errors import SelectorError, first_problem
 from shared.model.folders import PROJECT, adapter_folder, find_folder
 from shared.model.revision import digest, generator_revision, weights
 from shared.settings import Settings
@@ -44,8 +44,7 @@ class SelectorFile(BaseModel):
                 "`biobracket train selector`, or to an empty string to select by the generator's confidence alone"
             ) from None
         except ValidationError as error:
-            field = ".".join(str(part) for part in error.errors()[0]["loc"]) or "file"
-            raise SelectorError(f"selector: {file}: {field} is not valid; train the selector again") from None
+            raise SelectorError(f"selector: {file}: {first_problem(error)}; train the selector again") from None
 
 
 def selector_folder(settings: Settings) -> Path | None:

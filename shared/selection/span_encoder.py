@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -62,21 +63,28 @@ class SpanHead(nn.Module):
     def read(self, folder: Path) -> None:
         """Loads the weights from a selector's folder, with the embeddings of the types that both know.
 
-        Raises :class:`SelectorError` if the sizes differ.
+        Raises :class:`SelectorError` if the sizes differ or the file is no such weights.
         """
         made = SelectorFile.load(folder)
-        weights = load_file(folder / HEAD_FILE)
-        rows, size, hidden = weights.pop("types.weight"), self.outer.out_features, self.inner.out_features
+        size, hidden = self.outer.out_features, self.inner.out_features
         if (made.size, made.hidden) != (size, hidden):
             raise SelectorError(
                 f"selector: {folder} has size {made.size} and hidden {made.hidden}, not {size} and {hidden}; "
                 "set both fields to these, or train without `init`"
             )
-        self.load_state_dict(weights, strict=False)
-        with torch.no_grad():
-            for row, key in zip(rows, made.types, strict=True):
-                if key in self.known:
-                    self.types.weight[self.known.index(key)] = row
+        try:
+            weights = load_file(folder / HEAD_FILE)
+            rows = weights.pop("types.weight")
+            self.load_state_dict(weights, strict=False)
+            with torch.no_grad():
+                for row, key in zip(rows, made.types, strict=True):
+                    if key in self.known:
+                        self.types.weight[self.known.index(key)] = row
+        except (SafetensorError, OSError, KeyError, RuntimeError, TypeError, ValueError):
+            raise SelectorError(
+                f"selector: {folder / HEAD_FILE} does not hold the weights that {SELECTOR_FILE} describes; copy the "
+                "selector again, with all its files"
+            ) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from benchmarks.generate import Generate, script_of
 from services.generation.engine import TagRequest
 from shared.messages import Segment
 from shared.model.base_model import load_base
+from shared.model.digests import write_sums
 from shared.model.scheme import write_scheme
 from shared.settings import Settings
 from tests.support.tiny import make_tiny_model
@@ -23,6 +24,7 @@ def settings(tmp_path_factory):
     )
     get_peft_model(load_base(made, torch.float32), LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
     write_scheme(adapter)
+    write_sums(adapter)
     return made.model_copy(update={"adapter": str(adapter)})
 
 

@@ -117,3 +117,8 @@ def test_metadata_is_compared_as_it_is_written(value: object) -> None:
 def test_one_is_not_true() -> None:
     assert not Choice(metadata={"m": "1"}).takes(0, {"m": True})
     assert not Choice(metadata={"m": "not json"}).takes(0, {"m": 1})
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5000, '{"a":' * 50_000])
+def test_what_is_too_much_for_json_agrees_with_nothing(text: str) -> None:
+    assert not Choice(metadata={"m": text}).takes(0, {"m": 1})

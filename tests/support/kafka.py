@@ -153,12 +153,19 @@ def change_batches(
 ) -> None:
     """Changes batches of a partition, by their number, on the broker's disk; restarts the broker."""
     server.stop()
+    change_log(server, topic, change, *places, partition=partition)
+    server.start()
+
+
+def change_log(
+    server: Kafka, topic: str, change: Callable[[bytearray], None], *places: int, partition: int = 0
+) -> None:
+    """The same of a broker that is stopped."""
     log = next((server.data / "logs" / f"{topic}-{partition}").glob("*.log"))
     found = batches(log.read_bytes())
     for place in places:
         change(found[place])
     log.write_bytes(b"".join(found))
-    server.start()
 
 
 def batches(segment: bytes) -> list[bytearray]:

@@ -56,7 +56,7 @@ def test_full_tuning_has_an_export_rank():
     assert GeneratorConfig.load(DEFAULT, ["tuning=full", "export_rank=8"]).export_rank == 8
 
 
-@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b""])
+@pytest.mark.parametrize("content", [b"[1, 2]", b"a: [", b"\xff\xfe\x00", b"", b"a: 2001-99-99", b"[" * 3000])
 def test_files_that_are_none(tmp_path, content):
     file = tmp_path / "config.yaml"
     file.write_bytes(content)
@@ -74,3 +74,16 @@ def test_only_steps_of_few_shapes_are_recorded(override):
     with pytest.raises(ConfigError, match="graphs"):
         GeneratorConfig.load(DEFAULT, ["graphs=true", override])
     assert GeneratorConfig.load(DEFAULT, ["graphs=true"]).graphs
+
+
+@pytest.mark.parametrize("value", ["[zq17", "2001-99-99", "[" * 3000, "*zq17"])
+def test_an_override_that_is_not_yaml_is_not_quoted(value):
+    with pytest.raises(ConfigError, match="set: the value of an override is not YAML") as caught:
+        GeneratorConfig.load(DEFAULT, [f"minutes={value}"])
+    assert "zq17" not in str(caught.value)
+
+
+def test_a_member_that_is_none_of_ours_is_not_quoted():
+    with pytest.raises(ConfigError) as caught:
+        GeneratorConfig.load(DEFAULT, ["患者 zq17=1"])
+    assert "zq17" not in str(caught.value)

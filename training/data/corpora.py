@@ -141,7 +141,7 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                         isinstance(m["start"], int) and isinstance(m["end"], int) and isinstance(m["type"], str)
                         for m in row["entities"]
                     )
-                except (ValueError, KeyError, TypeError, AttributeError):
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                     well_formed = False
                 if not well_formed:
                     raise CorpusError(

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from shared.model.digests import write_sums
+
 MANIFEST = "training.json"
 _STATE = "state.pt"
 _BEST = "best.safetensors"
@@ -58,9 +60,10 @@ class FolderCheckpoints:
 
 
 def export(checkpoint: Path, out: Path) -> Path:
-    """Copies the model and manifest of a checkpoint into ``out``, without what only resuming needs."""
+    """Copies the model and manifest of a checkpoint into ``out``, without what only resuming needs; adds digests."""
     out.mkdir(parents=True, exist_ok=True)
     for file in checkpoint.iterdir():
         if file.is_file() and file.name not in (_STATE, _BEST):
             shutil.copyfile(file, out / file.name)
+    write_sums(out)
     return out

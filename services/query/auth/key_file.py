@@ -22,6 +22,7 @@ from services.query.auth.callers import AuthenticationError, Caller, Rejected, U
 from services.query.auth.scopes import SCOPES, Scope
 from shared.backends.secret_file import locked, write
 from shared.backends.watched_file import WatchedFile
+from shared.errors import first_problem
 
 PREFIX = "bbk_"
 _SECRET_BYTES = 32
@@ -158,9 +159,7 @@ def parse(content: bytes) -> ApiKeys:
     try:
         keys = ApiKeys.model_validate_json(content)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise AuthenticationError(f"{place}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
+        raise AuthenticationError(first_problem(error)) from None
     if len({key.id for key in keys.keys}) < len(keys.keys):
         raise AuthenticationError("keys: two have the same id")
     return keys

@@ -17,7 +17,8 @@ import faiss
 import numpy as np
 from pydantic import ValidationError
 
-from shared.errors import ExemplarError
+from shared.errors import ExemplarError, first_problem
+from shared.model.digests import sha256
 from shared.selection.exemplars.format import (
     BLOCK,
     MANIFEST,
@@ -28,9 +29,7 @@ from shared.selection.exemplars.format import (
     Manifest,
     TypeCounts,
     checked,
-    first_problem,
     read_manifest,
-    sha256,
 )
 
 FLAT_BELOW = 4096  # an exact search of this many takes a fraction of a millisecond, and IVF needs more to train on

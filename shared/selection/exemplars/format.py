@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from shared.errors import ExemplarError
+from shared.errors import ExemplarError, first_problem
 
 Kind = Literal["flat", "ivf", "hnsw"]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,128}$")]
 TypeKey = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$", description="Entity type key; it names files.")]
 Floats = NDArray[np.float32]
 Positions = NDArray[np.int64]
@@ -64,7 +65,7 @@ class Manifest(_Frozen):
     encoder: str = Field(pattern=r"^[0-9a-f]{16}$", description="Revision of the span encoder that made the vectors.")
     flat_below: int = Field(ge=0, description="Types with fewer exemplars are flat, whatever the kind.")
     types: dict[TypeKey, TypeCounts] = Field(default={}, description="By entity type key.")
-    files: dict[str, File] = Field(default={}, description="Every other file, by name.")
+    files: dict[FileName, File] = Field(default={}, description="Every other file, by name.")
 
     @property
     def digest(self) -> str:
@@ -94,15 +95,3 @@ def read_manifest(folder: Path, remedy: str) -> Manifest:
         raise ExemplarError(f"{folder}: no index: {MANIFEST} cannot be read ({error.strerror}); {remedy}") from None
     except ValidationError as error:
         raise ExemplarError(f"{folder / MANIFEST}: {first_problem(error)}; {remedy}") from None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The field and the problem of the first error, without its input."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc']) or 'file'}: {first['msg']}"
-
-
-def sha256(file: Path) -> str:
-    """Hex digest of a file's content."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

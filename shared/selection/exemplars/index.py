@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.errors import ExemplarError
+from shared.model.digests import sha256
 from shared.selection.exemplars.building import build
 from shared.selection.exemplars.format import (
     MANIFEST,
@@ -18,7 +19,6 @@ from shared.selection.exemplars.format import (
     Manifest,
     checked,
     read_manifest,
-    sha256,
 )
 from shared.selection.exemplars.snapshot import Neighbours, TypeSnapshot
 from shared.selection.exemplars.type_files import TypeFiles
@@ -41,14 +41,14 @@ class ExemplarIndex:
 
     @classmethod
     def load(
-        cls, folder: Path, *, encoder: str | None, check: bool = False, nprobe: int | None = None
+        cls, folder: Path, *, encoder: str | None, cache: Path | None = None, nprobe: int | None = None
     ) -> ExemplarIndex:
         """Opens what :meth:`build` wrote.
 
-        ``encoder``: the revision of the encoder whose vectors will be searched for; None to accept any. ``check``:
-        verify checksums of all files, not only their sizes. ``nprobe``: how many lists of an IVF index to search, more
-        being slower and closer to exact; None for a default by size. Raises ExemplarError if anything is missing,
-        damaged or from another encoder.
+        ``encoder``: the revision of the encoder whose vectors will be searched for; None to accept any. ``cache``:
+        the folder that remembers digests of large files (:func:`shared.model.digests.sha256`); None to hash all of
+        them. ``nprobe``: how many lists of an IVF index to search, more being slower and closer to exact; None for a
+        default by size. Raises ExemplarError if anything is missing, damaged or from another encoder.
         """
         manifest = read_manifest(folder, REMEDY)
         if encoder not in (None, manifest.encoder):
@@ -57,8 +57,8 @@ class ExemplarIndex:
             path = folder / name
             if not path.is_file():
                 raise ExemplarError(f"{path}: missing; {REMEDY}")
-            # Sizes always: FAISS may crash on a truncated file.
-            if path.stat().st_size != file.size or (check and sha256(path) != file.sha256):
+            # Before FAISS reads it, which may crash on a damaged file.
+            if path.stat().st_size != file.size or sha256(path, cache) != file.sha256:
                 raise ExemplarError(f"{path}: not the file that {MANIFEST} describes; {REMEDY}")
         bases = {type_: TypeFiles.read(folder, type_, manifest, nprobe) for type_ in manifest.types}
         if read_manifest(folder, REMEDY) != manifest:

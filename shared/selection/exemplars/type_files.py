@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from shared.errors import ExemplarError
+from shared.errors import ExemplarError, first_problem
 from shared.selection.exemplars.format import (
     MANIFEST,
     REMEDY,
@@ -21,7 +21,6 @@ from shared.selection.exemplars.format import (
     Manifest,
     Mask,
     Positions,
-    first_problem,
 )
 
 _LINES_BLOCK = 2**24  # bytes of JSON lines scanned at once

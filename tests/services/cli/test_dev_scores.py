@@ -9,6 +9,7 @@ from services.extractor import Extractor
 from shared.messages import Document
 from shared.model.attention import use_packed_attention
 from shared.model.base_model import load_base
+from shared.model.digests import write_sums
 from shared.model.scheme import write_scheme
 from shared.selection.calibration import Calibration
 from shared.settings import Settings
@@ -24,6 +25,7 @@ def test_dev_scores_are_those_of_the_model(tmp_path, monkeypatch):
     untrained = get_peft_model(load_base(settings, torch.float32), LoraConfig(target_modules=["q_proj"]))
     untrained.save_pretrained(tmp_path / "adapter")
     write_scheme(tmp_path / "adapter")
+    write_sums(tmp_path / "adapter")
     texts = [f"CD28 binds IL-{i}." for i in range(4)]
     (tmp_path / "toy").mkdir()
     documents = [Document(id=str(i), text=text, lang="en", types=("protein",)) for i, text in enumerate(texts)]

@@ -95,6 +95,8 @@ def test_feedback_is_valid(later: dict[str, Any]) -> None:
 
 
 def test_headers_of_dead_letters_are_valid() -> None:
-    headers = dead_letter_headers(Record("t", 1, 2, None, None, 3, topic_id="ab" * 16), "invalid", "text")
+    record = Record("t", 1, 2, None, None, 3, topic_id="ab" * 16, span=4)
+    headers = dead_letter_headers(record, "invalid", "text")
+    assert ("biobracket.span", b"4") in headers
     assert valid("dead-letter-headers", {name: value.decode() for name, value in headers})
     assert not valid("dead-letter-headers", {"biobracket.reason": "invalid"})

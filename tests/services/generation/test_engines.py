@@ -11,7 +11,8 @@ from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
 from shared.errors import AdapterError
 from shared.messages import Segment
-from shared.model.base_model import load_base
+from shared.model.base_model import base_folder, load_base
+from shared.model.digests import write_sums
 from shared.model.scheme import SCHEME_FILE
 from shared.settings import Settings
 from tests.support.lines import mentions
@@ -35,6 +36,7 @@ def adapter(settings, tmp_path_factory):
         )
         if scheme:
             (folder / SCHEME_FILE).write_text(json.dumps({"scheme": scheme}))
+        write_sums(folder)
         return settings.model_copy(update={"adapter": str(folder)})
 
     return make
@@ -44,6 +46,17 @@ def test_a_small_base_is_copied(adapter):
     settings = adapter("labelled.v1")
     assert engines.fits(settings)
     assert type(engines.load(settings, GenerationConfig())) is CopyEngine
+
+
+def test_a_base_that_has_to_be_unpacked_first_gets_a_real_device(settings, monkeypatch):
+    def unpack(settings):
+        devices.append(torch.empty(1).device.type)
+        return base_folder(settings)
+
+    devices = []
+    monkeypatch.setattr(engines, "base_folder", unpack)
+    assert engines.fits(settings)
+    assert devices == ["cpu"]
 
 
 def test_copying_is_not_a_matter_of_size(settings, monkeypatch):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import secrets
 import subprocess
 import sys
 
@@ -9,8 +12,10 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from services.query.deployment import _cause, _probe
+from services.query.exposure import is_loopback
 from services.query.routes.extract import Busy
 from shared.errors import DocumentError, Overloaded, StoreError
+from tests.support.marker import free_port
 
 
 def far(error: Exception) -> RayTaskError:
@@ -83,3 +88,58 @@ finally:
 def test_a_replica_knows_where_serve_listens(host: str, said: str) -> None:
     found = subprocess.run([sys.executable, "-c", _SERVE, host], capture_output=True, text=True, timeout=600)
     assert said in found.stdout, found.stderr
+
+
+# A node that other machines reach, with its dashboard, as the head of a cluster; Serve listens on loopback.
+_RAY = """
+import json, sys, urllib.error, urllib.request
+import ray
+from ray import serve
+from ray._private.services import get_node_ip_address
+
+address = get_node_ip_address()
+context = ray.init(
+    address="local", _node_ip_address=address, num_cpus=2, log_to_driver=False, include_dashboard=True,
+    dashboard_host=address, dashboard_port=int(sys.argv[1]),
+)
+serve.start(http_options={"host": "127.0.0.1", "port": 0})
+
+def jobs(**headers):
+    request = urllib.request.Request(f"http://{context.dashboard_url}/api/jobs/", headers=headers)
+    try:
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60).status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+from services.query.deployment import _refuse_strangers
+found = {"address": address, "refused": "", "jobs": jobs()}
+found["jobs with the token"] = jobs(Authorization="Bearer " + sys.argv[2])
+found["jobs with another"] = jobs(Authorization="Bearer " + "0" * 64)
+try:
+    _refuse_strangers()
+except ValueError as error:
+    found["refused"] = str(error)
+print(json.dumps(found))
+serve.shutdown()
+ray.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["token", "disabled"])
+def test_ray_beyond_loopback_asks_for_its_token_or_nothing_starts(mode: str) -> None:
+    token = secrets.token_hex(32)
+    own = os.environ | {"RAY_AUTH_MODE": mode, "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+    call = [sys.executable, "-c", _RAY, str(free_port()), token]
+    done = subprocess.run(call, env=own, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    if is_loopback(found["address"]):
+        pytest.skip("this machine has no other address")
+    answers = [found["jobs"], found["jobs with the token"], found["jobs with another"]]
+    if mode == "token":
+        assert answers == [401, 200, 403]
+        assert found["refused"] == ""
+    else:
+        assert answers == [200, 200, 200]  # what it is refused for
+        assert found["refused"].startswith("ray: other machines can reach")

@@ -27,10 +27,19 @@ def test_a_scheme_is_read_as_it_was_written(tmp_path: Path) -> None:
     check_scheme(tmp_path)
 
 
-@pytest.mark.parametrize("named", ["per-type.v1", "labelled.v9", "", " labelled.v1"])
-def test_a_scheme_that_this_version_does_not_know_is_refused(tmp_path: Path, named: str) -> None:
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("per-type.v1", "per-type.v1"),
+        ("labelled.v9", "labelled.v9"),
+        ("", "…"),
+        (" labelled.v1", "…"),
+        ("患者 zq17", "…"),
+    ],
+)
+def test_a_scheme_that_this_version_does_not_know_is_refused(tmp_path: Path, named: str, said: str) -> None:
     (tmp_path / SCHEME_FILE).write_text(json.dumps({"scheme": named}))
-    with pytest.raises(AdapterError, match=rf"^adapter: .*`{named}`; this version reads labelled.v1: set BIOBRACKET_"):
+    with pytest.raises(AdapterError, match=rf"^adapter: .*`{said}`; this version reads labelled.v1: set BIOBRACKET_"):
         check_scheme(tmp_path)
 
 

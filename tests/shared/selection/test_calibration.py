@@ -100,3 +100,11 @@ def test_a_bad_file_is_named_with_its_field_and_a_remedy(tmp_path, content, name
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(CalibrationError, match=CALIBRATION_FILE):
         Calibration.load(tmp_path / CALIBRATION_FILE)
+
+
+def test_a_member_that_is_none_of_ours_is_not_quoted(tmp_path):
+    path = tmp_path / CALIBRATION_FILE
+    path.write_text('{"患者 zq17": 1}', encoding="utf-8")
+    with pytest.raises(CalibrationError, match="…: Extra inputs") as caught:
+        Calibration.load(path)
+    assert "zq17" not in str(caught.value)

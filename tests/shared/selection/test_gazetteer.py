@@ -3,6 +3,8 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from shared.errors import SelectorError
 from shared.selection.gazetteer import GAZETTEER_FILE, Gazetteer, WordCounts
@@ -58,3 +60,18 @@ def test_a_missing_and_an_invalid_file(tmp_path):
         (tmp_path / GAZETTEER_FILE).write_bytes(content)
         with pytest.raises(SelectorError, match=r"gazetteer\.safetensors.*biobracket train gazetteer"):
             Gazetteer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "corpora",
+    ["[" * 100_000, "null", "[]", '{"c": 1}', "9" * 5000, '{"c": ["disease", 1]}'],
+    ids=["nested", "null", "list", "number", "digits", "no types"],
+)
+def test_what_its_metadata_say_is_refused_where_it_cannot_be(tmp_path, corpora):
+    Gazetteer({"c": ("disease",)}, {"disease": WordCounts.of({"x": 2})}, {"c": WordCounts.of({"x": 3})}).save(tmp_path)
+    file = tmp_path / GAZETTEER_FILE
+    with safe_open(file, "np") as opened:
+        kept, metadata = {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+    save_file(kept, file, dict.fromkeys(metadata, corpora))
+    with pytest.raises(SelectorError, match="gazetteer"):
+        Gazetteer.load(tmp_path)

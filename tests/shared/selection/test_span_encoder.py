@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from shared.errors import SelectorError
@@ -11,7 +12,7 @@ from shared.model.attention import use_packed_attention
 from shared.model.body import Packed
 from shared.model.masks import both_ways
 from shared.selection.selector_folder import SelectorFile
-from shared.selection.span_encoder import SpanEncoder, SpanHead, piece_range
+from shared.selection.span_encoder import HEAD_FILE, SpanEncoder, SpanHead, piece_range
 from shared.text.grammar import CopyTokens
 from shared.text.pieces import split
 from tests.support.tiny import make_tiny_model
@@ -108,3 +109,30 @@ def test_invalid_selector_files_name_the_remedy(tmp_path):
     (tmp_path / "selector.json").write_text('{"types": []}')
     with pytest.raises(SelectorError, match="types"):
         SelectorFile.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", b"\xff" * 64, "less", "other sizes"]
+)
+def test_a_head_that_holds_no_such_weights_is_refused(tmp_path, content):
+    made = SelectorFile(encoder="0" * 16, types=("disease", "drug"), size=4, hidden=8)
+    (tmp_path / "selector.json").write_text(made.model_dump_json())
+    weights = SpanHead(4, made.types, 8, 4).state_dict()
+    if content == "less":
+        weights.pop("outer.weight")
+        weights.pop("types.weight")
+    if content == "other sizes":
+        weights["inner.weight"] = torch.zeros(2, 2)
+    if isinstance(content, bytes):
+        (tmp_path / HEAD_FILE).write_bytes(content)
+    else:
+        save_file(weights, tmp_path / HEAD_FILE)
+    with pytest.raises(SelectorError, match=r"does not hold the weights that selector\.json describes"):
+        SpanHead(4, ("disease", "drug"), 8, 4).read(tmp_path)
+
+
+def test_a_selector_file_with_a_member_that_is_none_of_ours_does_not_quote_it(tmp_path):
+    (tmp_path / "selector.json").write_text('{"患者 zq17": 1}', encoding="utf-8")
+    with pytest.raises(SelectorError) as caught:
+        SelectorFile.load(tmp_path)
+    assert "zq17" not in str(caught.value)

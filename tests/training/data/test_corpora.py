@@ -125,6 +125,14 @@ def test_a_bad_row_names_its_line_and_not_its_text(tmp_path, row, says):
     assert "EGFR" not in str(error.value)
 
 
+@pytest.mark.parametrize("line", ["[" * 100_000, "9" * 5000])
+def test_a_line_that_is_too_much_for_json_is_named(tmp_path, line):
+    (folder := tmp_path / "mine").mkdir()
+    (folder / "train.jsonl").write_text(f"{line}\n")
+    with pytest.raises(CorpusError, match="line 1"):
+        read(folder, "train")
+
+
 def test_a_missing_split_names_those_there_are(tmp_path):
     with pytest.raises(CorpusError, match="it has: train"):
         read(write(tmp_path / "genia", ROW), "test")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from shared.errors import quotable
 from training.data.corpora import CorpusError
 
 Discontinuous = Literal["skip", "cover"]
@@ -63,14 +64,15 @@ class Reading:
         Neither ``problem`` nor ``remedy`` may contain text of the corpus.
         """
         if not self.skip_bad:
-            raise CorpusError(f"{place}: {problem}; {remedy}, or leave it out with --skip-bad")
+            # `from None`: the error that told of the problem may quote the corpus.
+            raise CorpusError(f"{place}: {problem}; {remedy}, or leave it out with --skip-bad") from None
         self.left_out[problem] += 1
 
     def invalid(self, place: str, error: ValidationError) -> None:
         """Reports an item with a missing or invalid field, like :meth:`bad`."""
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        field_ = ".".join(part for part in first["loc"] if isinstance(part, str)) or "item"
-        where = ".".join(map(str, first["loc"]))
+        field_ = ".".join(quotable(part) for part in first["loc"] if isinstance(part, str)) or "item"
+        where = ".".join(map(quotable, first["loc"]))
         problem = f"{field_}: {first['msg'].lower()}"
         self.bad(f"{place}, {where}" if where else place, problem, "fix it, or choose another --format")
 
@@ -105,11 +107,10 @@ def json_items(file: Path, reading: Reading) -> Iterator[tuple[str, Any]]:
     content = decoded(file.read_bytes(), file.name).removeprefix(_MARK)
     try:
         value = json.loads(content)
-    except json.JSONDecodeError as error:
-        if error.msg != "Extra data":  # one value is complete and another follows: JSON Lines
-            raise CorpusError(
-                f"{file.name}, line {error.lineno}: not JSON; fix it, or choose another --format"
-            ) from None
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") != "Extra data":  # one value is complete and another follows: JSON Lines
+            line = getattr(error, "lineno", 1)  # neither a number of thousands of digits nor nesting as deep has one
+            raise CorpusError(f"{file.name}, line {line}: not JSON; fix it, or choose another --format") from None
         yield from _json_lines(content, file, reading)
         return
     for number, item in enumerate(value if isinstance(value, list) else [value], 1):
@@ -123,6 +124,6 @@ def _json_lines(content: str, file: Path, reading: Reading) -> Iterator[tuple[st
             place = f"{file.name}, line {number}"
             try:
                 yield place, json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 reading.bad(place, "not JSON", "fix it, or choose another --format")
         reading.advance(len(line.encode(errors="surrogatepass")) + 1)

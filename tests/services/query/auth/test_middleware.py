@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from tests.services.query.auth.conftest import MakeKey
 from tests.support.http import SECRET, World, assert_problem
 
 PROBES = {("GET", "/healthz"), ("GET", "/readyz")}
+MANY = int(os.environ.get("BIOBRACKET_INPUTS", "2500")) // 5  # of right ones and of wrong ones, for each operation
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
 
 
@@ -188,9 +190,12 @@ def test_failures_of_an_address_are_limited_and_shut_nobody_out(make_key: MakeKe
         assert elsewhere.get("/v1/documents/a", headers=bearer("bbk_")).status_code == 401
 
 
+@pytest.mark.parametrize(
+    "count", [pytest.param(40, id="few"), pytest.param(MANY, marks=[pytest.mark.inputs, pytest.mark.slow], id="many")]
+)
 @pytest.mark.parametrize("authenticated", [True, False])
 def test_no_request_that_the_description_allows_or_not_breaks_it(
-    make_key: MakeKey, keys_path: Path, settings: Settings, authenticated: bool
+    make_key: MakeKey, keys_path: Path, settings: Settings, authenticated: bool, count: int
 ) -> None:
     """Requests are made from the OpenAPI description: right ones, and ones with each part wrong."""
     key = bearer(make_key(*SCOPES))
@@ -210,7 +215,7 @@ def test_no_request_that_the_description_allows_or_not_breaks_it(
             assert answer.status_code == 401
 
     effort = hypothesis.settings(
-        max_examples=40, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
     )
     for found in schema.get_all_operations():
         operation = found.ok()
@@ -226,5 +231,7 @@ def test_no_request_that_the_description_allows_or_not_breaks_it(
             except hypothesis.errors.Unsatisfiable:  # an operation without parameters has no wrong ones
                 assert operation.path in {"/healthz", "/readyz"}
     assert len(sent) == len(world.app.openapi()["paths"])
-    assert sum(sent.values()) > 400
+    assert sum(sent.values()) > 10 * count
     store.close()
+    if count == MANY:
+        print(f"\nHTTP, {'authenticated' if authenticated else 'not authenticated'}: {sum(sent.values())} requests")

@@ -17,4 +17,4 @@ def index(tmp_path, kind):
         (unit(1, 170, clusters=8), labelled(20, "disease", "d") + labelled(150, prefix="f")),
         kind=kind,
     )
-    return load(tmp_path / "index", check=True)
+    return load(tmp_path / "index")

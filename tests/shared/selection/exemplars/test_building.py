@@ -35,11 +35,11 @@ def test_the_old_index_stays_until_the_new_one_is_complete(tmp_path):
 
     def batches():
         yield unit(1, 3), labelled(3, prefix="new")
-        assert len(load(folder, check=True)) == 5
+        assert len(load(folder)) == 5
         yield unit(2, 1), labelled(1, prefix="newer")
 
     ExemplarIndex.build(folder, batches(), kind="flat", encoder=ENCODER, dim=DIM)
-    assert len(load(folder, check=True)) == 4
+    assert len(load(folder)) == 4
     assert found_ids(old, "protein", unit(0, 5), 1) == [[f"e{i}"] for i in range(5)]
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
@@ -54,7 +54,7 @@ def test_a_failed_build_leaves_the_old_index_and_no_leftovers(tmp_path):
 
     with pytest.raises(OSError, match="went away"):
         ExemplarIndex.build(folder, batches(), kind="flat", encoder=ENCODER, dim=DIM)
-    assert len(load(folder, check=True)) == 5
+    assert len(load(folder)) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
@@ -62,7 +62,7 @@ def test_replacing_a_folder_without_renameat2(tmp_path, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
     for n in (5, 3):
         build(tmp_path / "index", (unit(0, n), labelled(n)))
-        assert len(load(tmp_path / "index", check=True)) == n
+        assert len(load(tmp_path / "index")) == n
         assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from shared.errors import ExemplarError
-from shared.selection.exemplars.format import MANIFEST, Exemplar
+from shared.errors import ExemplarError, first_problem
+from shared.selection.exemplars.format import MANIFEST, Exemplar, Manifest
 from tests.support.exemplars import DIM, build, found_ids, labelled, load, unit
 
 
@@ -54,3 +54,12 @@ def test_an_invalid_index_is_refused(tmp_path, manifest):
         (tmp_path / MANIFEST).write_text(manifest)
     with pytest.raises(ExemplarError, match=f"{MANIFEST}.*; build it again with `biobracket index build`"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["患者 zq17", "x" * 129, "a/b", "a\x00", ""])
+def test_a_manifest_names_files_as_ours_are_named(name):
+    given = {"kind": "flat", "dim": 4, "encoder": "0" * 16, "flat_below": 0}
+    given["files"] = {name: {"size": 1, "sha256": "0" * 64}}
+    with pytest.raises(ValidationError) as caught:
+        Manifest.model_validate(given)
+    assert "zq17" not in first_problem(caught.value)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import faiss
@@ -6,11 +7,20 @@ import pytest
 from pydantic import ValidationError
 
 from shared.errors import ExemplarError
+from shared.model.digests import sha256
 from shared.selection.exemplars import building, snapshot, type_files
-from shared.selection.exemplars.format import Exemplar
+from shared.selection.exemplars.format import MANIFEST, Exemplar
 from tests.support.exemplars import KINDS, build, found_ids, labelled, load, unit
 
 SECRET = "右肺腺癌 of patient Doe"
+
+
+def name_again(folder):
+    """The manifest names the files as they are now, so that what is wrong in them is what is refused."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    for name in manifest["files"]:
+        manifest["files"][name] = {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", ["ivf", "hnsw"])
@@ -56,6 +66,7 @@ def test_corrupt_files_of_the_right_size_are_refused(tmp_path, name, damage):
     file = tmp_path / f"protein.{name}"
     whole = file.read_bytes()
     file.write_bytes(damage + whole[4:] if name == "faiss" else whole[:-4] + damage)
+    name_again(tmp_path)
     with pytest.raises(ExemplarError, match=r"protein\.faiss (or|and) protein\.jsonl (cannot be read|do not match)"):
         load(tmp_path)
 
@@ -66,6 +77,7 @@ def test_text_is_not_in_messages(tmp_path):
     for damage in ('"source": 7', '"source" 77', '"more":"  "'):
         text = lines.read_text(encoding="utf-8")
         lines.write_text(text.replace('"source":""', damage), encoding="utf-8")
+        name_again(tmp_path / "index")
         with pytest.raises(ExemplarError, match=r"line 1 of a \.jsonl file: .*index build") as raised:
             load(tmp_path / "index").exemplar("protein", 0)
         assert raised.value.__cause__ is None

@@ -43,12 +43,36 @@ def test_a_list_and_lines_hold_the_same_items(tmp_path_factory, items, indent):
 
 
 @pytest.mark.parametrize(
-    ("content", "line"), [(b'[\n{"text": secret}]', 2), (b'{"a": 1}\n\n{"b": secret}', 3), (b"secret", 1)]
+    ("content", "line"),
+    [
+        (b'[\n{"text": secret}]', 2),
+        (b'{"a": 1}\n\n{"b": secret}', 3),
+        (b"secret", 1),
+        (b"9" * 5000, 1),
+        (b"[" * 100_000, 1),
+        (b'{"a": 1}\n' + b"9" * 5000, 2),
+        (b'{"a": 1}\n' + b"[" * 100_000, 2),
+    ],
 )
 def test_what_is_not_json_names_its_line(tmp_path, content, line):
     with pytest.raises(CorpusError, match=f"line {line}: not JSON") as error:
         list(json_items(write(tmp_path, content), Reading()))
     assert "secret" not in str(error.value)
+
+
+def test_neither_what_is_bad_nor_a_member_that_is_none_of_ours_is_quoted():
+    class Item(BaseModel):
+        infons: dict[str, str]
+
+    def read(given):
+        try:
+            Item.model_validate(given)
+        except ValidationError as wrong:
+            Reading().invalid("a.json", wrong)
+
+    with pytest.raises(CorpusError, match=r"^a\.json, infons\.…: infons\.…: input should be a valid string") as error:
+        read({"infons": {"患者 zq17": 1}})
+    assert error.value.__suppress_context__  # which would quote it
 
 
 def test_bad_stops_or_counts():
