@@ -1,12 +1,13 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults inputs lint types imports bench engines ablation selectors selection burst vllm lock clean
+.PHONY: help setup run test test-faults inputs audit sbom lint types imports bench engines ablation selectors selection burst vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+AUDIT := $(VENV)/audit
 PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),--quiet)
 ARGS ?=
 
@@ -42,6 +43,19 @@ test-faults: setup  ## break each part of the product on real Kafka and Redis, a
 
 inputs: setup  ## a hundred thousand bad inputs, and what became of them for each parser
 	$(BIN)/python -m pytest -m inputs -s tests/inputs tests/services/query/auth/test_middleware.py $(ARGS)
+
+audit: $(AUDIT)/installed  ## look what is locked up for known vulnerabilities; ARGS='--ignore-vuln ID'
+	@$(AUDIT)/bin/python .ci/audit $(ARGS)
+
+sbom: setup $(AUDIT)/installed  ## what is installed, as CycloneDX: build/sbom.cdx.json
+	@mkdir -p build
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o build/sbom.cdx.json \
+	  $(BIN)/python
+
+$(AUDIT)/installed: requirements-audit.lock
+	@$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check $(if $(CI),--quiet) install --no-deps --require-hashes -r $<
+	@touch $@
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

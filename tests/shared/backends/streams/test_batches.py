@@ -29,7 +29,6 @@ from tests.support.streams import PATIENCE_S, read
 CODECS = ["gzip", "snappy", "lz4", "zstd"]
 # Above what some decoders take for the most without being told the size.
 LARGE = os.urandom(700_000).hex().encode()
-Noisy = dict[tuple[str, int], Settings]
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -143,78 +142,92 @@ NOISE = {
 }
 EPOCHS = {f"epoch {value}": _put(*_EPOCH, value) for value in (-7, 0, 999)}
 RECORDS = 8
-NOISY = (2, RECORDS - 1)
+KINDS = [*product(NOISE | EPOCHS, (2, RECORDS - 1)), ("small", 2)]
+"""What noise is in which batch; each has a partition of its own."""
 
 
 @pytest.fixture(scope="module")
-def noisy(tmp_path_factory: pytest.TempPathFactory, kafka: Kafka, fresh: Callable[[str], Settings]) -> Iterator[Noisy]:
-    """A broker's disk with noise: topics by its kind and by the batch that it is in."""
-    topics: Noisy = {}
-    changes: list[tuple[Settings, int, Callable[[bytearray], None]]] = []
+def noisy(
+    tmp_path_factory: pytest.TempPathFactory, kafka: Kafka, fresh: Callable[[str], Settings]
+) -> Iterator[Settings]:
+    """A broker whose disk has noise: a topic with a partition for each kind. Every record is a batch of its own."""
     with Kafka(tmp_path_factory.mktemp("noisy")) as server:
-        for (name, change), place in product((NOISE | EPOCHS).items(), NOISY):
-            # Batches of more than 4 KB: the broker's index has an entry for each but the first.
-            topics[name, place] = _filled(fresh(server.url), 5000)
-            changes.append((topics[name, place], place, change))
-        topics["small", 2] = _filled(fresh(server.url), 5)
-        changes.append((topics["small", 2], 2, NOISE["length 5"]))
+        settings = fresh(server.url).model_copy(update={"partitions": len(KINDS)})
+        ensure_topics(settings)
+        producer = KafkaProducer(**client_options(settings))
+        for offset in range(RECORDS):
+            for sent in [
+                # More than 4 KB: the broker's index has an entry for each but the first.
+                producer.send(
+                    settings.topic_documents, _value(offset, 5 if name == "small" else 5000), partition=number
+                )
+                for number, (name, _) in enumerate(KINDS)
+            ]:
+                sent.get(PATIENCE_S)
+        producer.close()
         server.stop()
-        for settings, place, change in changes:
-            change_log(server, settings.topic_documents, change, place)
+        for number, (name, place) in enumerate(KINDS):
+            change = NOISE["length 5"] if name == "small" else (NOISE | EPOCHS)[name]
+            change_log(server, settings.topic_documents, change, place, partition=number)
         server.start()
-        yield {key: settings.model_copy(update={"kafka": server.url}) for key, settings in topics.items()}
+        yield settings.model_copy(update={"kafka": server.url})
 
 
-def _filled(settings: Settings, size: int) -> Settings:
-    """Records of one partition, one a batch, each with its offset as its first byte."""
-    settings = settings.model_copy(update={"partitions": 1})
-    ensure_topics(settings)
-    sink = Sink(settings)
-    for offset in range(RECORDS):
-        sink.send(settings.topic_documents, b"k", bytes([offset]) + os.urandom(size)).result(PATIENCE_S)
-    sink.close()
-    return settings
+def _value(offset: int, size: int) -> bytes:
+    return bytes([offset]) + os.urandom(size)
 
 
-def _read_to_the_end(settings: Settings) -> list[Record]:
-    """All that a source hands over until it is behind the last record, and then for a while."""
-    source = Source(settings, settings.topic_documents, [settings.topic_documents], attempts=3)
-    records: list[Record] = []
+@pytest.fixture(scope="module")
+def handed_over(noisy: Settings) -> dict[tuple[str, int], list[Record]]:
+    """All that a source hands over of each kind until it is behind the last record of all, and then for a while."""
+    source = Source(noisy, noisy.topic_documents, [noisy.topic_documents], attempts=3)
+    records: dict[int, list[Record]] = {number: [] for number in range(len(KINDS))}
+
+    def poll() -> None:
+        for record in source.poll(0.2, 100):
+            records[record.partition].append(record)
+
     deadline = time.monotonic() + PATIENCE_S
-    while not records or records[-1].offset + records[-1].span < RECORDS:
-        assert time.monotonic() < deadline, [(record.offset, record.problem) for record in records]
-        records += source.poll(0.2, 100)
+    while missing := [KINDS[n] for n, found in records.items() if not found or _behind(found) < RECORDS]:
+        assert time.monotonic() < deadline, missing
+        poll()
     for _ in range(5):  # a position that is wrong has it begin again, or go on elsewhere
-        records += source.poll(0.2, 100)
-    source.commit({(settings.topic_documents, 0): RECORDS})
+        poll()
+    source.commit({(noisy.topic_documents, number): RECORDS for number in records})
     assert source.lag() == source.lag(committed=True) == 0
     source.close()
-    return records
+    return {KINDS[number]: found for number, found in records.items()}
+
+
+def _behind(records: list[Record]) -> int:
+    return records[-1].offset + records[-1].span
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", NOISY)
-@pytest.mark.parametrize("name", NOISE)
-def test_noise_in_a_header_costs_the_batch_that_it_is_in(noisy: Noisy, name: str, place: int) -> None:
-    records = _read_to_the_end(noisy[name, place])
+@pytest.mark.parametrize("kind", [*product(NOISE, (2, RECORDS - 1))], ids=str)
+def test_noise_in_a_header_costs_the_batch_that_it_is_in(
+    handed_over: dict[tuple[str, int], list[Record]], kind: tuple[str, int]
+) -> None:
+    records = handed_over[kind]
     assert [(record.offset, record.span) for record in records] == [(offset, 1) for offset in range(RECORDS)]
-    assert [record.offset for record in records if record.problem == "corrupt"] == [place]
+    assert [record.offset for record in records if record.problem == "corrupt"] == [kind[1]]
     assert all((record.value or b"")[0] == record.offset for record in records if record.problem is None)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", NOISY)
-@pytest.mark.parametrize("name", EPOCHS)
-def test_noise_in_what_tells_the_leader_costs_nothing(noisy: Noisy, name: str, place: int) -> None:
-    records = _read_to_the_end(noisy[name, place])
-    assert [(record.offset, record.problem) for record in records] == [(offset, None) for offset in range(RECORDS)]
+@pytest.mark.parametrize("kind", [*product(EPOCHS, (2, RECORDS - 1))], ids=str)
+def test_noise_in_what_tells_the_leader_costs_nothing(
+    handed_over: dict[tuple[str, int], list[Record]], kind: tuple[str, int]
+) -> None:
+    assert [(r.offset, r.problem) for r in handed_over[kind]] == [(offset, None) for offset in range(RECORDS)]
 
 
 @pytest.mark.slow
-def test_what_the_broker_cannot_find_behind_it_is_told_with_it(noisy: Noisy) -> None:
+def test_what_the_broker_cannot_find_behind_it_is_told_with_it(
+    handed_over: dict[tuple[str, int], list[Record]],
+) -> None:
     """Its index has no entry there: nobody can have these records."""
-    records = _read_to_the_end(noisy["small", 2])
-    assert [(record.offset, record.span, record.problem) for record in records] == [
+    assert [(record.offset, record.span, record.problem) for record in handed_over["small", 2]] == [
         (0, 1, None),
         (1, 1, None),
         (2, RECORDS - 2, "corrupt"),
@@ -222,14 +235,14 @@ def test_what_the_broker_cannot_find_behind_it_is_told_with_it(noisy: Noisy) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["length 5", "length 2**31 - 1", "magic 0", "offset 2**40"])
-def test_a_scan_sees_the_same(noisy: Noisy, name: str) -> None:
-    settings = noisy[name, 2]
-    scan = Scan(settings, settings.topic_documents)
-    found = [record for some in scan.read() for record in some]
-    assert [record.offset for record in found] == [*range(RECORDS)]
-    assert [record.offset for record in found if record.problem is not None] == [2]
+def test_a_scan_sees_the_same(noisy: Settings, handed_over: dict[tuple[str, int], list[Record]]) -> None:
+    scan = Scan(noisy, noisy.topic_documents)
+    found: dict[tuple[str, int], list[tuple[int, int, str | None]]] = {kind: [] for kind in KINDS}
+    for records in scan.read():
+        for record in records:
+            found[KINDS[record.partition]].append((record.offset, record.span, record.problem))
     scan.close()
+    assert found == {kind: [(r.offset, r.span, r.problem) for r in records] for kind, records in handed_over.items()}
 
 
 def test_where_the_broker_has_nothing_up_to_the_end_nothing_is_given_up() -> None:
