@@ -96,7 +96,7 @@ class Query:
 
 def _refuse_strangers() -> None:
     """Raises ValueError where Ray or Serve listens beyond loopback and nobody has to authenticate."""
-    if said := exposure.ray_problem(get_node_ip_address(), is_token_auth_enabled(), _CONFIG):
+    if said := exposure.ray_problem(get_node_ip_address(), is_token_auth_enabled(), _CONFIG):  # type: ignore[no-untyped-call]
         raise ValueError(said)
     client = serve_context._get_global_client()  # noqa: SLF001 - Serve says it nowhere else
     if client is None or (host := client.http_config.host) is None:
