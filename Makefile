@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults lint types imports bench engines ablation selectors selection burst vllm lock clean
+.PHONY: help setup run test test-faults images cluster cluster-down lint types imports bench engines ablation selectors selection burst vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -39,6 +39,17 @@ test: setup  ## every test that needs no GPU; ARGS='-k name' for some
 
 test-faults: setup  ## break each part of the product on real Kafka and Redis, and print what became of the documents
 	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
+
+images:  ## build the CPU image with buildah; ARGS='--build-arg BASE=…@sha256:…' and others
+	buildah build --layers -f docker/Dockerfile --ignorefile docker/Dockerfile.dockerignore \
+	  -t localhost/biobracket:test $(ARGS) .
+
+cluster:  ## start a Kubernetes with KubeRay on this Linux machine, as root: tests/cluster; IMAGES='a.tar' NODES=2
+	tests/cluster/build
+	tests/cluster/up
+
+cluster-down:  ## end it, and leave nothing behind but what was built
+	tests/cluster/down
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .
