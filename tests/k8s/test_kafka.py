@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from services.ingest.config import IngestConfig
+from shared.backends.access import kafka_rules
 from shared.settings import Settings
 from tests.support.manifests import Manifest, manifests
 
@@ -36,14 +37,18 @@ def test_topics_are_those_of_the_settings(settings: Settings) -> None:
     }
 
 
-def test_the_application_may_do_what_it_does(settings: Settings) -> None:
+def test_the_application_may_do_what_its_services_do(settings: Settings) -> None:
+    """And what an operator's commands do, which run in its pods."""
     may = rights("biobracket")
-    assert "Read" in may["group", IngestConfig().group]
-    for topic in (settings.topic_documents, settings.topic_feedback):
-        assert "Read" in may["topic", topic]
-    for topic in (settings.topic_entities, settings.topic_dead_letters):
-        assert "Write" in may["topic", topic]
-    assert not {operation for each in may.values() for operation in each} - {"Read", "Write", "Describe"}
+    for service in ("ingest", "query", "operator"):
+        for kind, name, operation in kafka_rules(settings, IngestConfig().group, service):
+            assert operation in may[kind, name], (service, kind, name)
+    assert not {operation for each in may.values() for operation in each} - {
+        "Read",
+        "Write",
+        "Describe",
+        "DescribeConfigs",
+    }
 
 
 def test_others_may_do_less(settings: Settings) -> None:
