@@ -139,6 +139,7 @@ def test_only_the_newest_cluster_consumes(overlay: str) -> None:
 def test_a_changed_setting_is_an_upgrade(overlay: str) -> None:
     """The name of the ConfigMap holds a digest, and every pod names it."""
     name = one(overlay, "ConfigMap")["metadata"]["name"]
+    assert name != "biobracket"
     for group in (ray(overlay)["headGroupSpec"], *groups(overlay).values()):
         (container,) = group["template"]["spec"]["containers"]
         assert {"configMapRef": {"name": name}} in container["envFrom"]
