@@ -41,7 +41,8 @@ _PER_SECOND = 2.0
 # Before and after what happens.
 _LEAD_S, _TAIL_S = 10.0, 10.0
 HEAD = [
-    "what happened", "documents", "lost", "doubled", "stale", "dead letters", "calls", "errors", "slowest (s)", "seconds"
+    "what happened", "documents", "lost", "doubled", "stale", "dead letters",
+    "calls", "errors", "slowest (s)", "seconds",
 ]  # fmt: skip
 
 
