@@ -45,7 +45,7 @@ IMAGE ?= $(HOME)/.cache/biobracket-cluster/images/biobracket.tar
 images: export BUILDAH_ISOLATION ?= chroot
 images: export STORAGE_DRIVER ?= overlay
 images:  ## build the CPU image with buildah, and leave it in IMAGE; ARGS='--build-arg BASE=…@sha256:…' and others
-	buildah build --layers -f docker/Dockerfile --ignorefile docker/Dockerfile.dockerignore \
+	buildah build --format docker --layers -f docker/Dockerfile --ignorefile docker/Dockerfile.dockerignore \
 	  -t localhost/biobracket:test $(ARGS) .
 	mkdir -p $(dir $(IMAGE)) && rm -f $(IMAGE)
 	buildah push -q localhost/biobracket:test docker-archive:$(IMAGE):localhost/biobracket:test
