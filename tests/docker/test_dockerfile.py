@@ -37,5 +37,10 @@ def test_nobody_is_root_and_everything_written_is_in_a_volume() -> None:
     assert "HOME=/tmp NUMBA_CACHE_DIR=/tmp/numba" in TEXT
 
 
+def test_what_root_made_can_be_read_by_the_user() -> None:
+    """Files of 8-bit weights are made for their owner alone."""
+    assert re.search(r"BIOBRACKET_CACHE=/opt/models python [^&]+&& chmod -R a\+rX /opt/models\n", TEXT)
+
+
 def test_the_base_is_an_argument() -> None:
     assert set(re.findall(r"^FROM (\S+)", TEXT, re.MULTILINE)) == {"${BASE}"}
