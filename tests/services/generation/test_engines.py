@@ -11,7 +11,7 @@ from services.generation.copy.engine import CopyEngine
 from services.generation.engine import TagRequest
 from shared.errors import AdapterError
 from shared.messages import Segment
-from shared.model.base_model import load_base
+from shared.model.base_model import base_folder, load_base
 from shared.model.scheme import SCHEME_FILE
 from shared.settings import Settings
 from tests.support.lines import mentions
@@ -44,6 +44,19 @@ def test_a_small_base_is_copied(adapter):
     settings = adapter("labelled.v1")
     assert engines.fits(settings)
     assert type(engines.load(settings, GenerationConfig())) is CopyEngine
+
+
+def test_a_base_that_is_not_there_yet_is_made_with_memory(settings, monkeypatch):
+    """In an image nobody has made it before."""
+    devices = []
+
+    def made(given):
+        devices.append(torch.empty(0).device.type)
+        return base_folder(given)
+
+    monkeypatch.setattr(engines, "base_folder", made)
+    assert engines.fits(settings)
+    assert devices == ["cpu"]
 
 
 def test_copying_is_not_a_matter_of_size(settings, monkeypatch):
