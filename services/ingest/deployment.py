@@ -6,6 +6,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
+from uuid import uuid4
 
 from ray import serve
 from ray.exceptions import (
@@ -28,12 +29,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from services.audit_trail import AuditTrail
+from services.handles import answer
 from services.ingest.config import IngestConfig
 from services.ingest.consumer import Consumer
+from services.ingest.handover import Handover
 from services.ingest.scaling import LAG, LagPolicy
+from services.ingest.status import WAITING, Status
 from services.replica_deployment import deployment
 from shared.backends.eviction import refuse_eviction
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.group_lease import GroupLease
 from shared.backends.halt_store import HaltStore
 from shared.backends.records import Callback
 from shared.backends.result_store import ResultStore
@@ -66,6 +71,9 @@ TRANSIENT: tuple[type[Exception], ...] = (
 # A process died with the document in hand, maybe because of it.
 CRASHES: tuple[type[Exception], ...] = (OutOfMemoryError, RayActorError, WorkerCrashedError)
 
+# A model that is in memory answers in milliseconds.
+_READY_S = 10.0
+
 _CONFIG = IngestConfig()
 
 
@@ -94,48 +102,68 @@ class Ingest:
         self._feedback = FeedbackStore.from_settings(settings("ingest"))
         self._halts = HaltStore(settings("ingest"), _CONFIG.group)
         self._trail = AuditTrail.from_settings(settings("ingest"))
-        self._consumer = Consumer(
-            open_source=self._open_source,
-            open_sink=self._open_sink,
-            store=self._store,
-            process=self._process,
-            feedback=self._feedback,
-            settings=settings("ingest"),
-            config=_CONFIG,
-            halts=self._halts,
-            transient=TRANSIENT,
-            crashes=CRASHES,
-            observe=RayObserver(),
-            trail=self._trail,
-        )
-        self._task = asyncio.get_running_loop().create_task(self._consumer.run())
+        self._lease = _lease(_CONFIG)
+        self._observe = RayObserver()
+        self._consumer: Consumer | None = None
+        self._handover = Handover(self._lease, self._ready, self._observe)
+        self._task = asyncio.get_running_loop().create_task(self._handover.run(self._make_consumer))
 
     async def status(self) -> dict[str, Any]:
-        """What this replica is doing, see :class:`services.ingest.consumer.Status`."""
-        return asdict(self._consumer.status())
+        """What this replica is doing, see :class:`services.ingest.status.Status`."""
+        return asdict(self._status())
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What :class:`LagPolicy` scales by; Ray Serve calls this."""
-        return {LAG: self._consumer.status().lag}
+        return {LAG: self._status().lag}
 
     async def check_health(self) -> None:
         """RuntimeError if the consumer ended or stalled; Ray Serve then replaces the replica."""
         if self._task.done():
             raise RuntimeError("ingest: the consumer ended; this replica's log has the cause")
-        if stalled := self._consumer.stalled():
+        if self._handover.tenant is not None and self._consumer and (stalled := self._consumer.stalled()):
             raise RuntimeError(f"ingest: {stalled}")
         with suppress(StoreError):  # it is asked again
             await asyncio.to_thread(self._feedback.expire)
 
     async def __del__(self) -> None:
         """Ray Serve awaits this when it stops a replica: lets documents in flight finish and commits their offsets."""
-        self._consumer.stop()
+        self._handover.stop()
         await asyncio.wait([self._task])
+        if self._lease is not None:
+            self._lease.close()
         self._store.close()
         self._feedback.close()
         self._halts.close()
         if self._trail is not None:
             self._trail.close()
+
+    def _make_consumer(self) -> Consumer:
+        self._consumer = Consumer(
+            open_source=self._open_source,
+            open_sink=self._open_sink,
+            store=self._store,
+            process=self._handover.guarded(self._process),
+            feedback=self._feedback,
+            settings=settings("ingest"),
+            config=_CONFIG,
+            halts=self._halts,
+            transient=TRANSIENT,
+            crashes=CRASHES,
+            observe=self._observe,
+            trail=self._trail,
+        )
+        return self._consumer
+
+    def _status(self) -> Status:
+        return WAITING if self._handover.tenant is None or self._consumer is None else self._consumer.status()
+
+    async def _ready(self) -> bool:
+        """Whether the pipeline answers, and all that it calls; what it does not say in time is no."""
+        try:
+            ready: bool = await asyncio.wait_for(answer(self._pipeline.ready.remote()), _READY_S)
+        except Exception:  # whatever it is, the service's own log says it
+            return False
+        return ready
 
     def _open_sink(self) -> Sink:
         ensure_topics(settings("ingest"))
@@ -155,6 +183,13 @@ class Ingest:
     async def _process(self, document: Document) -> Extraction:
         extraction: Extraction = await self._pipeline.extract.remote(document)
         return extraction
+
+
+def _lease(config: IngestConfig) -> GroupLease | None:
+    """What tells this deployment from others of the group; None where there is one only."""
+    if not config.deployment:
+        return None
+    return GroupLease(settings("ingest"), config.group, config.deployment, uuid4().hex, config.lease_s)
 
 
 def _membership(config: IngestConfig, rank: int) -> Membership:

@@ -79,6 +79,11 @@ class PipelineService:
             self._observe(STAGE_SECONDS, seconds, {"stage": stage})
         return extraction
 
+    async def ready(self) -> bool:
+        """True: what a document needs answers, or this call waits for it."""
+        await asyncio.gather(answer(self._generation.ready.remote()), self._parse(()), self._basis())
+        return True
+
     async def _generate(self, segments: tuple[Segment, ...], types: tuple[str, ...]) -> tuple[TaggedLine, ...]:
         async with self._turns:
             lines: tuple[TaggedLine, ...] = await answer(self._generation.tag.remote(segments, types))

@@ -28,7 +28,7 @@ class QueryConfig(RequestReplicaConfig):
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_QUERY_")
 
     max_replicas: MaxReplicas = 2
-    num_cpus: NumCpus = 0.5
+    num_cpus: NumCpus = 0.25
     max_ongoing_requests: MaxOngoingRequests = 128
     target_ongoing_requests: TargetOngoingRequests = 16.0
     max_queued_requests: MaxQueuedRequests = 128

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.replica_config import ComputeReplicaConfig
+from services.replica_config import ComputeReplicaConfig, NumCpus
 
 
 class SelectionConfig(ComputeReplicaConfig):
@@ -15,6 +15,7 @@ class SelectionConfig(ComputeReplicaConfig):
 
     model_config = SettingsConfigDict(env_prefix="BIOBRACKET_SELECTION_")
 
+    num_cpus: NumCpus = 0.25
     num_gpus: float = Field(
         default=0.0, ge=0, description="GPUs of a replica; a fraction shares one. Without a span encoder it needs none."
     )

@@ -70,11 +70,13 @@ _NOTED = (("RW", "bb:keys"),)
 _NOTE = (("R", "bb:keys"),)
 _LOOK = ("scan", "hscan")
 _REMOVALS = (("W", "bb:s:{*"), ("RW", "bb:{erasures}:n"))
+# Of the group, where several deployments share it.
+_LEASE = ("time", "zrange", "zremrangebyrank", "zscore")
 
 REDIS: dict[str, RedisRule] = {
     "ingest": RedisRule(
-        (*_RESULTS, *_FEEDBACK, *_REMOVALS, *_NOTED, ("RW", "bb:halt:*")),  # type: ignore[arg-type]
-        (*_CONNECT, *_SCRIPTS, *ERASE, *_LOOK, "config|get", "zremrangebyscore"),
+        (*_RESULTS, *_FEEDBACK, *_REMOVALS, *_NOTED, ("RW", "bb:halt:*"), ("RW", "bb:lease:{*")),  # type: ignore[arg-type]
+        (*_CONNECT, *_SCRIPTS, *ERASE, *_LOOK, *_LEASE, "config|get", "zremrangebyscore"),
     ),
     "pipeline": RedisRule(
         (

@@ -68,6 +68,8 @@ UNKNOWN_FIELDS = Metric("biobracket_unknown_fields", "counter", "Unknown fields 
 STALLED = Metric("biobracket_stalled", "gauge", "Whether ingest has stalled.")
 # 1 while the group is halted, since too much went to the dead letters. An alarm.
 HALTED = Metric("biobracket_halted", "gauge", "Whether consumption is halted.")
+# The epoch of the group's lease under which an ingest replica consumes; 0 while another deployment does.
+LEASE_EPOCH = Metric("biobracket_lease_epoch", "gauge", "Epoch of the group's lease.")
 # Documents being processed by an ingest replica.
 IN_FLIGHT = Metric("biobracket_in_flight", "gauge", "Documents in flight.")
 # From reading a document to committing its result.
@@ -77,5 +79,6 @@ STAGE_SECONDS = Metric("biobracket_stage_seconds", "histogram", "Seconds a stage
 
 METRICS = (
     DOCUMENTS, SUPERSEDED, ERASURES, DEAD_LETTERS, FEEDBACK, RETRIES, SEGMENTS, GENERATION_SEGMENTS, CACHE_HITS,
-    ENTITIES, REPAIRS, REFUSED, LAG, UNKNOWN_FIELDS, STALLED, HALTED, IN_FLIGHT, DOCUMENT_SECONDS, STAGE_SECONDS,
+    ENTITIES, REPAIRS, REFUSED, LAG, UNKNOWN_FIELDS, STALLED, HALTED, LEASE_EPOCH, IN_FLIGHT, DOCUMENT_SECONDS,
+    STAGE_SECONDS,
 )  # fmt: skip

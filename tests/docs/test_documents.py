@@ -97,4 +97,4 @@ def test_commands_are_found() -> None:
     assert {"up", "extract my.txt", "evaluate --corpus genia --split test"} <= {
         c.strip() for c in commands(ROOT / "README.md")
     }
-    assert any(c.startswith("train calibration") for c in commands(ROOT / "k8s" / "README.md"))
+    assert any(c.startswith("train calibration") for c in commands(ROOT / "docs" / "kubernetes.md"))

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from ray.serve.config import AutoscalingPolicy
 
 from services.generation.config import GenerationConfig
@@ -42,6 +43,11 @@ def test_requests_scale_a_service() -> None:
     assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (2, 5, 3.0)
 
 
+def test_a_service_is_placed_where_the_resources_it_names_are() -> None:
+    made: Any = deployment("service", ReplicaConfig(resources={"light": 0.01}))(Service)
+    assert made.ray_actor_options == {"num_cpus": 0.1, "resources": {"light": 0.01}}
+
+
 def scaled(**_: Any) -> None:
     """A policy."""
 
@@ -50,7 +56,7 @@ def test_a_policy_scales_a_service_and_other_options_are_passed_on() -> None:
     policy = AutoscalingPolicy(policy_function=scaled)
     scaling = {"policy": policy, "upscale_delay_s": 7.0}
     made: Any = deployment("service", ReplicaConfig(), scaling=scaling, graceful_shutdown_timeout_s=42.0)(Service)
-    assert made.ray_actor_options == {"num_cpus": 0.25}
+    assert made.ray_actor_options == {"num_cpus": 0.1}
     assert made._deployment_config.graceful_shutdown_timeout_s == 42.0
     given = made._deployment_config.autoscaling_config
     assert (given.policy.policy_function, given.upscale_delay_s) == (policy.policy_function, 7.0)
@@ -139,8 +145,8 @@ def reserved(name: str) -> float:
 
 
 def test_a_service_reserves_what_its_threads_keep_busy() -> None:
-    for config in (GenerationConfig(), SelectionConfig()):
-        assert config.reserved_cpus == config.replica_threads == 1
+    assert GenerationConfig().reserved_cpus == GenerationConfig().replica_threads == 1
+    assert SelectionConfig().reserved_cpus < SelectionConfig().replica_threads == 1  # which is idle most of the time
     for name, config in (("generation", GenerationConfig()), ("selection", SelectionConfig())):
         assert reserved(name) == config.reserved_cpus
 
@@ -148,7 +154,7 @@ def test_a_service_reserves_what_its_threads_keep_busy() -> None:
 @pytest.mark.parametrize(
     ("given", "threads", "cpus"),
     [
-        ({}, 1, 1.0),
+        ({"num_cpus": 1.0}, 1, 1.0),
         ({"threads": 4}, 4, 4.0),
         ({"num_cpus": 4.0}, 4, 4.0),
         ({"num_cpus": 0.5}, 1, 0.5),
@@ -171,9 +177,19 @@ def test_two_engines_of_four_threads_do_not_share_a_node_of_two_cpus() -> None:
     assert fits([engine, engine], [4.0, 4.0])
 
 
-@pytest.mark.parametrize(("replicas", "nodes"), [(1, [4.0]), (2, [4.0, 4.0]), (8, [4.0] * 8)])
-def test_replicas_of_every_service_fit_nodes_of_four_cpus(replicas: int, nodes: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("replicas", "nodes"), [(1, [2.0]), (1, [4.0]), (2, [2.0, 2.0]), (2, [4.0, 4.0]), (8, [4.0] * 8)]
+)
+def test_replicas_of_every_service_fit_nodes_of_two_and_of_four_cpus(replicas: int, nodes: list[float]) -> None:
     assert fits([reserved(name) for name in DEPLOYMENTS for _ in range(replicas)], nodes)
     # Their threads do not outnumber the cores either.
     busy = replicas * (GenerationConfig().replica_threads + SelectionConfig().replica_threads)
     assert busy <= sum(nodes)
+
+
+def test_a_replica_has_a_gpu_for_each_shard() -> None:
+    assert GenerationConfig(num_gpus=0.5).tensor_parallel == 1
+    assert GenerationConfig(tensor_parallel=2, num_gpus=2).num_gpus == 2
+    for gpus in ({}, {"num_gpus": 1.0}):
+        with pytest.raises(ValidationError, match="BIOBRACKET_GENERATION_TENSOR_PARALLEL"):
+            GenerationConfig(tensor_parallel=2, **gpus)  # type: ignore[arg-type]

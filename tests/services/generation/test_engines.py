@@ -48,13 +48,15 @@ def test_a_small_base_is_copied(adapter):
     assert type(engines.load(settings, GenerationConfig())) is CopyEngine
 
 
-def test_a_base_that_has_to_be_unpacked_first_gets_a_real_device(settings, monkeypatch):
-    def unpack(settings):
-        devices.append(torch.empty(1).device.type)
-        return base_folder(settings)
-
+def test_a_base_that_is_not_there_yet_is_made_with_memory(settings, monkeypatch):
+    """In an image nobody has made it before."""
     devices = []
-    monkeypatch.setattr(engines, "base_folder", unpack)
+
+    def made(given):
+        devices.append(torch.empty(0).device.type)
+        return base_folder(given)
+
+    monkeypatch.setattr(engines, "base_folder", made)
     assert engines.fits(settings)
     assert devices == ["cpu"]
 

@@ -17,7 +17,7 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, RequestCancelledError
 
 from services.ingest.config import IngestConfig
-from services.ingest.deployment import CRASHES, TRANSIENT, _membership
+from services.ingest.deployment import CRASHES, TRANSIENT, _lease, _membership
 from shared.errors import DocumentError, Overloaded
 
 
@@ -62,3 +62,11 @@ def test_replicas_are_members_of_different_names_or_of_none() -> None:
     assert [_membership(named, rank).instance for rank in range(3)] == ["pod-a-0", "pod-a-1", "pod-a-2"]
     assert (_membership(named, 0).session_s, _membership(named, 0).heartbeat_s) == (30, 2)
     assert _membership(IngestConfig(instance=""), 1).instance == ""
+
+
+def test_only_a_deployment_with_a_name_needs_the_lease_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _lease(IngestConfig(deployment="")) is None
+    monkeypatch.setenv("BIOBRACKET_REDIS", "redis://127.0.0.1:1/0")
+    lease = _lease(IngestConfig(deployment="cluster-a"))
+    assert lease is not None
+    lease.close()

@@ -16,6 +16,7 @@ import redis
 from shared.backends import access, agreement, vault
 from shared.backends.eviction import refuse_eviction
 from shared.backends.feedback_store import FeedbackStore
+from shared.backends.group_lease import GroupLease
 from shared.backends.halt_store import HaltStore
 from shared.backends.resealing import reseal
 from shared.backends.result_store import ResultStore
@@ -40,9 +41,10 @@ class Stores:
         self.results = ResultStore.from_settings(settings)
         self.feedback = FeedbackStore.from_settings(settings)
         self.halts = HaltStore(settings, "biobracket")
+        self.lease = GroupLease(settings, "biobracket", "a", "replica", lasts_s=15)
 
     def close(self) -> None:
-        for store in (self.results, self.feedback, self.halts):
+        for store in (self.results, self.feedback, self.halts, self.lease):
             store.close()
 
 
@@ -93,6 +95,13 @@ def ingest(stores: Stores) -> None:
     stores.feedback.erase("d", 3.0)
     stores.halts.halt("why")
     assert stores.halts.halted() == "why"
+    # Taken over from another deployment, and lost to it again.
+    stores.results._client.hset("bb:lease:{biobracket}", mapping={"holder": "b", "epoch": 7, "seen": 0})
+    entered = stores.lease.enter()
+    assert (entered.epoch, entered.until is None) == (8, False)
+    stores.results._client.hset("bb:lease:{biobracket}", "epoch", 9)
+    assert stores.lease.renew(8).epoch == 9
+    stores.lease.leave(8)
 
 
 def pipeline(stores: Stores) -> None:

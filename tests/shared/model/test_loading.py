@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ def test_int8_weights_are_made_once_per_base_and_revision(tmp_path: Path) -> Non
     written = made.stat().st_mtime_ns
     body(settings, "int8")
     assert made.stat().st_mtime_ns == written
+    os.utime(base / "model.safetensors", (0, 0))  # as of a copy, such as an image's
+    body(settings, "int8")
+    assert list(settings.cache.glob("int8-*.safetensors")) == [made]
     body(settings, "int8", "another")
     make_tiny_model(base, seed=3)
     body(settings, "int8")
