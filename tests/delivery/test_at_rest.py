@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -87,8 +87,8 @@ def joined(folder: Path, given: Mapping[str, str]) -> Iterator[Running]:
             yield running
 
 
-def plant(marker: Marker, running: Running) -> None:
-    """Sends the word wherever a word can be sent, right and wrong, while replicas die."""
+def plant(marker: Marker, running: Running, dying: Sequence[str]) -> None:
+    """Sends the word wherever a word can be sent, right and wrong, while a replica of each of ``dying`` is killed."""
     settings, word = running.settings, marker.text
     documents = [
         {
@@ -153,12 +153,13 @@ def plant(marker: Marker, running: Running) -> None:
             ask("POST", "/v1/feedback", content=value, headers={"Content-Type": "application/json"})
         for value in wrong:
             ask("POST", "/v1/extract", content=value, headers={"Content-Type": "application/json"})
-        for service in ("generation", "pipeline", "query", "ingest"):
+        for service in (*dying, None):
             for document in documents:
                 sink.send(settings.topic_documents, str(document["id"]).encode(), json.dumps(document).encode())
             sink.flush()
-            with suppress(psutil.Error):
-                os.kill(running.replica(service), signal.SIGKILL)
+            if service is not None:
+                with suppress(psutil.Error):
+                    os.kill(running.replica(service), signal.SIGKILL)
             ask("POST", "/v1/extract", json={"text": f"{service} {word}", "types": ["protein"]})
             ask("GET", f"/v1/documents/{quote(word)}%2F1")
         sink.send(settings.topic_documents, word.encode(), wrong[0]).result(PATIENCE_S)  # to the replica that is new
@@ -222,15 +223,15 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
     assert not marker.traces(Marker().text.encode() + base64.b64encode(os.urandom(10_000)))
 
 
-@pytest.mark.parametrize("start", [embedded, joined])
+@pytest.mark.parametrize(("start", "dying"), [(embedded, ("generation", "ingest")), (joined, ("pipeline", "query"))])
 def test_nothing_of_a_planted_word_is_left(
-    tmp_path: Path, given: dict[str, str], start: Callable[..., Running]
+    tmp_path: Path, given: dict[str, str], start: Callable[..., Running], dying: tuple[str, ...]
 ) -> None:
     vault.create(tmp_path / "keys.json")
     marker = Marker()
     with start(tmp_path, {**given, "ENCRYPTION_KEYS": str(tmp_path / "keys.json")}) as running:
         running.settings = running.settings.model_copy(update={"encryption_keys": tmp_path / "keys.json"})
-        plant(marker, running)
+        plant(marker, running, dying)
         assert b"biobracket_dead_letters" in metrics(running)
         assert traces(marker, running) == {}
 
@@ -238,7 +239,7 @@ def test_nothing_of_a_planted_word_is_left(
 def test_without_keys_it_is_found_in_redis_and_the_data_folder(tmp_path: Path, given: dict[str, str]) -> None:
     marker = Marker()
     with embedded(tmp_path, given) as running:
-        plant(marker, running)
+        plant(marker, running, ())
         found = traces(marker, running)
     # The folder of the output holds that of the data.
     assert found.keys() == {"redis", "data", "output"}
