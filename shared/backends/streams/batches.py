@@ -248,7 +248,7 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
         places = self._places
         pieces = ((raw, _batch(raw)) for raw in _pieces(records._buffer))  # noqa: SLF001
         piece = next(pieces, None)
-        if (gap := places.gap(tp, self.fetch_offset)) is not None and (gap.ahead or self._passed_over(piece, gap)):
+        if (gap := places.gap(tp, self.fetch_offset)) is not None and gap.ahead:
             behind = self._found(piece, gap)
             if behind is None:
                 piece = None
@@ -274,6 +274,15 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             elif not leads and piece is None and batch.magic == 2 and batch.base_offset > start:
                 break  # whether it lies so far on is seen where it comes first, and others after it
             else:
+                if (
+                    leads
+                    and batch.magic == 2
+                    and batch.base_offset > start
+                    and (gap := places.gap(tp, start)) is not None
+                ):
+                    # What was wrong there is left out now: the broker takes it for one of earlier offsets.
+                    self.next_fetch_offset = batch.base_offset
+                    yield UnreadableBatch(start, batch.base_offset - start, "corrupt", -1, gap.value)
                 try:
                     yield from super()._unpack_records(tp, _Single(batch, self), *deserializers)
                     places.edges[tp] = self.next_fetch_offset
@@ -292,17 +301,6 @@ class _PartitionRecords(Fetcher.PartitionRecords):  # type: ignore[misc]
             time = batch.max_timestamp if batch is not None and batch.magic == 2 else -1
             yield UnreadableBatch(start, behind - start, problem, time, bytes(raw[: places.longest]))
         self.drain()
-
-    def _passed_over(self, piece: tuple[memoryview, Any] | None, gap: _Gap) -> bool:
-        """Whether the broker, asked for a batch that was wrong, begins behind it: it has taken it for an earlier one.
-
-        Then there is nothing more to try.
-        """
-        batch = None if piece is None else piece[1]
-        if batch is None or batch.magic < 2 or batch.base_offset <= gap.start:
-            return False
-        gap.ahead = gap.found = batch.base_offset - gap.start
-        return True
 
     def _found(self, piece: tuple[memoryview, Any] | None, gap: _Gap) -> int | None:
         """Where there is something to read behind a gap, once it is certain: a batch, or the end; else None."""

@@ -115,9 +115,10 @@ def _fill(byte: int) -> Callable[[bytearray], None]:
 
 
 _LENGTH, _EPOCH, _MAGIC, _DELTA = (">i", 8), (">i", 12), (">b", 16), (">i", 23)
+TOO_SHORT = {f"length {value}": _put(*_LENGTH, value) for value in (0, 5, -1, -(2**31))}
 NOISE = {
     # The broker answers CORRUPT_MESSAGE.
-    **{f"length {value}": _put(*_LENGTH, value) for value in (0, 5, -1, -(2**31))},
+    **TOO_SHORT,
     # It finds the next batch where there is none.
     "length 1 more": _put(*_LENGTH, lambda size: size + 1),
     "length 10 less": _put(*_LENGTH, lambda size: size - 10),
@@ -209,8 +210,10 @@ def test_noise_in_a_header_costs_the_batch_that_it_is_in(
     handed_over: dict[tuple[str, int], list[Record]], kind: tuple[str, int]
 ) -> None:
     records = handed_over[kind]
+    # Of the last batch, one that is too short by its length ends where the log does: its checksum is right there.
+    lost = [] if kind in product(TOO_SHORT, [RECORDS - 1]) else [kind[1]]
     assert [(record.offset, record.span) for record in records] == [(offset, 1) for offset in range(RECORDS)]
-    assert [record.offset for record in records if record.problem == "corrupt"] == [kind[1]]
+    assert [record.offset for record in records if record.problem == "corrupt"] == lost
     assert all((record.value or b"")[0] == record.offset for record in records if record.problem is None)
 
 
