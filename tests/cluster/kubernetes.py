@@ -86,7 +86,7 @@ class Cluster:
                 if condition():
                     return time.monotonic() - start
             assert time.monotonic() - start < seconds, f"not within {seconds:.0f} s: {what}\n{self.told()}"
-            time.sleep(1)
+            time.sleep(3)
 
     def told(self) -> str:
         """Pods and what happened last."""

@@ -26,7 +26,7 @@ from tests.faults.verdict import judge
 from tests.faults.workload import Expected, Producer
 from tests.support.manifests import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
 # What a first start may take.
 READY_S = 900.0
