@@ -15,7 +15,7 @@ import psutil
 
 HERE = Path(__file__).parent
 FOLDER = Path(os.environ.get("CLUSTER_DIR") or Path.home() / ".cache" / "biobracket-cluster")
-HOST = os.environ.get("BIOBRACKET_CLUSTER_HOST", "10.89.0.1")
+HOST = os.environ.get("CLUSTER_HOST", "10.89.0.1")
 """Where pods reach this machine."""
 
 PATIENCE_S = 900.0
