@@ -19,7 +19,7 @@ DOCUMENTS = sorted(
     for file in ROOT.glob(pattern)
 )
 CURRENT = [file for file in DOCUMENTS if file != HISTORY]
-OF_MAKE = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+OF_MAKE = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 SETTINGS = {f"{c.model_config['env_prefix']}{name}".upper() for c in classes() for name in c.model_fields}
 COMMANDS = typer.main.get_command(cli)
 
@@ -73,7 +73,7 @@ def test_settings_are_there(file: Path) -> None:
 @each_current
 def test_make_targets_are_there(file: Path) -> None:
     assert (
-        set(re.findall(r"(?:`|^    (?:\S+=\S+ )*)make ([a-z]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
+        set(re.findall(r"(?:`|^    (?:\S+=\S+ )*)make ([a-z0-9-]+)", file.read_text(encoding="utf-8"), re.MULTILINE))
         <= OF_MAKE
     )
 
