@@ -188,7 +188,7 @@ def handed_over(noisy: Settings) -> dict[tuple[str, int], list[Record]]:
         for record in source.poll(0.2, 100):
             records[record.partition].append(record)
 
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 6 * PATIENCE_S
     while missing := [KINDS[n] for n, found in records.items() if not found or _behind(found) < RECORDS]:
         assert time.monotonic() < deadline, missing
         poll()
