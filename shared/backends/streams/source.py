@@ -33,7 +33,9 @@ from shared.settings import Settings
 _REVOKE_S = 4.0
 _BREATH_S = 0.02
 # A member that does not poll for so long is taken for stuck, and its partitions go to others.
-_POLL_MS = 300_000
+# Polls follow each other within seconds. A rebalance waits as long for a member that does not come to it (on the embedded
+# broker now and then for one that has left): less than ingest's `stalled_s`, after which a replica is replaced.
+_POLL_MS = 45_000
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Source:
     def poll(self, timeout_s: float, max_records: int) -> list[Record]:
         """At most ``max_records`` next records, in order within a partition; empty after ``timeout_s`` without any.
 
-        Must be called again within five minutes, else the group gives the partitions to another member.
+        Must be called again within 45 seconds, else the group gives the partitions to another member.
         """
         records = []
         with self._lock, translated(self._settings):
