@@ -33,8 +33,8 @@ from shared.settings import Settings
 _REVOKE_S = 4.0
 _BREATH_S = 0.02
 # A member that does not poll for so long is taken for stuck, and its partitions go to others.
-# Polls follow each other within seconds. A rebalance waits as long for a member that does not come to it (on the embedded
-# broker now and then for one that has left): less than ingest's `stalled_s`, after which a replica is replaced.
+# Polls follow each other within seconds. A rebalance waits as long for a member that does not come to it (the embedded
+# broker now and then waits for one that has left): less than ingest's `stalled_s`, after which a replica is replaced.
 _POLL_MS = 45_000
 
 
