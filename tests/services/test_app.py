@@ -21,6 +21,7 @@ from shared.backends.streams.scan import Lag
 from shared.backends.streams.sink import Sink
 from shared.backends.streams.source import Source
 from shared.messages import Document, Extraction, check_offsets
+from shared.model.digests import write_sums
 from shared.selection.calibration import Calibration
 from shared.selection.selector_folder import calibration_file
 from shared.settings import Settings
@@ -75,6 +76,7 @@ def tiny_selector(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) ->
     file = calibration_file(settings.model_copy(update={"selector": str(selector)}))
     assert file is not None
     Calibration.default().save(file)
+    write_sums(file.parent, file.name)
     return selector
 
 
