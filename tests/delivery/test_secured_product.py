@@ -201,7 +201,7 @@ def _audit(command: Callable[..., str]) -> str:
 
 def test_a_user_can_do_no_more_than_its_rules_say(running: Running, command: Callable[..., str]) -> None:
     assert "that this user may see" in command("dead-letters", "list", service="producer", code=1)
-    assert "dead" in command("dead-letters", "list")
+    assert "1 letters: 1 invalid" in command("dead-letters", "list")
 
 
 def test_no_secret_is_told(hospital: Hospital, running: Running, command: Callable[..., str]) -> None:

@@ -107,13 +107,11 @@ def served(
                 time.sleep(1)
             yield running
         finally:
-            left = _below(started)
-            for process in reversed(started):
-                process.terminate()
+            for each in _below(started):  # nothing of it is needed any more
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
             for process in started:
                 process.wait(60)
-            for each in psutil.wait_procs(left, 30)[1]:
-                each.kill()
             shutil.rmtree(ray, ignore_errors=True)
 
 
