@@ -239,7 +239,7 @@ def test_nothing_of_a_planted_word_is_left(
 def test_without_keys_it_is_found_in_redis_and_the_data_folder(tmp_path: Path, given: dict[str, str]) -> None:
     marker = Marker()
     with embedded(tmp_path, given) as running:
-        plant(marker, running, ())
+        plant(marker, running, ("pipeline",))  # what its memory held is looked up in Redis then
         found = traces(marker, running)
     # The folder of the output holds that of the data.
     assert found.keys() == {"redis", "data", "output"}
