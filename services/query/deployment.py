@@ -96,7 +96,8 @@ class Query:
 
 def _refuse_strangers() -> None:
     """Raises ValueError where Ray or Serve listens beyond loopback and nobody has to authenticate."""
-    if said := exposure.ray_problem(get_node_ip_address(), is_token_auth_enabled(), _CONFIG):
+    address: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+    if said := exposure.ray_problem(address, is_token_auth_enabled(), _CONFIG):
         raise ValueError(said)
     client = serve_context._get_global_client()  # noqa: SLF001 - Serve says it nowhere else
     if client is None or (host := client.http_config.host) is None:
