@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from pydantic import BaseModel, ValidationError
 
+from shared.errors import quotable
 from training.data.corpora import CorpusError
 from training.data.formats.common import AnnotatedText, Annotation, Reading, Span, json_items
 from training.data.formats.fragments import fits, fits_normalised
@@ -103,7 +104,7 @@ def _text(document: _Document, name: str, place: str, reading: Reading) -> Annot
         label = annotation.infons.get(reading.type_infon)
         where = f"{place}, annotation {i + 1}"
         if not label or not isinstance(label, str):
-            have = ", ".join(map(str, annotation.infons)) or "none"
+            have = ", ".join(map(quotable, annotation.infons)) or "none"
             reading.bad(
                 where,
                 f"annotation without the infon `{reading.type_infon}`",

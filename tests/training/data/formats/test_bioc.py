@@ -165,6 +165,11 @@ def test_the_infon_of_the_label(write):
     assert Converted("bioc", files, skip_bad=True).surfaces() == []
 
 
+def test_the_name_of_an_infon_that_could_be_text_is_not_quoted():
+    with pytest.raises(CorpusError, match=r"\(there are: …\)"):
+        Converted("bioc", as_json(document(["Fever."], [(0, 5, "Disease")], key="患者 zq17")))
+
+
 def test_shapes_of_json():
     one = document(["Fever."], [(0, 5, "Disease")])
     collection = {"documents": [one, one]}
