@@ -109,6 +109,8 @@ class Gazetteer:
         try:
             with safe_open(file, framework="np") as opened:
                 corpora = {name: tuple(types) for name, types in json.loads(opened.metadata()[_CORPORA]).items()}
+                if not all(isinstance(type_, str) for types in corpora.values() for type_ in types):
+                    raise ValueError("no types")
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
             counts: dict[str, dict[str, WordCounts]] = {"mentions": {}, "words": {}}
             for what, by_name in counts.items():
