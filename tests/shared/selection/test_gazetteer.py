@@ -64,8 +64,8 @@ def test_a_missing_and_an_invalid_file(tmp_path):
 
 @pytest.mark.parametrize(
     "corpora",
-    ["[" * 100_000, "null", "[]", '{"c": 1}', "9" * 5000, '{"c": ["disease", 1]}'],
-    ids=["nested", "null", "list", "number", "digits", "no types"],
+    ["[" * 100_000, "null", "[]", '{"c": 1}', "9" * 5000],
+    ids=["nested", "null", "list", "number", "digits"],
 )
 def test_what_its_metadata_say_is_refused_where_it_cannot_be(tmp_path, corpora):
     Gazetteer({"c": ("disease",)}, {"disease": WordCounts.of({"x": 2})}, {"c": WordCounts.of({"x": 3})}).save(tmp_path)

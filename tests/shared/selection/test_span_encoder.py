@@ -115,7 +115,7 @@ def test_invalid_selector_files_name_the_remedy(tmp_path):
     "content", [b"", b"{}", b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ", b"\xff" * 64, "less", "other sizes"]
 )
 def test_a_head_that_holds_no_such_weights_is_refused(tmp_path, content):
-    made = SelectorFile(encoder="0" * 16, types=("disease", "drug"), size=4, hidden=8)
+    made = SelectorFile(types=("disease", "drug"), size=4, hidden=8)
     (tmp_path / "selector.json").write_text(made.model_dump_json())
     weights = SpanHead(4, made.types, 8, 4).state_dict()
     if content == "less":

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from shared.model.digests import SUMS, check_sums
 from training.tuning.checkpoints import MANIFEST, FolderCheckpoints, export, read_state, write_state
 
 
@@ -43,4 +44,5 @@ def test_export_leaves_out_what_only_resuming_needs(tmp_path):
     written(folder, 1, {"lora": torch.ones(2)})
     assert torch.equal(read_state(folder)[1]["lora"], torch.ones(2))
     out = export(folder, tmp_path / "out" / "adapter")
-    assert sorted(path.name for path in out.iterdir()) == ["adapter_model.safetensors", MANIFEST]
+    assert sorted(path.name for path in out.iterdir()) == [SUMS, "adapter_model.safetensors", MANIFEST]
+    check_sums(out)
