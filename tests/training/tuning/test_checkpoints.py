@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from shared.model.digests import SUMS
+from shared.model.digests import SUMS, check_sums
 from training.tuning.checkpoints import MANIFEST, FolderCheckpoints, export, read_state, write_state
 
 
@@ -45,3 +45,4 @@ def test_export_leaves_out_what_only_resuming_needs(tmp_path):
     assert torch.equal(read_state(folder)[1]["lora"], torch.ones(2))
     out = export(folder, tmp_path / "out" / "adapter")
     assert sorted(path.name for path in out.iterdir()) == [SUMS, "adapter_model.safetensors", MANIFEST]
+    check_sums(out)
