@@ -28,8 +28,6 @@ from tests.support.manifests import ROOT
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(3600)]
 
-# What a first start may take.
-READY_S = 900.0
 # Enough to keep a replica of generation busy until another is there.
 BACKLOG = 4000
 COMPARED = 12
@@ -55,7 +53,7 @@ def test_the_overlay_ends_with_entities_of_the_sample_notes(system: Deployed) ->
     """With the real model, on two cores."""
     start = time.monotonic()
     system.cluster.apply_folder(overlay.OVERLAY)
-    system.cluster.until(system.ready, "the RayService is ready", READY_S)
+    system.cluster.until(system.ready, "the RayService is ready")
     ready_s = time.monotonic() - start
     sent = notes()
     with closing(Producer(system.settings, system.everything)) as producer:
@@ -71,7 +69,6 @@ def test_the_overlay_ends_with_entities_of_the_sample_notes(system: Deployed) ->
             assert found.entities, note.id
             assert all(check_offsets(note.text, entity) for entity in found.entities), note.id
     print(f"\nready after {ready_s:.0f} s, {len(sent)} notes in Redis after {seconds:.0f} s")
-    assert seconds < READY_S
 
 
 def test_the_tiny_model_takes_over(system: Deployed) -> None:
@@ -79,6 +76,7 @@ def test_the_tiny_model_takes_over(system: Deployed) -> None:
     system.cluster.until(lambda: len(system.clusters()) == 2, "a new Ray cluster beside the old one")
     system.settled()
     system.recovered()
+    assert len(system.clusters()) == 1
 
 
 @pytest.mark.parametrize("path", DASHBOARD)
@@ -181,7 +179,8 @@ def test_load_brings_a_worker(system: Deployed) -> None:
 
 def test_the_operator_is_killed(system: Deployed) -> None:
     row, _ = system.proof("operator killed, back after 10 s", system.cluster.kill_operator)
-    assert not row.calls.errors if row.calls else False
+    assert row.calls is not None
+    assert not row.calls.errors
 
 
 def kill(system: Deployed, **labels: str) -> None:
@@ -206,6 +205,7 @@ def test_a_worker_is_killed(system: Deployed, group: str) -> None:
 def test_idleness_takes_the_worker_away(system: Deployed) -> None:
     cluster = system.cluster
     cluster.until(lambda: len(cluster.pods(group="generation")) == 1, "one pod of generation again", 2 * PATIENCE_S)
+    assert len(cluster.ready_pods(group="generation")) == 1
 
 
 def test_generation_is_killed(system: Deployed) -> None:
@@ -284,4 +284,5 @@ def compare(system: Deployed, expected: Expected, results: list[Extraction]) -> 
 
 def test_what_was_rendered_is_what_the_server_takes(system: Deployed) -> None:
     """The API server's own strict validation, of the overlays whose kinds it knows."""
-    system.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(overlay.OVERLAY))
+    told = system.cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(overlay.OVERLAY))
+    assert f"rayservice.ray.io/{overlay.NAME} " in told

@@ -106,6 +106,8 @@ def test_replicas_of_one_deployment_consume_together(store: Settings) -> None:
         one, another = Replica(store, "a", "0"), Replica(store, "a", "1")
         async with one.running(Tenant), another.running(Tenant):
             await until(lambda: one.consumes and another.consumes)
+            await asyncio.sleep(0.3)
+            assert (one.consumes, another.consumes) == (True, True)
 
     asyncio.run(run())
 
